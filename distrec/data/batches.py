@@ -1,0 +1,148 @@
+"""Sequences in, tensors out; which samples stand in which step is a pure function of (seed, epoch, step).
+
+Shapes: B users in a batch, T positions (left-padded).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from distrec.data.prepared import Prepared, Split
+
+WINDOW = 64  # batches that are cut from one stretch of the shuffled order, sorted by length
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B histories; item ids run from 0, so a padded place is known by `is_item` alone."""
+
+    user: Int[Tensor, " B"]
+    items: Int[Tensor, "B T"]
+    is_item: Bool[Tensor, "B T"]
+    targets: Int[Tensor, "B T"]  # the item that follows each position
+    is_target: Bool[Tensor, "B T"]  # positions whose target counts
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(**{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Sample n reads the places begin[n] … end[n]-1 of the flat items; the last of them is its last target.
+
+    `last_only`: the loss reads the last position alone (one sample a prefix), else every position.
+    """
+
+    user: Int[np.ndarray, " N"]
+    begin: Int[np.ndarray, " N"]
+    end: Int[np.ndarray, " N"]
+    last_only: bool
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def lengths(self) -> Int[np.ndarray, " N"]:
+        return self.end - self.begin - 1
+
+    def n_targets(self, rows: np.ndarray) -> int:
+        return len(rows) if self.last_only else int(self.lengths()[rows].sum())
+
+
+def training(data: Prepared, kind: Literal["sequences", "prefixes"], max_len: int) -> Samples:
+    """Every training sample: a user's last max_len + 1 training items, or each prefix with its next item.
+
+    Raises: ValueError when no user has two training interactions.
+    """
+    first, last = data.start[:-1], data.train_end
+    users = np.flatnonzero(last - first >= 2)
+    if kind == "prefixes":
+        per_user = (last - first - 1)[users]
+        of_user = np.repeat(users, per_user)
+        nth = np.arange(per_user.sum()) - np.repeat(np.cumsum(per_user) - per_user, per_user)
+        users, ends = of_user, first[of_user] + nth + 2
+    else:
+        ends = last[users]
+    if not len(users):
+        raise ValueError(f"{data.folder}: no user has two training interactions; there is nothing to learn from")
+    return Samples(users, np.maximum(first[users], ends - max_len - 1), ends, kind == "prefixes")
+
+
+def evaluation(data: Prepared, split: Split, max_len: int) -> Samples:
+    """The target of each user of a split, after the last max_len items of everything before it."""
+    users, places = data.targets(split)
+    return Samples(users, np.maximum(data.start[users], places - max_len), places + 1, True)
+
+
+def collate(data: Prepared, samples: Samples, rows: np.ndarray, weightless: int = 0) -> Batch:
+    """The batch of these rows, left-padded to its longest; the last `weightless` rows count no target."""
+    begin, end = samples.begin[rows], samples.end[rows]
+    longest = max(1, int((end - begin).max()) - 1)
+    place = end[:, None] - 1 + np.arange(-longest, 0)  # the item at each position; its target is one place on
+    is_item = place >= begin[:, None]
+    place = np.where(is_item, place, 0)
+    is_target = is_item.copy()
+    if samples.last_only:
+        is_target[:, :-1] = False
+        is_target[:, -1] = True  # a user without history still has a target
+    if weightless:
+        is_target[-weightless:] = False
+    following = np.where(is_target, end[:, None] - np.arange(longest, 0, -1), 0)
+    return Batch(
+        user=torch.from_numpy(samples.user[rows]),
+        items=torch.from_numpy(np.where(is_item, data.item[place], 0).astype(np.int64)),
+        is_item=torch.from_numpy(is_item),
+        targets=torch.from_numpy(np.where(is_target, data.item[following], 0).astype(np.int64)),
+        is_target=torch.from_numpy(is_target),
+    )
+
+
+def steps(samples: Samples, batch_tokens: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The rows of each optimiser step of an epoch, for all processes together; every row in exactly one.
+
+    Rows are shuffled, sorted by length inside stretches of some 64 batches, cut so that no batch has more
+    than batch_tokens positions with its padding (one row at least), and the batches shuffled again.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(samples))
+    lengths = samples.lengths()[order]
+    stretch = np.cumsum(lengths, dtype=np.int64) // (batch_tokens * WINDOW)
+    order = order[np.lexsort((lengths, stretch))]
+    sorted_lengths = samples.lengths()[order]
+    batches = [order[low:high] for low, high in _cut(sorted_lengths, batch_tokens)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _cut(lengths: np.ndarray, budget: int) -> Iterator[tuple[int, int]]:
+    """Consecutive pieces with longest × rows ≤ budget; a loop over batches, not rows."""
+    low, n = 0, len(lengths)
+    while low < n:
+        most = min(n, low + max(1, budget // max(1, int(lengths[low]))))
+        cost = np.maximum.accumulate(np.maximum(lengths[low:most], 1)) * np.arange(1, most - low + 1)
+        high = low + max(1, int(np.searchsorted(cost, budget, side="right")))
+        yield low, high
+        low = high
+
+
+def micro_batches(
+    data: Prepared, samples: Samples, rows: np.ndarray, micro_tokens: int, rank: int, size: int
+) -> Sequence[Batch]:
+    """This rank's share of a step, in equally many pieces on every rank, each within micro_tokens positions.
+
+    A rank with nothing left gets a row that counts no target, so that all ranks run as often.
+    """
+    longest = max(1, int(samples.lengths()[rows].max()))
+    per_piece = max(1, micro_tokens // longest)
+    n_pieces = -(-len(rows) // (per_piece * size))
+    own = [rows[rank::size][piece::n_pieces] for piece in range(n_pieces)]
+    return [collate(data, samples, piece) if len(piece) else collate(data, samples, rows[:1], 1) for piece in own]
+
+
+def describe(data: Prepared, users: Sequence[int] | np.ndarray | Any, most: int = 10) -> str:
+    """The raw ids of some users, for messages."""
+    names = data.users.data.column("raw").take(list(users)[:most]).to_pylist()
+    return ", ".join(names) + (f" … ({len(users)} in all)" if len(users) > most else "")

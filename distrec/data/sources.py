@@ -1,0 +1,304 @@
+"""Raw formats in, one layout out: interactions (user, item, time) in file order, and item attributes.
+
+Every reader returns `Raw`.  Users and items are the raw ids as text; `time` is in epoch seconds.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from distrec.config import Data
+from distrec.data import download, lines, synthetic
+
+
+@dataclass
+class Raw:
+    """What a reader found.  `dropped` counts what a rule removed, by the rule's name."""
+
+    interactions: pl.DataFrame  # user: str, item: str, time: i64 (absent where the source has none)
+    items: pl.DataFrame  # item: str, then attributes as text
+    files: list[Path] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def has_time(self) -> bool:
+        return "time" in self.interactions.columns
+
+
+def read(config: Data) -> Raw:
+    """The interactions and items that `config` names.
+
+    Raises: ValueError naming file, line and remedy; for missing files, each one with where to get it.
+    """
+    raw = _READERS[config.source](config)
+    if raw.interactions.is_empty():
+        raise ValueError(f"{config.path}: no interaction in it")
+    return _check_times(raw, config)
+
+
+def input_files(config: Data) -> list[Path]:
+    """Every file that `read` will open (downloaded first where a catalogue is named and files are absent)."""
+    return [] if config.source == "synthetic" else [path for path in _FILES[config.source](config) if path]
+
+
+def _find(config: Data, *names: str) -> Path:
+    """The first of `names` in the source's folder, plain or .gz; downloads the named official catalogue."""
+    folder = config.path or download.folder(config)
+    for name in names:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                return path
+    return download.fetch(config, folder, names)
+
+
+def _movielens_files(config: Data) -> list[Path]:
+    ratings = _find(config, "u.data", "ratings.dat")
+    items = "u.item" if ratings.name.startswith("u.data") else "movies.dat"
+    return [ratings, config.items or _find(config, items)]
+
+
+def _movielens(config: Data) -> Raw:
+    """MovieLens-100K (u.data, u.item) and 1M (ratings.dat, movies.dat); both name their movies in latin-1."""
+    ratings, movies = _movielens_files(config)
+    is_100k = ratings.name.startswith("u.data")
+    table = lines.read_delimited(
+        ratings, ["user", "item", "rating", "time"], "\t" if is_100k else "::", filled=["user", "item", "time"]
+    )
+    if is_100k:
+        items = lines.read_delimited(movies, ["item", "title", *(f"c{i}" for i in range(22))], "|", encoding="latin-1", filled=["item"])
+        genres = pl.concat_str(
+            [pl.when(pl.col(f"c{i + 3}") == "1").then(pl.lit(name + "|")).otherwise(pl.lit("")) for i, name in enumerate(_GENRES)]
+        ).str.strip_suffix("|")
+        items = items.with_columns(category=genres)
+    else:
+        items = lines.read_delimited(movies, ["item", "title", "category"], "::", encoding="latin-1", filled=["item"])
+    year = pl.col("title").str.extract(r"\((\d{4})\)\s*$").fill_null("")
+    title = pl.col("title").str.replace(r"\s*\(\d{4}\)\s*$", "")
+    items = items.select("item", title=title, year=year, category=pl.col("category").fill_null(""))
+    return Raw(_timed(table, ratings), items, [ratings, movies])
+
+
+_GENRES = (  # u.genre, in its order
+    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical "
+    "Mystery Romance Sci-Fi Thriller War Western"
+).split()
+
+
+def _amazon_files(config: Data) -> list[Path]:
+    path = config.path or download.folder(config)
+    if path.is_file():
+        return [path, *([config.items] if config.items else [])]
+    if not path.is_dir():
+        return download.fetch_all(config, path)
+    reviews = sorted(p for p in path.glob("*.json*") if not p.name.startswith("meta_"))
+    metadata = sorted(path.glob("meta_*.json*"))
+    if not reviews:
+        return download.fetch_all(config, path)
+    if len(reviews) > 1:
+        raise ValueError(f"{path} holds {len(reviews)} review files ({reviews[0].name}, {reviews[1].name}…): set data.path to one of them")
+    return [*reviews, *([config.items] if config.items else metadata[:1])]
+
+
+def _amazon(config: Data) -> Raw:
+    """Amazon reviews and metadata, 2014 (metadata in Python literals) or 2018 (JSON)."""
+    reviews, *metadata = _amazon_files(config)
+    schema = {"reviewerID": pl.String, "asin": pl.String, "unixReviewTime": pl.Int64}
+    names = {"reviewerID": "user", "asin": "item", "unixReviewTime": "time"}
+    table = lines.read_json_lines(reviews, schema, filled=["reviewerID", "asin"]).rename(names)
+    items, dropped = _no_items(), {}
+    if metadata:
+        items, dropped = _amazon_items(metadata[0], set(table["item"].unique()))
+    return Raw(table, items, [reviews, *metadata], dropped)
+
+
+def _amazon_items(path: Path, wanted: set[str]) -> tuple[pl.DataFrame, dict[str, int]]:
+    rows = []
+    for line, record in lines.read_literal_lines(path):
+        if "asin" not in record:
+            raise ValueError(f"{path}, line {line}: no 'asin'; is this the metadata of an Amazon catalogue?")
+        if record["asin"] in wanted:
+            groups = record.get("categories") or [record.get("category") or []]
+            rows.append(
+                {
+                    "item": record["asin"],
+                    "title": _text(record.get("title")),
+                    "brand": _text(record.get("brand")),
+                    "category": "|".join(_text(name) for name in groups[0]),
+                }
+            )
+    frame = pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String, "brand": pl.String, "category": pl.String})
+    once = frame.unique("item", keep="first", maintain_order=True)
+    return once, {"repeated metadata lines": frame.height - once.height}
+
+
+def _lastfm_files(config: Data) -> list[Path]:
+    return [_find(config, "user_taggedartists-timestamps.dat"), config.items or _find(config, "artists.dat")]
+
+
+def _lastfm(config: Data) -> Raw:
+    """HetRec-2011 LastFM: a tag given to an artist is the interaction; times are in milliseconds."""
+    tagged, artists = _lastfm_files(config)
+    names = {"userID": "user", "artistID": "item", "timestamp": "time"}
+    table = lines.read_delimited(tagged, list(names), "\t", header=True, filled=list(names)).rename(names)
+    items = lines.read_delimited(artists, ["id", "name"], "\t", header=True, filled=["id"])
+    return Raw(_timed(table, tagged, per_second=1000), items.select(item="id", title=pl.col("name").fill_null("")), [tagged, artists])
+
+
+def _sequences_files(config: Data) -> list[Path]:
+    folder = config.path or download.folder(config)
+    if folder.is_file():
+        beside = [folder.with_name(name) for name in ("items.tsv.gz", "items.tsv")]
+        return [folder, *([config.items] if config.items else [path for path in beside if path.is_file()][:1])]
+    return [_find(config, "sequences.tsv"), config.items or _find(config, "items.tsv")]
+
+
+def _sequences(config: Data) -> Raw:
+    """One user a line: user_id, raw_user, item_ids and timestamps separated by blanks; taken as it is."""
+    path, *rest = _sequences_files(config)
+    table = lines.read_delimited(path, ["user_id", "item_ids", "timestamps"], "\t", header=True, filled=["user_id", "item_ids"])
+    lists = table.with_columns(pl.col("item_ids").str.split(" "), pl.col("timestamps").str.split(" "))
+    has_time = table["timestamps"].is_not_null().any()
+    if has_time:
+        lines.require(
+            lists, "user_id", pl.col("item_ids").list.len() != pl.col("timestamps").list.len(), path, "has not as many timestamps as items"
+        )
+    else:
+        lists = lists.drop("timestamps")
+    long = lists.explode(["item_ids", "timestamps"] if has_time else ["item_ids"])
+    long = long.rename({"user_id": "user", "item_ids": "item", **({"timestamps": "time"} if has_time else {})})
+    lines.require(long, "item", pl.col("item") == "", path, "is an empty item id (two blanks in a row?)")
+    items = _no_items()
+    if rest:
+        known = [name for name in _header(rest[0]) if name != "item_id"]
+        items = lines.read_delimited(rest[0], ["item_id", *known], "\t", header=True, filled=["item_id"])
+        items = items.drop("line").rename({"item_id": "item"}).with_columns(pl.col(known).fill_null(""))
+        items = items.rename({"attributes": "category"}, strict=False).rename({"genres": "category"}, strict=False)
+    return Raw(_timed(long, path) if has_time else long, items, [path, *rest])
+
+
+def _table_files(config: Data) -> list[Path]:
+    if config.path is None or not config.path.is_file():
+        raise ValueError(f"data.path={config.path}: no such file; a table source needs one CSV, TSV, Parquet or JSONL file")
+    return [config.path, *([config.items] if config.items else [])]
+
+
+def _table(config: Data) -> Raw:
+    """Any CSV, TSV, Parquet or JSONL file with named columns (`data.columns`)."""
+    path, *rest = _table_files(config)
+    names = config.columns
+    table = _open(path, [names.user, names.item, names.time])
+    table = table.rename({names.user: "user", names.item: "item", names.time: "time"})
+    for name in ("user", "item"):
+        lines.require(table, name, pl.col(name).is_null(), path, "is missing")
+    table = table.with_columns(pl.col("user", "item").cast(pl.String), _seconds(table, path, names.time_unit))
+    items = _no_items()
+    if rest:
+        items = _open(rest[0], [names.item_key]).drop("line").rename({names.item_key: "item"})
+        items = items.select(pl.all().cast(pl.String).fill_null("")).unique("item", keep="first", maintain_order=True)
+    return Raw(table, items, [path, *rest])
+
+
+def _open(path: Path, needed: list[str]) -> pl.DataFrame:
+    """The whole table for item attributes, the needed columns for interactions, plus `line`."""
+    kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1]
+    try:
+        match kind:
+            case "parquet":
+                scan = pl.scan_parquet(path)
+            case "csv":
+                scan = pl.scan_csv(path, infer_schema=False)
+            case "tsv":
+                scan = pl.scan_csv(path, separator="\t", infer_schema=False, quote_char=None)
+            case "jsonl" | "json" | "ndjson":
+                schema = dict.fromkeys(needed, pl.String)
+                return lines.read_json_lines(path, schema)
+            case _:
+                raise ValueError(f"{path}: .{kind} is not known; a table is .csv, .tsv, .parquet or .jsonl (and .gz of the texts)")
+        have = scan.collect_schema().names()
+        if absent := [name for name in needed if name not in have]:
+            raise ValueError(f"{path}, line 1: no column {absent[0]!r}; found: {', '.join(have)} (set data.columns)")
+        keep = needed if len(needed) > 1 else have
+        return scan.select(keep).with_row_index("line", offset=1 if kind == "parquet" else 2).collect(engine="streaming")
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+def _seconds(table: pl.DataFrame, path: Path, unit: str) -> pl.Series:
+    """The time column in epoch seconds, from numbers, dates or ISO texts."""
+    column = table["time"]
+    if column.dtype == pl.String:
+        numbers = column.cast(pl.Float64, strict=False)
+        if numbers.null_count() == column.null_count():
+            column = numbers
+        else:
+            dates = column.str.to_datetime(strict=False, time_unit="ms", time_zone="UTC")
+            wrong = table.with_columns(parsed=dates)
+            lines.require(wrong, "time", pl.col("parsed").is_null() & pl.col("time").is_not_null(), path, "is neither a number nor an ISO date")
+            column = dates
+    if column.dtype.is_temporal():
+        return column.cast(pl.Datetime("ms")).dt.epoch("s").rename("time")
+    if not column.dtype.is_numeric():
+        raise ValueError(f"{path}: the time column holds {column.dtype}; give epoch numbers, dates or ISO texts")
+    return column.cast(pl.Int64, strict=False).rename("time") // {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+
+
+def _timed(table: pl.DataFrame, path: Path, per_second: int = 1) -> pl.DataFrame:
+    number = table["time"].cast(pl.Int64, strict=False)
+    lines.require(table.with_columns(parsed=number), "time", pl.col("parsed").is_null(), path, "is not a whole number")
+    return table.with_columns(number // per_second)
+
+
+def _check_times(raw: Raw, config: Data) -> Raw:
+    """Refuse, or drop and count, timestamps that cannot be: missing, negative or more than a day ahead."""
+    if raw.has_time:
+        ahead = int(time.time()) + 86_400
+        wrong = pl.col("time").is_null() | (pl.col("time") < 0) | (pl.col("time") > ahead)
+        if config.bad_times == "refuse" and "line" in raw.interactions.columns:
+            what = "is a missing, negative or future timestamp; mend the file, set data.columns.time_unit, or set data.bad_times=drop"
+            lines.require(raw.interactions, "time", wrong, raw.files[0] if raw.files else Path("synthetic"), what)
+        kept = raw.interactions.filter(~wrong)
+        raw.dropped["bad timestamps"] = raw.interactions.height - kept.height
+        raw.interactions = kept
+    columns = ["user", "item", *(["time"] if raw.has_time else [])]
+    raw.interactions = raw.interactions.select(columns)
+    return raw
+
+
+def _synthetic(config: Data) -> Raw:
+    log = synthetic.catalogue(config.synthetic, np.random.default_rng(config.seed))
+    interactions = pl.DataFrame({"user": log.user, "item": log.item, "time": log.time})
+    return Raw(interactions.with_columns(pl.col("user", "item").cast(pl.String)), pl.DataFrame(log.items).with_columns(pl.col("item").cast(pl.String)))
+
+
+def _header(path: Path) -> list[str]:
+    first = next(lines.blocks(path), (1, b""))[1]
+    return first.partition(b"\n")[0].decode().strip("\r\ufeff").split("\t")
+
+
+def _no_items() -> pl.DataFrame:
+    return pl.DataFrame(schema={"item": pl.String, "title": pl.String})
+
+
+def _text(value: object) -> str:
+    return " ".join(str(value).split()) if value else ""
+
+
+_READERS: dict[str, Callable[[Data], Raw]] = {
+    "synthetic": _synthetic,
+    "sequences": _sequences,
+    "movielens": _movielens,
+    "amazon": _amazon,
+    "lastfm": _lastfm,
+    "table": _table,
+}
+_FILES: dict[str, Callable[[Data], list[Path]]] = {
+    "sequences": _sequences_files,
+    "movielens": _movielens_files,
+    "amazon": _amazon_files,
+    "lastfm": _lastfm_files,
+    "table": _table_files,
+}

@@ -1,0 +1,131 @@
+"""Artefacts: folders that are complete or absent, and say what made them.
+
+Every artefact and every checkpoint is a folder with a `stamp.json`: what it is, what made it, and
+the sha256 and size of each file in it.  The stamp's last key is the hash of all its other bytes.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+STAMP = "stamp.json"
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON-ready value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder(root: Path, stage: str, made_by: Mapping[str, Any]) -> Path:
+    """Where the artefact of this stage and these inputs lives: other inputs, another folder."""
+    return root / f"{stage}-{digest({'stage': stage, **made_by})[:12]}"
+
+
+def write(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
+    """Let `fill` write files into a temporary folder, stamp and fsync it, then rename it to `target`.
+
+    A crash at any instant leaves `target` absent or complete.
+
+    Raises: OSError naming the file when the disk is full or read-only.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        fill(scratch)
+        files = {
+            path.relative_to(scratch).as_posix(): {"sha256": file_digest(path), "bytes": path.stat().st_size}
+            for path in sorted(scratch.rglob("*"))
+            if path.is_file()
+        }
+        (scratch / STAMP).write_bytes(_seal({"artefact": target.name, "made_by": made_by, "files": files}))
+        for path in scratch.rglob("*"):
+            _fsync(path)
+        _fsync(scratch)
+        try:
+            scratch.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            verify(target, made_by)  # another process finished the same artefact first
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    _fsync(target.parent)
+    return target
+
+
+def verify(target: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The stamp of `target`, after every byte of every file in it was checked.
+
+    Raises: ValueError naming the artefact and the first file that is missing, foreign or changed, or the
+    first input that differs from `made_by`.
+    """
+    stamp = _unseal(target)
+    if stamp["artefact"] != target.name:
+        raise ValueError(f"{target} holds {stamp['artefact']}: it was moved or renamed; remove it")
+    present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()} - {STAMP}
+    for name in sorted(present ^ set(stamp["files"])):
+        what = "is missing" if name not in present else "does not belong there"
+        raise ValueError(f"{target} is corrupt: {name} {what}; remove the folder to have it made again")
+    for name, entry in stamp["files"].items():
+        path = target / name
+        if path.stat().st_size != entry["bytes"] or file_digest(path) != entry["sha256"]:
+            raise ValueError(f"{target} is corrupt: {name} is not what was written; remove the folder to have it made again")
+    for key, value in (made_by or {}).items():
+        if stamp["made_by"].get(key) != value:
+            raise ValueError(f"{target} is stale: made with {key}={stamp['made_by'].get(key)!r}, now {value!r}; remove it")
+    return stamp
+
+
+def make(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
+    """`target` verified when it is there, else written."""
+    if target.exists():
+        verify(target, made_by)
+        return target
+    return write(target, made_by, fill)
+
+
+def sweep(parent: Path) -> None:
+    """Remove what crashed writers left behind in a folder that only this run writes to."""
+    for scratch in parent.glob(".*.tmp"):
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _seal(stamp: Mapping[str, Any]) -> bytes:
+    body = json.dumps(stamp, indent=1)
+    return (json.dumps({**stamp, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1) + "\n").encode()
+
+
+def _unseal(target: Path) -> dict[str, Any]:
+    path = target / STAMP
+    if not path.is_file():
+        raise ValueError(f"{target} has no {STAMP}: it is no finished artefact; remove the folder to have it made again")
+    text = path.read_bytes()
+    try:
+        stamp = json.loads(text)
+        seal = stamp.pop("sha256")
+        intact = _seal(stamp) == text and isinstance(seal, str)
+    except (ValueError, KeyError, AttributeError):
+        intact = False
+    if not intact:
+        raise ValueError(f"{target} is corrupt: {STAMP} is not what was written; remove the folder to have it made again")
+    return stamp
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

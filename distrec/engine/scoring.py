@@ -1,0 +1,158 @@
+"""Exact ranks of a split, by any model, on any number of processes.
+
+Users are ranked in fixed blocks of BLOCK (sorted by history length), whatever the batch size and the
+number of processes: a block's shape and content are the same everywhere, so its ranks are too.
+
+Shapes: B users in a block, I items, n items in a chunk, M sampled negatives, U users.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from distrec.config import Score
+from distrec.data import batches
+from distrec.data.prepared import Prepared, Split
+from distrec.runtime import Ranks
+
+BLOCK = 64
+CHUNK = 16_384  # items scored at once: 64 × 16,384 scores stay in the cache
+GENERATED = 50  # how deep a model without scores is asked to rank
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The rank of each evaluated user's target, 1 is best; `sampled` is its rank among 1 + M items.
+
+    Ties get the expected rank (half of the equal ones stand before); beyond what a generative model
+    lists the rank is inf.
+    """
+
+    user: np.ndarray
+    target: np.ndarray
+    rank: np.ndarray
+    sampled: np.ndarray | None
+
+
+@torch.inference_mode()
+def rank_split(model: Any, data: Prepared, split: Split, config: Score, ranks: Ranks, device: torch.device) -> Ranking:
+    """Ranks of every user of the split; the same on every process.
+
+    Raises: ValueError when the split has no target or a score is not finite.
+    """
+    samples = batches.evaluation(data, split, model.max_len)
+    if not len(samples):
+        raise ValueError(f"{data.folder}: the {split} split has no target")
+    model.eval()
+    order = np.lexsort((samples.user, samples.lengths()))
+    blocks = [order[low : low + BLOCK] for low in range(0, len(order), BLOCK)]
+    mine = blocks[ranks.rank :: ranks.size]
+    together = max(1, config.batch_users // BLOCK)
+    rows, full, sampled = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0)]
+    bar = tqdm(total=len(mine), desc=f"rank {split}", unit="block", disable=not ranks.is_main, leave=False, delay=2)
+    for low in range(0, len(mine), together):
+        group = mine[low : low + together]
+        for found, found_sampled in _rank_blocks(model, data, samples, group, config, device):
+            full.append(found)
+            sampled.append(found_sampled)
+        rows.extend(group)
+        bar.update(len(group))
+    bar.close()
+    gathered = ranks.gather((np.concatenate(rows), np.concatenate(full), np.concatenate(sampled)))
+    row, rank, rank_sampled = (np.concatenate(parts) for parts in zip(*gathered, strict=True))
+    back = np.argsort(row)
+    has_sampled = len(rank_sampled) == len(row)
+    return Ranking(samples.user, data.item[samples.end - 1], rank[back], rank_sampled[back] if has_sampled else None)
+
+
+def _rank_blocks(
+    model: Any, data: Prepared, samples: batches.Samples, group: list[np.ndarray], config: Score, device: torch.device
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    loaded = [batches.collate(data, samples, block).to(device) for block in group]
+    nothing = np.empty(0)
+    if not hasattr(model, "scorer"):
+        for batch in loaded:
+            listed = model.rank(batch, min(GENERATED, data.n_items))
+            hit = listed == batch.targets[:, -1:]
+            place = torch.where(hit.any(1), hit.int().argmax(1) + 1.0, torch.inf)
+            yield place.double().cpu().numpy(), nothing
+        return
+    scorers = [model.scorer(batch) for batch in loaded]
+    targets = [batch.targets[:, -1] for batch in loaded]
+    masks = [_history(data, samples, block, device) if config.mask_history else None for block in group]
+    found = exact_ranks(scorers, targets, data.n_items, masks)
+    for block, scorer, target, rank in zip(group, scorers, targets, found, strict=True):
+        among = nothing
+        if data.negatives is not None:
+            negatives = torch.from_numpy(data.negatives[samples.user[block]].astype(np.int64)).to(device)
+            among = _rank_among(scorer, target, negatives).cpu().numpy()
+        yield rank.cpu().numpy(), among
+
+
+def exact_ranks(
+    scorers: list[Callable[[slice | Tensor], Tensor]], targets: list[Tensor], n_items: int, masks: list[tuple[Tensor, Tensor] | None]
+) -> list[Float[Tensor, " B"]]:
+    """Expected rank of each target: 1 + #(higher) + ½ #(equal others), over all items that are not masked.
+
+    Chunks of items outside, blocks of users inside: a chunk of the table stays in the cache for all users,
+    and memory is one chunk of one block.  A target's own score is read from the chunk it stands in: should
+    it differ there in its last bit from the one gathered beforehand, that block is counted again with it.
+    """
+    own = [scorer(target).diagonal().clone() for scorer, target in zip(scorers, targets, strict=True)]
+    counted = _count(scorers, own, targets, n_items, masks)
+    moved = [i for i, (_, seen) in enumerate(counted) if not torch.equal(seen, own[i])]
+    if moved:
+        again = _count(*([things[i] for i in moved] for things in (scorers, [seen for _, seen in counted], targets)), n_items, [masks[i] for i in moved])
+        for i, result in zip(moved, again, strict=True):
+            counted[i] = result
+    for _, score in counted:
+        if not torch.isfinite(score).all():
+            raise ValueError("the model gives a target a score that is not finite; nothing can be ranked by it")
+    return [rank for rank, _ in counted]
+
+
+def _count(
+    scorers: list[Callable[[slice | Tensor], Tensor]], own: list[Tensor], targets: list[Tensor], n_items: int, masks: list[tuple[Tensor, Tensor] | None]
+) -> list[tuple[Tensor, Tensor]]:
+    """(rank, the target's score as it stands in its chunk) of each block, counting against `own`."""
+    higher = [torch.zeros(len(target), dtype=torch.float64, device=target.device) for target in targets]
+    lower = [torch.zeros_like(count) for count in higher]
+    seen = [score.clone() for score in own]
+    for low in range(0, n_items, CHUNK):
+        high = min(low + CHUNK, n_items)
+        for i, scorer in enumerate(scorers):
+            scores = scorer(slice(low, high))
+            here = torch.where((targets[i] >= low) & (targets[i] < high))[0]
+            seen[i][here] = scores[here, targets[i][here] - low]
+            mask = masks[i]
+            if mask is not None:
+                inside = (mask[1] >= low) & (mask[1] < high)
+                scores = scores if scores._base is None and scores.is_contiguous() else scores.clone()
+                scores[mask[0][inside], mask[1][inside] - low] = -torch.inf
+            flag = torch.empty_like(scores)  # counting in floats is five times as fast as in booleans
+            higher[i] += torch.gt(scores, own[i][:, None], out=flag).sum(1)
+            lower[i] += torch.lt(scores, own[i][:, None], out=flag).sum(1)
+    return [(1 + up + (n_items - 1 - up - down) / 2, score) for up, down, score in zip(higher, lower, seen, strict=True)]
+
+
+def _history(data: Prepared, samples: batches.Samples, block: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(row, item) of everything a user has before the target, the whole history and never the target itself."""
+    first, target = data.start[samples.user[block]], samples.end[block] - 1
+    lengths = target - first
+    row = np.repeat(np.arange(len(block)), lengths)
+    item = data.item[np.arange(len(row)) + np.repeat(first - (np.cumsum(lengths) - lengths), lengths)]
+    keep = item != data.item[target][row]
+    return torch.from_numpy(row[keep]).to(device), torch.from_numpy(item[keep].astype(np.int64)).to(device)
+
+
+def _rank_among(scorer: Callable[[slice | Tensor], Tensor], target: Tensor, negatives: Tensor) -> Tensor:
+    columns, place = torch.cat([target[:, None], negatives], 1).unique(return_inverse=True)
+    scores = scorer(columns).gather(1, place)
+    own, others = scores[:, :1], scores[:, 1:]
+    return 1 + (others > own).sum(1).double() + (others == own).sum(1).double() / 2

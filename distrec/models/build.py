@@ -1,0 +1,57 @@
+"""What a recommender is, and which one a config names."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from distrec import config as cfg
+from distrec.data.batches import Batch
+from distrec.data.prepared import Prepared
+from distrec.models.baselines.counting import ItemKnn, Markov, Popularity
+from distrec.models.sasrec import SasRec
+
+Scorer = Callable[[slice | Tensor], Float[Tensor, "B n"]]
+"""Scores of some items (a range of ids, or ids) for the users of one batch: a column an item."""
+
+
+class Recommender(Protocol):
+    """Anything that can be trained by the one loop and ranked by the one scoring.
+
+    `max_len`: the longest history it reads.  A model that scores every item also has `scorer(batch) -> Scorer`;
+    one that generates ranks by `rank` alone.
+    """
+
+    max_len: int
+
+    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+        """The mean loss over the batch's targets, in nats."""
+        ...
+
+    def rank(self, batch: Batch, k: int) -> Int[Tensor, "B K"]:
+        """The ids of the k best items for each history, best first."""
+        ...
+
+
+def build(config: cfg.Model, data: Prepared, seed: int) -> nn.Module:
+    """The model that `config` names, with weights drawn from `seed`; counting models are complete when built.
+
+    Reads nothing of `data` but its sizes and its training interactions.
+    """
+    torch.manual_seed(seed)
+    match config:
+        case cfg.SasRec():
+            return SasRec(config, data.n_items)
+        case cfg.Popularity():
+            return Popularity(data)
+        case cfg.ItemKnn():
+            return ItemKnn(data)
+        case cfg.Markov():
+            return Markov(data, config.decay)
+
+
+def is_trained(model: nn.Module) -> bool:
+    """Whether there is anything to learn (counting models have no parameters)."""
+    return any(parameter.requires_grad for parameter in model.parameters())

@@ -1,0 +1,139 @@
+"""What a process knows about itself: its siblings, how it logs, and how it ends."""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DONE, FAILED, REFUSED, REQUEUE = 0, 1, 2, 75  # exit codes; 75: stopped by a signal after saving
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its siblings; with one process every method is the trivial case."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def here(cls) -> "Ranks":
+        dist = _dist()
+        return cls(dist.get_rank(), dist.get_world_size()) if dist else cls()
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum_(self, *tensors: Any) -> None:
+        """Sum each tensor over ranks, in place."""
+        for tensor in tensors if self.size > 1 else ():
+            _dist().all_reduce(tensor)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Each rank's value (plain numbers, strings and arrays), in rank order."""
+        values = [value] * self.size
+        if self.size > 1:
+            _dist().all_gather_object(values, value)
+        return values
+
+    def shard(self, n: int) -> slice:
+        """The rows of an n-row table that this rank works on; sizes differ by at most one."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def main_first(self, build: Callable[[], Any]) -> Any:
+        """build() on the main rank, then on the others (which find its files).
+
+        Raises: what build raised, on every rank, so that none waits for a failed one.
+        """
+        failure, result = None, None
+        if self.is_main:
+            try:
+                result = build()
+            except Exception as error:
+                if self.size == 1:
+                    raise
+                failure = error
+        failure = self.gather(failure)[0]
+        if failure is not None:
+            raise failure
+        return result if self.is_main else build()
+
+
+def _dist() -> Any:
+    """torch.distributed when a group is joined; torch is not imported for its sake."""
+    torch = sys.modules.get("torch")
+    return torch.distributed if torch and torch.distributed.is_initialized() else None
+
+
+def log(message: str) -> None:
+    """A line for people, on stderr, from the main process only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr, flush=True)
+
+
+class Journal:
+    """metrics.jsonl: one JSON object a line, appended by the main process, flushed at once."""
+
+    def __init__(self, path: Path, ranks: Ranks):
+        self._file = path.open("a", encoding="utf-8") if ranks.is_main else None
+
+    def write(self, **record: Any) -> None:
+        if self._file:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+
+class Stop:
+    """True once SIGTERM, SIGINT or SIGUSR1 has come: finish the step, save, leave with 75."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+    def _ask(self, number: int, _frame: Any) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+        log(f"{signal.Signals(number).name}: finishing this step, then saving (Ctrl-C again: leave at once)")
+
+
+def run(main: Callable[[Sequence[str]], int | None], help_text: str | None = None) -> None:
+    """Run a command's main(argv) and end the process with the house's exit codes.
+
+    A ValueError or OSError is the user's business: one line, code 2.  Anything else is ours: a traceback, code 1.
+    """
+    argv = sys.argv[1:]
+    if help_text and {"-h", "--help"} & set(argv):
+        print(help_text.strip())
+        sys.exit(DONE)
+    try:
+        code = main(argv) or DONE
+    except KeyboardInterrupt:
+        code = REQUEUE
+    except (ValueError, OSError) as error:
+        if os.environ.get("DISTREC_TRACEBACK"):
+            traceback.print_exc()
+        log(f"error: {error}" if isinstance(error, ValueError) else f"error: {error.filename}: {error.strerror}")
+        code = REFUSED
+    except Exception:
+        traceback.print_exc()
+        code = FAILED
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    """End now.  Ranks skip interpreter teardown, where gloo's threads abort about one run in ten."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _dist():
+        os._exit(code)
+    sys.exit(code)
