@@ -137,7 +137,7 @@ class Train:
     weight_decay: NotNegative = 0.0
     betas: tuple[OpenShare, OpenShare] = (0.9, 0.98)
     clip: Positive = 1.0  # largest gradient norm
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "bf16"] = "no"  # autocast; weights and optimiser stay float32
     eval_epochs: AtLeastOne = 1  # epochs between evaluations of the validation split
     patience: AtLeastOne = 10  # evaluations without a better NDCG@10 before stopping
     save_steps: AtLeastOne = 1000  # steps between checkpoints; every evaluation saves as well

@@ -80,12 +80,39 @@ class Journal:
     """metrics.jsonl: one JSON object a line, appended by the main process, flushed at once."""
 
     def __init__(self, path: Path, ranks: Ranks):
+        self.path = path
         self._file = path.open("a", encoding="utf-8") if ranks.is_main else None
 
     def write(self, **record: Any) -> None:
         if self._file:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of later steps (and a half-written last one): a resumed run writes them again."""
+        if self._file is None:
+            return
+        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if _step_of(line) <= step]
+        write_atomically(self.path, "".join(kept))
+        self._file.close()
+        self._file = self.path.open("a", encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line).get("step", 0)
+    except ValueError:
+        return float("inf")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole text under this name, or what stood there before."""
+    scratch = path.with_name(f".{path.name}.tmp")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.rename(path)
 
 
 class Stop:

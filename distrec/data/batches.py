@@ -5,7 +5,7 @@ Shapes: B users in a batch, T positions (left-padded).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -51,6 +51,13 @@ class Samples:
 
     def n_targets(self, rows: np.ndarray) -> int:
         return len(rows) if self.last_only else int(self.lengths()[rows].sum())
+
+    def items_read(self, data: Prepared) -> Int[np.ndarray, " I"]:
+        """How often each item stands at a place that some sample reads."""
+        edge = np.zeros(len(data.item) + 1, np.int64)
+        np.add.at(edge, self.begin, 1)
+        np.add.at(edge, self.end, -1)
+        return np.bincount(data.item[edge[:-1].cumsum() > 0], minlength=data.n_items)
 
 
 def training(data: Prepared, kind: Literal["sequences", "prefixes"], max_len: int) -> Samples:
@@ -142,7 +149,6 @@ def micro_batches(
     return [collate(data, samples, piece) if len(piece) else collate(data, samples, rows[:1], 1) for piece in own]
 
 
-def describe(data: Prepared, users: Sequence[int] | np.ndarray | Any, most: int = 10) -> str:
+def raw_users(data: Prepared, users: np.ndarray) -> list[str]:
     """The raw ids of some users, for messages."""
-    names = data.users.data.column("raw").take(list(users)[:most]).to_pylist()
-    return ", ".join(names) + (f" … ({len(users)} in all)" if len(users) > most else "")
+    return data.users.data.column("raw").take(users).to_pylist()

@@ -9,9 +9,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from distrec.runtime import write_atomically
 
 STAMP = "stamp.json"
 
@@ -19,6 +21,14 @@ STAMP = "stamp.json"
 def digest(value: Any) -> str:
     """sha256 of a JSON-ready value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}, so that a difference can be named."""
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return result
 
 
 def file_digest(path: Path) -> str:
@@ -88,6 +98,12 @@ def verify(target: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, 
     return stamp
 
 
+def stamp_files(target: Path, made_by: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Stamp some files of a folder that also holds others (a run folder)."""
+    files = {name: {"sha256": file_digest(target / name), "bytes": (target / name).stat().st_size} for name in names}
+    write_atomically(target / STAMP, _seal({"artefact": target.name, "made_by": made_by, "files": files}).decode())
+
+
 def make(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
     """`target` verified when it is there, else written."""
     if target.exists():
@@ -129,3 +145,10 @@ def _fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove(target: Path) -> None:
+    """Remove an artefact so that no crash leaves half of it under its name."""
+    doomed = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    target.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

@@ -27,7 +27,7 @@ class Recommender(Protocol):
     max_len: int
 
     def __call__(self, batch: Batch) -> Float[Tensor, ""]:
-        """The mean loss over the batch's targets, in nats."""
+        """The loss in nats, summed over the batch's targets (the loop divides by their number on all ranks)."""
         ...
 
     def rank(self, batch: Batch, k: int) -> Int[Tensor, "B K"]:

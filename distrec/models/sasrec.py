@@ -40,7 +40,7 @@ class SasRec(nn.Module):
         states = self.states(batch.items, batch.is_item)[batch.is_target]
         targets = batch.targets[batch.is_target]
         if self.config.loss == "ce":
-            return F.cross_entropy(states @ self.item.weight.T, targets)
+            return F.cross_entropy(states @ self.item.weight.T, targets, reduction="sum")
         return self._binary_loss(states, targets, batch)
 
     def states(self, items: Int[Tensor, "B T"], is_item: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
@@ -80,8 +80,8 @@ class SasRec(nn.Module):
         counts = ~_among(drawn, owned)
         positive = (states * self.item(targets)).sum(-1)
         negative = (states[:, None] * self.item(drawn)).sum(-1)
-        pushed_down = (F.softplus(negative) * counts).sum() / counts.sum().clamp(min=1)
-        return F.softplus(-positive).mean() + pushed_down
+        pushed_down = (F.softplus(negative) * counts).sum(-1) / counts.sum(-1).clamp(min=1)
+        return F.softplus(-positive).sum() + pushed_down.sum()
 
 
 def _among(drawn: Int[Tensor, "N M"], owned: Int[Tensor, "N S"]) -> Bool[Tensor, "N M"]:

@@ -1,0 +1,71 @@
+"""What training costs: tokens and items per second, peak memory, and the share of the device's peak."""
+
+import resource
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from distrec.runtime import Ranks
+
+
+class Meter:
+    """Counts between two readings.  MFU = FLOPs of the passes ÷ time ÷ FLOP/s of a bare matrix product here.
+
+    Deviation: the peak is measured on this very device and dtype, not read from a data sheet; FLOPs per
+    position are counted once, by torch, on the first step.
+    """
+
+    def __init__(self, ranks: Ranks, device: torch.device, dtype: torch.dtype):
+        self.ranks = ranks
+        self.device = device
+        self.dtype = dtype
+        self.counter: FlopCounterMode | None = None
+        self.flops_per_position = 0.0
+        self.peak = 0.0
+        self._restart()
+
+    def count_flops(self) -> FlopCounterMode:
+        """A context for the first step's passes on this rank."""
+        self.peak = _matmul_speed(self.device, self.dtype)
+        self.counter = FlopCounterMode(display=False)
+        return self.counter
+
+    def counted(self, positions: int) -> None:
+        if self.counter:
+            self.flops_per_position = self.counter.get_total_flops() / max(1, positions)
+        self._restart()
+
+    def add(self, tokens: int, targets: int) -> None:
+        """Tokens and targets of one step, all ranks together."""
+        self.tokens += tokens
+        self.targets += targets
+
+    def read(self) -> dict[str, float]:
+        """Rates since the last reading, and peak memory of this process in GiB."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            memory = torch.cuda.max_memory_allocated(self.device) / 2**30
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        tokens_per_s, targets_per_s = self.tokens / seconds, self.targets / seconds
+        mfu = self.flops_per_position * tokens_per_s / self.ranks.size / self.peak if self.peak else 0.0
+        self._restart()
+        return {"tokens_per_s": round(tokens_per_s, 1), "items_per_s": round(targets_per_s, 1), "peak_gib": round(memory, 3), "mfu": round(mfu, 4)}
+
+    def _restart(self) -> None:
+        self.tokens = self.targets = 0
+        self.started = time.perf_counter()
+
+
+def _matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a square product, the best of five."""
+    n = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(n, n, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - started)
+    return 2 * n**3 / best

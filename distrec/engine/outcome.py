@@ -1,0 +1,63 @@
+"""What a finished run reports: test.json and ranks.parquet."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import nn
+
+from distrec.config import Score
+from distrec.data.prepared import Prepared, Split
+from distrec.engine import metrics, scoring
+from distrec.runtime import Ranks, write_atomically
+
+
+def measure(model: nn.Module, data: Prepared, split: Split, config: Score, ranks: Ranks, device: torch.device) -> tuple[dict[str, Any], pl.DataFrame]:
+    """(metrics of a split under both protocols, the rank of each user's target with raw ids)."""
+    ranking = scoring.rank_split(model, data, split, config, ranks, device)
+    exact = bool(np.isfinite(ranking.rank).all())
+    report: dict[str, Any] = {
+        "protocol": {
+            "split": split,
+            "candidates": "all items",
+            "history": "masked (everything the user had, never the target)" if config.mask_history else "kept",
+            "ties": "expected rank",
+            "ranks": "exact" if exact else f"the first {scoring.GENERATED} generated",
+            "bootstrap": config.bootstrap,
+        },
+        "full": metrics.summarise(ranking.rank, config.bootstrap),
+        "users": len(ranking.user),
+        "items": data.n_items,
+    }
+    table = {
+        "user": data.users.data.column("raw").take(ranking.user).combine_chunks(),
+        "target": data.items.data.column("raw").take(ranking.target).combine_chunks(),
+        "rank": ranking.rank,
+    }
+    if ranking.sampled is not None and data.negatives is not None:
+        name = f"sampled_1_{data.negatives.shape[1]}"
+        report[name] = metrics.summarise(ranking.sampled, config.bootstrap)
+        table[f"rank_{name}"] = ranking.sampled
+    return report, pl.DataFrame(table)
+
+
+def write(folder: Path, report: dict[str, Any], table: pl.DataFrame, name: str = "test") -> None:
+    """Ranks first, then the figures: whoever finds NAME.json finds its ranks too."""
+    scratch = folder / ".ranks.parquet.tmp"
+    table.write_parquet(scratch)
+    scratch.rename(folder / ("ranks.parquet" if name == "test" else f"ranks-{name}.parquet"))
+    write_atomically(folder / f"{name}.json", json.dumps(report, indent=1))
+
+
+def lines(report: dict[str, Any]) -> str:
+    """The figures as a table for people."""
+    rows = [f"{report['users']:,} users, {report['items']:,} items, history {report['protocol']['history']}"]
+    for name, found in report.items():
+        if isinstance(found, dict) and "hr@10" in found:
+            figures = "  ".join(f"{key.upper()} {found[key]:.4f}" for key in ("hr@1", "hr@5", "ndcg@5", "hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr"))
+            interval = found.get("ndcg@10_ci")
+            rows.append(f"  {name:<13} {figures}" + (f"  (NDCG@10 95 % {interval[0]:.4f} – {interval[1]:.4f})" if interval else ""))
+    return "\n".join(rows)

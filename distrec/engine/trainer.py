@@ -1,0 +1,180 @@
+"""The one training loop, on Accelerate: one core, many processes, later DeepSpeed, by the same lines."""
+
+import contextlib
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from distrec.config import Score, Train
+from distrec.data import batches
+from distrec.data.prepared import Prepared
+from distrec.engine import metrics, scoring
+from distrec.engine.checkpoint import Checkpoints, Progress
+from distrec.engine.meter import Meter
+from distrec.runtime import Journal, Ranks, Stop, log
+
+
+def learning_rate(config: Train, progress: float) -> float:
+    """lr after this share of the whole run: linear warm-up, then a cosine down to min_lr_share × lr."""
+    if progress < config.warmup:
+        return config.lr * progress / config.warmup
+    share = (progress - config.warmup) / max(1e-12, 1 - config.warmup)
+    floor = config.min_lr_share
+    return config.lr * (floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, share))) / 2)
+
+
+@dataclass
+class Trainer:
+    """Fits a model to prepared data; `checkpoints` hold whatever a killed run needs to go on bit for bit.
+
+    A step's samples, its dropout and its negatives are pure functions of (seed, step, rank); the
+    gradient of a step is the mean over all its targets, on however many processes and micro-batches.
+    """
+
+    config: Train
+    score: Score
+    model: Any  # a Recommender
+    data: Prepared
+    checkpoints: Checkpoints
+    journal: Journal
+    accelerator: Accelerator
+    ranks: Ranks
+    seed: int
+    progress: Progress = field(default_factory=Progress)
+
+    def fit(self, stop: Stop) -> bool:
+        """Train to the end, or until `stop` is asked for; True when training is complete.
+
+        Raises: ValueError when max_skips steps in a row are not finite.
+        """
+        config = self.config
+        self.samples = batches.training(self.data, config.samples, self.model.max_len)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        self.wrapped, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
+        self.progress = self.ranks.main_first(partial(self.checkpoints.resume, self.model, self.optimizer, self.ranks.is_main))
+        self.ranks.gather(None)  # all have read before one writes
+        self.journal.rewind(self.progress.step)
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        self.meter = Meter(self.ranks, self.accelerator.device, dtype)
+        self.losses: list[float] = []
+        while self.progress.epoch < config.epochs and not self.progress.stopped_early:
+            if not self._epoch(stop):
+                self._save()
+                return False
+        return True
+
+    def _epoch(self, stop: Stop) -> bool:
+        """The rest of the current epoch and its evaluation; False when asked to stop."""
+        progress, config = self.progress, self.config
+        plan = batches.steps(self.samples, config.batch_tokens, self.seed, progress.epoch)
+        title = f"epoch {progress.epoch + 1}/{config.epochs}"
+        with tqdm(total=len(plan), initial=progress.position, desc=title, unit="step", disable=not self.ranks.is_main, leave=False, mininterval=0.5) as bar:
+            while progress.position < len(plan):
+                share = (progress.epoch + progress.position / len(plan)) / config.epochs
+                asked = self._step(plan[progress.position], learning_rate(config, share), bool(stop))
+                progress.step += 1
+                progress.position += 1
+                bar.update()
+                if progress.step % config.log_steps == 0:
+                    self._log(bar, share)
+                if asked:
+                    return False
+                if progress.step % config.save_steps == 0 and progress.position < len(plan):
+                    self._save()
+        progress.epoch += 1
+        progress.position = 0
+        if progress.epoch % config.eval_epochs == 0 or progress.epoch == config.epochs:
+            self._evaluate()
+        return True
+
+    def _step(self, rows: np.ndarray, lr: float, stop: bool) -> bool:
+        """One optimiser step on these rows; True when any rank was asked to stop."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        n_targets = self.samples.n_targets(rows)
+        pieces = batches.micro_batches(self.data, self.samples, rows, self.config.micro_tokens, self.ranks.rank, self.ranks.size)
+        self.model.train()
+        # the loss summed over targets, and whether to stop: one small reduction a step
+        total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        first = self.meter.counter is None
+        with self.meter.count_flops() if first else contextlib.nullcontext():
+            for i, piece in enumerate(pieces):
+                last = i == len(pieces) - 1
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                    total[0] += self._backward(piece, i, n_targets)
+        if first:
+            self.meter.counted(sum(piece.items.numel() for piece in pieces))
+        total[1] = stop
+        self.ranks.sum_(total)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        loss = float(total[0]) / n_targets
+        if math.isfinite(loss) and bool(torch.isfinite(torch.as_tensor(norm))):
+            self.stepper.step()
+            self.progress.skips = 0
+            self.losses.append(loss)
+        else:
+            self._skipped(rows, loss, norm)
+        self.stepper.zero_grad()
+        self.meter.add(int(self.samples.lengths()[rows].sum()), n_targets)
+        return bool(total[1] > 0)
+
+    def _backward(self, piece: batches.Batch, i: int, n_targets: int) -> Tensor:
+        """Add this piece's share of the gradient; its loss, summed over targets."""
+        draws = np.random.SeedSequence([self.seed, self.progress.step, i, self.ranks.rank])
+        torch.manual_seed(int(draws.generate_state(1)[0]))
+        loss = self.wrapped(piece.to(self.accelerator.device))
+        # DDP takes the mean over ranks; the mean over all targets is the sum over ranks ÷ n_targets
+        self.accelerator.backward(loss * (self.ranks.size / n_targets))
+        return loss.detach().double()
+
+    def _skipped(self, rows: np.ndarray, loss: float, norm: Any) -> None:
+        """Every rank sees the same reduced loss and gradient, so all skip together."""
+        progress = self.progress
+        progress.skips += 1
+        users = self.samples.user[rows]
+        self.journal.write(event="skipped", step=progress.step, loss=repr(loss), norm=repr(float(norm)), users=batches.raw_users(self.data, users))
+        shown = ", ".join(batches.raw_users(self.data, users[:10]))
+        log(f"WARNING: step {progress.step} skipped: loss {loss}, gradient norm {float(norm)}; users {shown}{' …' if len(users) > 10 else ''} (all in metrics.jsonl)")
+        if progress.skips >= self.config.max_skips:
+            raise ValueError(f"{progress.skips} steps in a row were not finite (train.max_skips): lower train.lr or train.clip; the last good checkpoint is kept")
+
+    def _log(self, bar: tqdm, share: float) -> None:
+        progress = self.progress
+        loss = float(np.mean(self.losses)) if self.losses else math.nan
+        self.losses.clear()
+        values = {"loss": loss, "lr": learning_rate(self.config, share), **self.meter.read()}
+        bar.set_postfix(loss=f"{loss:.4f}", tokens_s=f"{values['tokens_per_s']:.0f}", mfu=f"{values['mfu']:.0%}")
+        self.journal.write(event="train", step=progress.step, epoch=progress.epoch + 1, **values)
+        self.accelerator.log(values, step=progress.step)
+
+    def _evaluate(self) -> None:
+        """Rank the validation split; the checkpoint that follows is the best one if NDCG@10 rose."""
+        progress = self.progress
+        ranking = scoring.rank_split(self.model, self.data, "valid", self.score, self.ranks, self.accelerator.device)
+        found = metrics.summarise(ranking.rank)
+        progress.evaluations += 1
+        progress.stale += 1
+        value = float(found["ndcg@10"])  # pyright: ignore[reportArgumentType]  (no interval was asked for)
+        if value > progress.best:
+            progress.best, progress.best_checkpoint, progress.stale = value, progress.name, 0
+        progress.stopped_early = progress.stale >= self.config.patience
+        self.journal.write(event="valid", step=progress.step, epoch=progress.epoch, best=progress.best, **found)
+        self.accelerator.log({f"valid/{name}": number for name, number in found.items()}, step=progress.step)
+        mark = "best so far" if progress.stale == 0 else f"best {progress.best:.4f}"
+        log(f"epoch {progress.epoch}: valid HR@10 {found['hr@10']:.4f}  NDCG@10 {found['ndcg@10']:.4f}  ({mark})")
+        self._save()
+        self.meter.read()
+
+    def _save(self) -> None:
+        if self.ranks.is_main:
+            self.checkpoints.save(self.model, self.optimizer, self.progress)
+

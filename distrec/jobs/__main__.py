@@ -1,0 +1,55 @@
+"""distrec JOB [FILE.yaml …] [section.key=value …]
+
+  prepare    raw logs → numbered, split sequences       distrec prepare --help
+  train      a model, and its test figures              (accelerate launch distrec/train.py)
+  evaluate   rank a split again with a run's best checkpoint
+  audit      is there a leak?
+  config     print every key with its value
+
+Exit codes: 0 done · 1 failed · 2 wrong usage or input · 75 stopped by a signal after saving (requeue me).
+"""
+
+import ast
+import difflib
+import importlib.util
+import runpy
+import sys
+
+_JOBS = {
+    "prepare": "distrec.jobs.prepare",
+    "train": "distrec.train",
+    "evaluate": "distrec.jobs.evaluate",
+    "audit": "distrec.jobs.audit",
+    "config": "distrec.config",
+}
+
+
+def main() -> None:
+    """Run a job as `python -m` would; nothing is imported before the job is known."""
+    job, *rest = sys.argv[1:] or ["--help"]
+    if job in ("-h", "--help"):
+        print((__doc__ or "").strip())
+        return
+    if job not in _JOBS:
+        near = difflib.get_close_matches(job, _JOBS, 1)
+        print(f"error: no job {job!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_JOBS)}"), file=sys.stderr)
+        sys.exit(2)
+    module = _JOBS[job]
+    sys.argv = [f"distrec {job}", *rest]
+    if {"-h", "--help"} & set(rest):
+        print(_help(module))
+        return
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _help(module: str) -> str:
+    """The job's docstring, read without importing the libraries it needs."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    with open(spec.origin, encoding="utf-8") as source:
+        return (ast.get_docstring(ast.parse(source.read())) or "").strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""distrec evaluate out=RUN [split=valid|test] [score.mask_history=false …]
+
+Ranks a split again with the best checkpoint of a finished or stopped run; writes RUN/evaluate-SPLIT.json
+and its ranks.  Every process of a launch takes its share: accelerate launch -m distrec.jobs.evaluate out=RUN
+
+Example:  distrec evaluate out=runs/beauty split=valid
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from distrec import config as cfg
+from distrec import train
+from distrec.data import prepared
+from distrec.engine import outcome
+from distrec.engine.checkpoint import Checkpoints
+from distrec.models.build import build, is_trained
+from distrec.runtime import Ranks, run
+
+
+def main(argv: Sequence[str]) -> None:
+    given = dict(arg.partition("=")[::2] for arg in argv)
+    split, out = given.pop("split", "test"), Path(given.get("out", ""))
+    if split not in ("valid", "test"):
+        raise ValueError(f"split={split!r}: it is valid or test")
+    if not (out / "config.yaml").is_file():
+        raise ValueError(f"out={str(out)!r} is no run folder (no config.yaml in it); give out=RUN")
+    config = cfg.load([str(out / "config.yaml"), *(arg for arg in argv if not arg.startswith("split="))])
+    accelerator = train.join(config)
+    ranks = Ranks.here()
+    data = prepared.load(ranks.main_first(lambda: prepared.prepare(config.data)))
+    model = build(config.model, data, config.seed).to(accelerator.device)
+    if is_trained(model):
+        kept = Checkpoints(out / "checkpoints", {"data": data.stamp})
+        kept.load(kept.best(), model)
+    report, table = outcome.measure(model, data, split, config.score, ranks, accelerator.device)
+    if ranks.is_main:
+        outcome.write(out, report, table, f"evaluate-{split}")
+        print(outcome.lines(report))
+
+
+if __name__ == "__main__":
+    run(main, __doc__)
