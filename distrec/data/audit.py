@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import safetensors.numpy
+from datasets import Dataset
 from scipy import sparse
 
 from distrec.data import store
@@ -194,8 +195,8 @@ def _user(data: Prepared) -> np.ndarray:
     return np.repeat(np.arange(data.n_users), np.diff(data.start))
 
 
-def _raw(table: object, row: int) -> str:
-    return table[int(row)]["raw"]  # pyright: ignore[reportIndexIssue]  (datasets' rows are dictionaries)
+def _raw(table: Dataset, row: int | np.integer) -> str:
+    return table[int(row)]["raw"]
 
 
 def _finding(check: str, examples: list[str], rows: int) -> Iterator[Finding]:

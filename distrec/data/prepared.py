@@ -114,7 +114,7 @@ def load(folder: Path) -> Prepared:
 def _fill(folder: Path, config: Data) -> None:
     _check_template(config.text)
     raw = sources.read(config)
-    counts = {"interactions read": raw.interactions.height, **raw.dropped}
+    counts = {"interactions read": raw.interactions.height + raw.dropped.get("bad timestamps", 0), **raw.dropped}
     item_rng, user_rng, tie_rng, negative_rng = (np.random.default_rng([config.seed, i]) for i in range(4))
     user_names, user = _codes(raw.interactions["user"], user_rng)
     item_names, item = _codes(raw.interactions["item"], item_rng)
@@ -207,17 +207,11 @@ def _items(attributes: pl.DataFrame, names: pl.Series, template: str) -> pl.Data
             raise ValueError(f"data.text={template!r}: items have no {name!r}; they have: {', '.join(['item', *known])}")
     once = attributes.unique("item", keep="first", maintain_order=True)
     rows = names.to_frame("item").join(once, on="item", how="left", maintain_order="left").with_columns(pl.col(known).fill_null(""))
-    text = pl.format(string.Formatter().vformat(template, (), _Braces()), *fields) if fields else pl.lit(template)
+    parts = [part for literal, name, _, _ in string.Formatter().parse(template) for part in (pl.lit(literal), name and pl.col(name)) if part is not None]
+    text = pl.concat_str(parts) if parts else pl.lit("")
     empty = pl.all_horizontal(pl.col(name) == "" for name in fields) if fields else pl.lit(False)
     rows = rows.with_columns(text=pl.when(empty).then(pl.lit("")).otherwise(text.str.strip_chars()))
     return rows.select(pl.col("item").alias("raw"), "text", *[name for name in known if name not in ("raw", "text")])
-
-
-class _Braces(dict):
-    """Every field becomes polars' placeholder."""
-
-    def __missing__(self, _key: str) -> str:
-        return "{}"
 
 
 def _write(folder: Path, name: str, columns: Mapping[str, Any]) -> None:

@@ -232,13 +232,11 @@ def _seconds(table: pl.DataFrame, path: Path, unit: str) -> pl.Series:
     column = table["time"]
     if column.dtype == pl.String:
         numbers = column.cast(pl.Float64, strict=False)
-        if numbers.null_count() == column.null_count():
-            column = numbers
-        else:
-            dates = column.str.to_datetime(strict=False, time_unit="ms", time_zone="UTC")
-            wrong = table.with_columns(parsed=dates)
-            lines.require(wrong, "time", pl.col("parsed").is_null() & pl.col("time").is_not_null(), path, "is neither a number nor an ISO date")
-            column = dates
+        dates = column.str.to_datetime(strict=False, time_unit="ms", time_zone="UTC")
+        parsed = numbers if numbers.null_count() <= dates.null_count() else dates
+        unread = pl.col("parsed").is_null() & pl.col("time").is_not_null()
+        lines.require(table.with_columns(parsed=parsed), "time", unread, path, "is neither a number nor an ISO date")
+        column = parsed
     if column.dtype.is_temporal():
         return column.cast(pl.Datetime("ms")).dt.epoch("s").rename("time")
     if not column.dtype.is_numeric():

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,7 @@ def write(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None]
     Raises: OSError naming the file when the disk is full or read-only.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
+    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     scratch.mkdir()
     try:
         fill(scratch)
@@ -149,6 +149,6 @@ def _fsync(path: Path) -> None:
 
 def remove(target: Path) -> None:
     """Remove an artefact so that no crash leaves half of it under its name."""
-    doomed = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    doomed = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     target.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)

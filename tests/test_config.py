@@ -1,0 +1,62 @@
+import pytest
+
+from distrec import config as cfg
+
+
+def test_later_wins_and_scientific_notation_is_a_number(tmp_path):
+    (tmp_path / "a.yaml").write_text("train: {lr: 1e-3, epochs: 3}\n")
+    config = cfg.load([str(tmp_path / "a.yaml"), "train.lr=3e-4"], {"train.lr": 5e-4})
+    assert config.train.lr == 5e-4
+    assert config.train.epochs == 3
+
+
+def test_another_model_name_drops_the_keys_of_the_first(tmp_path):
+    (tmp_path / "a.yaml").write_text("model: {name: sasrec, d_model: 32}\n")
+    assert cfg.load([str(tmp_path / "a.yaml"), "model.name=markov"]).model == cfg.Markov()
+    assert cfg.load([str(tmp_path / "a.yaml"), "model.name=sasrec"]).model.d_model == 32
+
+
+@pytest.mark.parametrize(
+    ("bad", "names"),
+    [
+        ("train.lrr=1", "'lr'"),
+        ("train.epochs=abc", "train.epochs='abc'"),
+        ("train.epochs=0", "train.epochs=0"),
+        ("train.lr=-1", "greater than 0"),
+        ("train.lr=.nan", "train.lr"),
+        ("model.name=sasrek", "'sasrec'"),
+        ("model.d_modl=3", "'d_model'"),
+        ("model.d_model=63", "n_heads 2"),
+        ("model.loss=bc", "model.loss='bc'"),
+        ("model.dropout=1", "model.dropout=1"),
+        ("sedd=1", "'seed'"),
+        ("data.synthetic.user=3", "'users'"),
+        ("data.source=amazon", "data.path="),
+        ("data=[", "not YAML"),
+        ("data=5", "data=5"),
+        ("nothing", "neither FILE.yaml nor"),
+        ("absent.yaml", "absent.yaml"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_line_that_names_it(bad, names):
+    with pytest.raises(ValueError) as caught:
+        cfg.load([bad])
+    assert names in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("train: {lr: 1}\ntrain: {lr: 2}\n", "stands twice"), ("train:\n  lr: 1\n epochs: 2\n", "line 3"), ("- 1\n", "mapping"), ("a: !!python/object/apply:os.system [ls]\n", "not YAML")],
+)
+def test_a_wrong_file_is_named_with_its_line(text, names, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ValueError, match="a.yaml") as caught:
+        cfg.load([str(tmp_path / "a.yaml")])
+    assert names in str(caught.value)
+
+
+def test_dump_and_load_are_inverse(tmp_path):
+    config = cfg.load(["model.name=markov", "model.decay=0.5", "data.columns.user=customer", "out=runs/x", "train.trackers=[tensorboard]"])
+    (tmp_path / "c.yaml").write_text(cfg.dump(config))
+    assert cfg.load([str(tmp_path / "c.yaml")]) == config
