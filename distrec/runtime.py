@@ -123,7 +123,7 @@ class Stop:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._ask)
 
-    def __bool__(self) -> bool:
+    def __call__(self) -> bool:
         return self.asked
 
     def _ask(self, number: int, _frame: Any) -> None:

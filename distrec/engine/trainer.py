@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from distrec.data.prepared import Prepared
 from distrec.engine import metrics, scoring
 from distrec.engine.checkpoint import Checkpoints, Progress
 from distrec.engine.meter import Meter
-from distrec.runtime import Journal, Ranks, Stop, log
+from distrec.runtime import Journal, Ranks, log
 
 
 def learning_rate(config: Train, progress: float) -> float:
@@ -50,8 +51,8 @@ class Trainer:
     seed: int
     progress: Progress = field(default_factory=Progress)
 
-    def fit(self, stop: Stop) -> bool:
-        """Train to the end, or until `stop` is asked for; True when training is complete.
+    def fit(self, stop: Callable[[], bool]) -> bool:
+        """Train to the end, or until stop() on any rank; True when training is complete.
 
         Raises: ValueError when max_skips steps in a row are not finite.
         """
@@ -72,7 +73,7 @@ class Trainer:
                 return False
         return True
 
-    def _epoch(self, stop: Stop) -> bool:
+    def _epoch(self, stop: Callable[[], bool]) -> bool:
         """The rest of the current epoch and its evaluation; False when asked to stop."""
         progress, config = self.progress, self.config
         plan = batches.steps(self.samples, config.batch_tokens, self.seed, progress.epoch)
@@ -80,7 +81,7 @@ class Trainer:
         with tqdm(total=len(plan), initial=progress.position, desc=title, unit="step", disable=not self.ranks.is_main, leave=False, mininterval=0.5) as bar:
             while progress.position < len(plan):
                 share = (progress.epoch + progress.position / len(plan)) / config.epochs
-                asked = self._step(plan[progress.position], learning_rate(config, share), bool(stop))
+                asked = self._step(plan[progress.position], learning_rate(config, share), stop())
                 progress.step += 1
                 progress.position += 1
                 bar.update()

@@ -14,7 +14,8 @@ from distrec.models.baselines.counting import ItemKnn, Markov, Popularity
 from distrec.models.sasrec import SasRec
 
 Scorer = Callable[[slice | Tensor], Float[Tensor, "B n"]]
-"""Scores of some items (a range of ids, or ids) for the users of one batch: a column an item."""
+"""Scores of some items (a range of ids, or ids) for the users of one batch: a column an item, in a tensor of its own
+that the caller may overwrite."""
 
 
 class Recommender(Protocol):

@@ -34,7 +34,7 @@ class SasRec(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         for table in (self.item, self.position):
-            nn.init.normal_(table.weight, std=config.d_model**-0.5)
+            nn.init.normal_(table.weight, std=0.02)  # small: rare items stay near the mean, not in a random corner
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         states = self.states(batch.items, batch.is_item)[batch.is_target]
@@ -102,7 +102,7 @@ class Block(nn.Module):
         self.norm_attention = nn.LayerNorm(d_model)
         self.norm_feed = nn.LayerNorm(d_model)
 
-    def forward(self, x: Float[Tensor, "B T D"], sees: Bool[Tensor, "B 1 T T"]) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], sees: Bool[Tensor, "#B 1 T T"]) -> Float[Tensor, "B T D"]:
         rate = self.dropout if self.training else 0.0
         q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)  # B H T d
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=sees, dropout_p=rate)

@@ -46,7 +46,7 @@ class Popularity(_Counting):
 
     def scorer(self, batch: Batch) -> Callable[[slice | Tensor], Float[Tensor, "B n"]]:
         counts = self.counts.to(batch.items.device)
-        return lambda items: counts[items].expand(len(batch.items), -1)
+        return lambda items: counts[items].repeat(len(batch.items), 1)
 
 
 class _Neighbours(_Counting):

@@ -1,0 +1,169 @@
+"""Exact ranks: against brute force, for any batch size and number of processes."""
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_on
+
+from distrec import config as cfg
+from distrec.engine import metrics, scoring
+from distrec.models.build import build
+from distrec.runtime import Ranks
+
+CPU = torch.device("cpu")
+
+
+class Fixed(torch.nn.Module):
+    """Scores that depend on the user alone."""
+
+    max_len = 20
+
+    def __init__(self, scores):
+        super().__init__()
+        self.scores = scores
+
+    def scorer(self, batch):
+        own = self.scores[batch.user]
+        return lambda items: own[:, items].clone()
+
+
+class Lister(torch.nn.Module):
+    """A generative model: it lists, it does not score."""
+
+    max_len = 20
+
+    def __init__(self, lists):
+        super().__init__()
+        self.lists = lists
+
+    def rank(self, batch, k):
+        return self.lists[batch.user][:, :k]
+
+
+def brute(scores, data, split, mask=True):
+    users, places = data.targets(split)
+    found = []
+    for u, place in zip(users, places, strict=True):
+        own = scores[u].clone()
+        target = int(data.item[place])
+        score = float(own[target])
+        if mask:
+            history = [i for i in data.item[data.start[u] : place] if i != target]
+            own[history] = -torch.inf
+        others = np.delete(own.numpy(), target)
+        found.append(1 + (others > score).sum() + (others == score).sum() / 2)
+    return np.array(found)
+
+
+def rank(model, data, split="test", **score):
+    return scoring.rank_split(model, data, split, cfg.Score(**score), Ranks(), CPU)
+
+
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize("split", ["valid", "test"])
+@pytest.mark.parametrize("levels", [3, 10**6])
+def test_ranks_equal_brute_force_with_and_without_ties(small, split, mask, levels, monkeypatch):
+    scores = torch.randint(levels, (small.n_users, small.n_items)).float()
+    for chunk in (7, 64, 10_000):
+        monkeypatch.setitem(scoring.CHUNK, "cpu", chunk)
+        ours = rank(Fixed(scores), small, split, mask_history=mask).rank
+        np.testing.assert_array_equal(ours, brute(scores, small, split, mask))
+
+
+def test_sampled_ranks_equal_brute_force(small):
+    scores = torch.randint(5, (small.n_users, small.n_items)).float()
+    ranking = rank(Fixed(scores), small)
+    for u, target, sampled in zip(ranking.user, ranking.target, ranking.sampled, strict=True):
+        others = scores[u][small.negatives[u].astype(int)]
+        own = scores[u, target]
+        assert sampled == 1 + float((others > own).sum()) + float((others == own).sum()) / 2
+
+
+def test_perfect_random_and_tied_scorers(small):
+    users, places = small.targets("test")
+    perfect = torch.zeros(small.n_users, small.n_items)
+    perfect[users, small.item[places]] = 1
+    found = metrics.summarise(rank(Fixed(perfect), small).rank)
+    assert all(found[name] == 1 for name in found)
+    tied = rank(Fixed(torch.zeros(small.n_users, small.n_items)), small).rank
+    history = np.array([len(set(small.item[small.start[u] : p].tolist())) for u, p in zip(users, places, strict=True)])
+    np.testing.assert_array_equal(tied, 1 + (small.n_items - 1 - history) / 2)
+    hits = [metrics.summarise(rank(Fixed(torch.rand(small.n_users, small.n_items)), small, mask_history=False).rank)["hr@10"] for _ in range(30)]
+    assert np.mean(hits) == pytest.approx(10 / small.n_items, abs=4 * np.sqrt(10 / small.n_items / 30 / len(users)))
+
+
+def test_the_target_itself_is_never_masked(small):
+    from dataclasses import replace
+
+    item = small.item.copy()
+    item[small.start[:-1]] = item[small.valid_end]  # every user has the target already
+    repeated = replace(small, item=item, negatives=None)
+    users, places = repeated.targets("test")
+    perfect = torch.zeros(small.n_users, small.n_items)
+    perfect[users, item[places]] = 1
+    assert (rank(Fixed(perfect), repeated).rank == 1).all()
+
+
+def test_a_list_ranks_by_its_places_and_misses_are_infinite(small):
+    users, places = small.targets("test")
+    lists = torch.stack([torch.randperm(small.n_items) for _ in range(small.n_users)])
+    ranking = rank(Lister(lists), small)
+    for u, target, found in zip(ranking.user, ranking.target, ranking.rank, strict=True):
+        place = lists[u].tolist().index(target) + 1
+        assert found == (place if place <= scoring.GENERATED else np.inf)
+    assert ranking.sampled is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_stops_the_ranking(small, bad):
+    scores = torch.zeros(small.n_users, small.n_items)
+    users, places = small.targets("test")
+    scores[users[0], small.item[places[0]]] = bad
+    with pytest.raises(ValueError, match="not finite"):
+        rank(Fixed(scores), small)
+
+
+def test_one_score_that_is_not_a_number_anywhere_stops_it_too(small):
+    scores = torch.zeros(small.n_users, small.n_items)
+    scores[3, 5] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        rank(Fixed(scores), small, mask_history=False)
+
+
+@pytest.fixture(scope="module")
+def sasrec(small):
+    return build(cfg.SasRec(d_model=16, max_len=20), small, 0)
+
+
+def test_any_batch_size_gives_the_same_bits(small, sasrec):
+    one, *others = (rank(sasrec, small, batch_users=size) for size in (1, 64, 100, 10_000))
+    for other in others:
+        assert np.array_equal(one.rank, other.rank)
+        assert np.array_equal(one.sampled, other.sampled)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_any_number_of_processes_gives_the_same_bits(small, sasrec, size):
+    alone = rank(sasrec, small)
+
+    def share():
+        return scoring.rank_split(sasrec, small, "test", cfg.Score(), Ranks.here(), CPU)
+
+    for ranking in run_on(size, share):
+        assert np.array_equal(ranking.user, alone.user)
+        assert np.array_equal(ranking.rank, alone.rank)
+        assert np.array_equal(ranking.sampled, alone.sampled)
+    report = metrics.summarise(alone.rank, 200)
+    assert report == metrics.summarise(run_on(size, share)[-1].rank, 200)
+
+
+def test_a_target_whose_score_differs_in_its_last_bit_is_counted_again(small):
+    """A scorer whose gathered columns come out one bit lower than its ranges: ranks follow the range."""
+
+    class Wobbly(Fixed):
+        def scorer(self, batch):
+            own = self.scores[batch.user]
+            return lambda items: own[:, items].clone() if isinstance(items, slice) else torch.nextafter(own[:, items], torch.tensor(-torch.inf))
+
+    scores = torch.randint(4, (small.n_users, small.n_items)).float()
+    np.testing.assert_array_equal(rank(Wobbly(scores), small).rank, brute(scores, small, "test"))

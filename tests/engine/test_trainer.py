@@ -1,0 +1,200 @@
+"""The loop: one gradient for any cut into pieces and ranks, steps that are not finite, stopping, learning."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, PartialState
+from ranks import run_on
+
+from distrec import config as cfg
+from distrec.data import batches
+from distrec.engine.checkpoint import Checkpoints
+from distrec.engine.trainer import Trainer, learning_rate
+from distrec.models.build import build
+from distrec.runtime import Journal, Ranks
+
+SASREC = cfg.SasRec(d_model=16, max_len=20, dropout=0.0)
+
+
+def never():
+    return False
+
+
+def trainer(data, folder, model=SASREC, seed=0, **train):
+    PartialState._reset_state()
+    AcceleratorState._reset_state(True)
+    ranks = Ranks.here()
+    handlers = [InitProcessGroupKwargs(backend="gloo")] if ranks.size > 1 else []
+    accelerator = Accelerator(cpu=True, kwargs_handlers=handlers)
+    assert accelerator.num_processes == ranks.size
+    folder.mkdir(parents=True, exist_ok=True)
+    config = cfg.Train(**{"epochs": 2, "batch_tokens": 300, "log_steps": 1, "patience": 100, **train})
+    net = build(model, data, seed) if isinstance(model, cfg.SasRec) else model
+    return Trainer(config, cfg.Score(bootstrap=0), net, data, Checkpoints(folder / "checkpoints", {"a": 1}), Journal(folder / "metrics.jsonl", ranks), accelerator, ranks, seed)
+
+
+def fit(data, folder, **more):
+    one = trainer(data, folder, **more)
+    assert one.fit(never)
+    return one
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["event"] == "train"]
+
+
+def test_the_learning_rate_warms_up_and_follows_a_cosine():
+    config = cfg.Train(lr=1.0, warmup=0.1, min_lr_share=0.2)
+    assert learning_rate(config, 0) == 0
+    assert learning_rate(config, 0.05) == pytest.approx(0.5)
+    assert learning_rate(config, 0.1) == pytest.approx(1.0)
+    assert learning_rate(config, 0.55) == pytest.approx(0.2 + 0.8 / 2)
+    assert learning_rate(config, 1) == pytest.approx(0.2)
+    assert learning_rate(cfg.Train(warmup=0.0), 0) == cfg.Train().lr
+
+
+def test_it_learns(small, tmp_path):
+    done = fit(small, tmp_path, epochs=12, lr=5e-3)
+    assert np.mean(losses(tmp_path)[-5:]) < np.mean(losses(tmp_path)[:5]) - 0.2
+    assert done.progress.best > 0
+
+
+@pytest.mark.parametrize("micro", [25, 60, 150])
+def test_accumulation_divides_by_the_number_of_targets(small, tmp_path, micro):
+    whole, cut = fit(small, tmp_path / "a"), fit(small, tmp_path / "b", micro_tokens=micro)
+    np.testing.assert_allclose(losses(tmp_path / "a"), losses(tmp_path / "b"), rtol=1e-5)
+    for one, two in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=2e-4, rtol=1e-3)
+
+
+def test_a_step_s_gradient_is_the_mean_over_its_targets(small, tmp_path):
+    one = trainer(small, tmp_path, micro_tokens=40, clip=1e9)
+    one.samples = batches.training(small, "sequences", 20)
+    one.wrapped = one.model
+    rows = batches.steps(one.samples, 300, 0, 0)[0]
+    n = one.samples.n_targets(rows)
+    for i, piece in enumerate(batches.micro_batches(small, one.samples, rows, 40, 0, 1)):
+        one._backward(piece, i, n)
+    ours = one.model.item.weight.grad.clone()
+    one.model.zero_grad()
+    (one.model(batches.collate(small, one.samples, rows)) / n).backward()
+    torch.testing.assert_close(ours, one.model.item.weight.grad)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_processes_follow_the_curve_of_one(small, tmp_path, size):
+    alone = fit(small, tmp_path / "one")
+
+    def share():
+        return float(fit(small, tmp_path / "many").progress.best)
+
+    assert run_on(size, share) == [pytest.approx(alone.progress.best, abs=1e-3)] * size
+    np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "many"), rtol=1e-5)
+
+
+class Poisoned(torch.nn.Module):
+    """A model whose loss, or gradient, is not finite for one user."""
+
+    def __init__(self, net, user, what, times=1):
+        super().__init__()
+        self.net, self.user, self.what, self.times = net, user, what, times
+        self.max_len = net.max_len
+
+    def forward(self, batch):
+        loss = self.net(batch)
+        if self.user is not None and (self.user not in batch.user[batch.is_target.any(1)].tolist() or self.times == 0):
+            return loss
+        self.times -= 1
+        if self.what == "loss":
+            return loss * torch.nan
+        return loss + (self.net.item.weight.sum() * 0).sqrt() * 0  # finite, but its gradient is 0 · ∞
+
+    def scorer(self, batch):
+        return self.net.scorer(batch)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_step_that_is_not_finite_is_skipped_on_every_rank_and_named(small, tmp_path, what, size):
+    def share():
+        done = fit(small, tmp_path, model=Poisoned(build(SASREC, small, 0), 17, what))
+        assert done.progress.skips == 0
+        return [p.detach().numpy() for p in done.model.parameters()]
+
+    answers = run_on(size, share)
+    for weights in answers:
+        assert all(np.isfinite(w).all() for w in weights)
+        assert all(np.array_equal(one, two) for one, two in zip(weights, answers[0], strict=True))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    skipped = [line for line in lines if line["event"] == "skipped"]
+    assert len(skipped) == 1
+    assert small.users[17]["raw"] in skipped[0]["users"]
+
+
+def test_too_many_skips_in_a_row_stop_the_run(small, tmp_path):
+    one = trainer(small, tmp_path, model=Poisoned(build(SASREC, small, 0), None, "loss", 10**9), max_skips=4)
+    with pytest.raises(ValueError, match=r"4 steps in a row were not finite \(train.max_skips\)"):
+        one.fit(never)
+    assert one.progress.step == 3
+
+
+def test_it_stops_early_on_validation_and_keeps_the_best(small, tmp_path):
+    done = fit(small, tmp_path, epochs=30, patience=2, lr=3e-2)
+    assert done.progress.stopped_early
+    assert done.progress.epoch < 30
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    valid = [line["ndcg@10"] for line in lines if line["event"] == "valid"]
+    assert max(valid) == done.progress.best
+    assert valid.index(max(valid)) == len(valid) - 3
+    assert (tmp_path / "checkpoints" / done.progress.best_checkpoint).is_dir()
+
+
+class After:
+    """Asks to stop after n looks."""
+
+    def __init__(self, n):
+        self.left = n
+
+    def __call__(self):
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize("micro", [60, 10**6])
+def test_stopped_at_any_step_and_resumed_it_ends_with_the_same_bits(small, tmp_path, micro):
+    model = replace(SASREC, dropout=0.2)
+    more = {"micro_tokens": micro, "model": model, "save_steps": 2}
+    whole = fit(small, tmp_path / "whole", **more)
+    for n in (0, 1, 3, whole.progress.step // 2, whole.progress.step - 1):
+        folder = tmp_path / str(n)
+        assert not trainer(small, folder, **more).fit(After(n))
+        torch.randn(n + 1)  # nothing depends on what was drawn before
+        resumed = fit(small, folder, **more)
+        for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+            assert torch.equal(one, two)
+        assert losses(folder) == losses(tmp_path / "whole")
+
+
+def test_on_random_sequences_the_loss_stays_at_chance(small, tmp_path):
+    """No look ahead: with i.i.d. items nothing beats the uniform guess (a leak would)."""
+    rng = np.random.default_rng(0)
+    noise = replace(small, item=rng.integers(0, small.n_items, len(small.item)).astype(np.int32))
+    one = trainer(noise, tmp_path, epochs=3)
+    one.fit(never)
+    assert np.mean(losses(tmp_path)[-5:]) > 0.98 * math.log(small.n_items)
+
+
+def test_throughput_memory_and_mfu_are_logged(small, tmp_path):
+    fit(small, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["event"] == "train"][-1]
+    assert last["tokens_per_s"] > 0
+    assert last["items_per_s"] > 0
+    assert 0.01 < last["peak_gib"] < 100
+    assert 0 < last["mfu"] < 1.5
