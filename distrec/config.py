@@ -287,7 +287,9 @@ def _explain_one(finding: Any) -> str:
     if finding["type"] == "union_tag_invalid":
         tag = finding["ctx"]["tag"]
         near = difflib.get_close_matches(tag, _MODELS, 1, 0.5)
-        return f"unknown model.name {tag!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_MODELS)}")
+        return f"unknown model.name {tag!r}; " + (
+            f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_MODELS)}"
+        )
     if finding["type"] == "union_tag_not_found":
         return f"model needs a name, one of: {', '.join(_MODELS)}"
     message = finding["msg"].removeprefix("Value error, ")

@@ -92,7 +92,9 @@ class Journal:
         """Drop the lines of later steps (and a half-written last one): a resumed run writes them again."""
         if self._file is None:
             return
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if _step_of(line) <= step]
+        kept = [
+            line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if _step_of(line) <= step
+        ]
         write_atomically(self.path, "".join(kept))
         self._file.close()
         self._file = self.path.open("a", encoding="utf-8")

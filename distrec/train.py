@@ -58,7 +58,9 @@ def main(argv: Sequence[str]) -> int:
         seen = None
         if is_trained(model):
             checkpoints = Checkpoints(out / "checkpoints", made)
-            trainer = Trainer(config.train, config.score, model, data, checkpoints, journal, accelerator, ranks, config.seed)
+            trainer = Trainer(
+                config.train, config.score, model, data, checkpoints, journal, accelerator, ranks, config.seed
+            )
             if config.train.trackers:
                 accelerator.init_trackers("distrec", store.flat(cfg.plain(config)))
             if not trainer.fit(stop):
@@ -87,17 +89,28 @@ def join(config: cfg.Config) -> Accelerator:
     handlers: list[Any] = [InitProcessGroupKwargs(backend="gloo")] if on_cpu and asked > 1 else []
     tracked: Any = list(config.train.trackers)
     accelerator = Accelerator(
-        cpu=on_cpu, mixed_precision=config.train.precision, log_with=tracked or None, project_dir=config.out or "runs", kwargs_handlers=handlers
+        cpu=on_cpu,
+        mixed_precision=config.train.precision,
+        log_with=tracked or None,
+        project_dir=config.out or "runs",
+        kwargs_handlers=handlers,
     )
     if accelerator.num_processes != asked:
-        raise ValueError(f"{asked} processes were started but {accelerator.num_processes} joined: on CPUs set ACCELERATE_USE_CPU=true and use torchrun")
+        raise ValueError(
+            f"{asked} processes were started but {accelerator.num_processes} joined: on CPUs set ACCELERATE_USE_CPU=true and use torchrun"
+        )
     return accelerator
 
 
 def made_by(config: cfg.Config, data: Prepared) -> dict[str, Any]:
     """What a checkpoint of this run must agree with to be resumed."""
     settings = cfg.plain(config)
-    chosen = {"model": settings["model"], "train": settings["train"], "score.mask_history": config.score.mask_history, "seed": config.seed}
+    chosen = {
+        "model": settings["model"],
+        "train": settings["train"],
+        "score.mask_history": config.score.mask_history,
+        "seed": config.seed,
+    }
     return {key: value for key, value in store.flat(chosen).items() if key not in _FREE} | {"data": data.stamp}
 
 
@@ -116,20 +129,35 @@ def enter(out: Path, config: cfg.Config, made: dict[str, Any], ranks: Ranks) -> 
         before = json.loads(made_file.read_text())
         for key in sorted(before.keys() | made.keys()):
             if before.get(key) != made.get(key):
-                raise ValueError(f"{out} holds another run ({key} was {before.get(key)!r}, now {made.get(key)!r}): choose another out=DIR or remove it")
+                raise ValueError(
+                    f"{out} holds another run ({key} was {before.get(key)!r}, now {made.get(key)!r}): choose another out=DIR or remove it"
+                )
     write_atomically(made_file, json.dumps(made, indent=1))
     write_atomically(out / "config.yaml", cfg.dump(config))
     return lock
 
 
-def finish(out: Path, config: cfg.Config, data: Prepared, model: nn.Module, made: dict[str, Any], seen: Any, journal: Journal, report: dict[str, Any], table: Any) -> None:
+def finish(
+    out: Path,
+    config: cfg.Config,
+    data: Prepared,
+    model: nn.Module,
+    made: dict[str, Any],
+    seen: Any,
+    journal: Journal,
+    report: dict[str, Any],
+    table: Any,
+) -> None:
     """Export the item table, write the figures, stamp what the run is and what made it."""
     if hasattr(model, "item_table"):
         store.make(out / "item_table", {**made, "fitted_on": "train"}, partial(save_table, model, seen))
     journal.write(event="test", **{key: report["full"][key] for key in ("hr@10", "ndcg@10")})
     report |= {"model": config.model.name, "seed": config.seed, "data": data.stamp}
     outcome.write(out, report, table)
-    versions = {name: importlib.metadata.version(name) for name in ("distrec", "torch", "accelerate", "datasets", "polars", "numpy")}
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("distrec", "torch", "accelerate", "datasets", "polars", "numpy")
+    }
     provenance = {**made, "prepared": data.folder.name, "command": shlex.join(sys.argv), "versions": versions}
     store.stamp_files(out, provenance, ["config.yaml", "metrics.jsonl", "test.json", "ranks.parquet"])
 

@@ -42,7 +42,9 @@ def small(artefacts):
 
 
 def prepare_small(root, *more):
-    config = cfg.load([f"data.root={root}", "data.synthetic.users=120", "data.synthetic.items=150", "data.negatives=20", *more])
+    config = cfg.load(
+        [f"data.root={root}", "data.synthetic.users=120", "data.synthetic.items=150", "data.negatives=20", *more]
+    )
     return prepared.load(prepared.prepare(config.data))
 
 

@@ -39,7 +39,15 @@ def _child(rank, size, port, fn, pipe):
     code = 1
     try:
         torch.set_num_threads(1)
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", LOCAL_WORLD_SIZE=str(size))
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(size),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            ACCELERATE_USE_CPU="true",
+            LOCAL_WORLD_SIZE=str(size),
+        )
         dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=120))
         answer = pickle.dumps(fn())
         dist.barrier()

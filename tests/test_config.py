@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from distrec import config as cfg
@@ -39,24 +41,36 @@ def test_another_model_name_drops_the_keys_of_the_first(tmp_path):
     ],
 )
 def test_a_wrong_key_or_value_is_one_line_that_names_it(bad, names):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(names)) as caught:
         cfg.load([bad])
-    assert names in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("text", "names"),
-    [("train: {lr: 1}\ntrain: {lr: 2}\n", "stands twice"), ("train:\n  lr: 1\n epochs: 2\n", "line 3"), ("- 1\n", "mapping"), ("a: !!python/object/apply:os.system [ls]\n", "not YAML")],
+    [
+        ("train: {lr: 1}\ntrain: {lr: 2}\n", "stands twice"),
+        ("train:\n  lr: 1\n epochs: 2\n", "line 3"),
+        ("- 1\n", "mapping"),
+        ("a: !!python/object/apply:os.system [ls]\n", "not YAML"),
+    ],
 )
 def test_a_wrong_file_is_named_with_its_line(text, names, tmp_path):
     (tmp_path / "a.yaml").write_text(text)
-    with pytest.raises(ValueError, match="a.yaml") as caught:
+    with pytest.raises(ValueError, match=r"a\.yaml") as caught:
         cfg.load([str(tmp_path / "a.yaml")])
     assert names in str(caught.value)
 
 
 def test_dump_and_load_are_inverse(tmp_path):
-    config = cfg.load(["model.name=markov", "model.decay=0.5", "data.columns.user=customer", "out=runs/x", "train.trackers=[tensorboard]"])
+    config = cfg.load(
+        [
+            "model.name=markov",
+            "model.decay=0.5",
+            "data.columns.user=customer",
+            "out=runs/x",
+            "train.trackers=[tensorboard]",
+        ]
+    )
     (tmp_path / "c.yaml").write_text(cfg.dump(config))
     assert cfg.load([str(tmp_path / "c.yaml")]) == config

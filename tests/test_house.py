@@ -56,7 +56,10 @@ def test_imports_point_downwards():
         f"{path.relative_to(ROOT)}:{line} imports {below}"
         for path in modules()
         for _, below, line in imports(path)
-        if below and below != room(path) and LEVEL[below] >= LEVEL[room(path)] and not (room(path) == "jobs" and below == "train")
+        if below
+        and below != room(path)
+        and LEVEL[below] >= LEVEL[room(path)]
+        and not (room(path) == "jobs" and below == "train")
     ]
     assert not up
 
@@ -94,7 +97,10 @@ def test_mathematics_knows_tensors_only():
 def test_no_file_hides_a_library():
     """`accelerate launch distrec/train.py` puts distrec/ itself first on sys.path."""
     taken = set(sys.stdlib_module_names) | set(importlib.metadata.packages_distributions())
-    ours = {path.stem for path in HOUSE.iterdir() if path.suffix == ".py" or path.is_dir()} - {"__init__", "__pycache__"}
+    ours = {path.stem for path in HOUSE.iterdir() if path.suffix == ".py" or path.is_dir()} - {
+        "__init__",
+        "__pycache__",
+    }
     assert not ours & taken
 
 
@@ -103,8 +109,15 @@ def test_no_logic_in_init_files():
 
 
 def test_nothing_is_unpickled_or_executed():
-    unsafe = re.compile(r"\bpickle\b|torch\.load\(|(?<!literal_)\beval\(|\bexec\(|extractall|yaml\.unsafe|trust_remote_code\s*=\s*True|np\.load\([^)]*allow_pickle=True")
-    found = [f"{path.relative_to(ROOT)}: {line.strip()}" for path in modules() for line in path.read_text().splitlines() if unsafe.search(line)]
+    unsafe = re.compile(
+        r"\bpickle\b|torch\.load\(|(?<!literal_)\beval\(|\bexec\(|extractall|yaml\.unsafe|trust_remote_code\s*=\s*True|np\.load\([^)]*allow_pickle=True"
+    )
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in modules()
+        for line in path.read_text().splitlines()
+        if unsafe.search(line)
+    ]
     found = [line for line in found if "model.eval()" not in line and "without pickle" not in line]
     assert not found
 
@@ -123,7 +136,11 @@ def test_every_shipped_config_loads_survives_a_round_trip_and_opens_with_its_com
 def test_files_stay_short():
     """Reported, not refused: past 300 lines the design deserves another thought."""
     long = [f"{path.relative_to(ROOT)} {n}" for path in modules() if (n := len(path.read_text().splitlines())) > 300]
-    crowded = [str(folder.relative_to(ROOT)) for folder in HOUSE.rglob("*") if folder.is_dir() and len([p for p in folder.glob("*.py") if p.name != "__init__.py"]) > 9]
+    crowded = [
+        str(folder.relative_to(ROOT))
+        for folder in HOUSE.rglob("*")
+        if folder.is_dir() and len([p for p in folder.glob("*.py") if p.name != "__init__.py"]) > 9
+    ]
     if long or crowded:
         warnings.warn(f"long files: {long}; crowded folders: {crowded}", stacklevel=1)
     assert max(len(path.read_text().splitlines()) for path in modules()) < 500

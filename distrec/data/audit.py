@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -55,7 +56,10 @@ def targets_in_input(data: Prepared) -> Iterator[Finding]:
         bad = np.flatnonzero(repeated[places])
         yield from _finding(
             f"{split} target inside its own input",
-            [f"user {_raw(data.users, users[i])} has item {_raw(data.items, data.item[places[i]])} before" for i in bad[:SHOWN]],
+            [
+                f"user {_raw(data.users, users[i])} has item {_raw(data.items, data.item[places[i]])} before"
+                for i in bad[:SHOWN]
+            ],
             len(bad),
         )
 
@@ -81,7 +85,11 @@ def ordered_ids(data: Prepared) -> Iterator[Finding]:
         rho = np.corrcoef(np.arange(n), np.argsort(np.argsort(first)))[0, 1]
         if abs(rho) > 5 / np.sqrt(n - 1):
             shown = items[np.argsort(first)][:SHOWN]
-            yield from _finding(f"ids follow the order of {name} (rank correlation {rho:+.2f})", [f"items {', '.join(map(str, shown))} come first"], n)
+            yield from _finding(
+                f"ids follow the order of {name} (rank correlation {rho:+.2f})",
+                [f"items {', '.join(map(str, shown))} come first"],
+                n,
+            )
 
 
 def positive_negatives(data: Prepared) -> Iterator[Finding]:
@@ -94,7 +102,10 @@ def positive_negatives(data: Prepared) -> Iterator[Finding]:
     users, columns = np.nonzero(owned[place] == key)
     yield from _finding(
         "negative that is a positive",
-        [f"user {_raw(data.users, u)} negative {c}: item {_raw(data.items, data.negatives[u, c])}" for u, c in list(zip(users, columns, strict=True))[:SHOWN]],
+        [
+            f"user {_raw(data.users, u)} negative {c}: item {_raw(data.items, data.negatives[u, c])}"
+            for u, c in list(zip(users, columns, strict=True))[:SHOWN]
+        ],
         len(users),
     )
 
@@ -113,12 +124,20 @@ def telling_texts(data: Prepared) -> Iterator[Finding]:
         target = data.item[places]
         before = data.item[np.maximum(places - 1, data.start[users])]
         user_names, item_names = (pl.Series(names["raw"][:]).str.to_lowercase() for names in (data.users, data.items))
-        pairs = {"names its user": (target, user_names.gather(users)), "is named by the item before it": (before, item_names.gather(target))}
+        pairs = {
+            "names its user": (target, user_names.gather(users)),
+            "is named by the item before it": (before, item_names.gather(target)),
+        }
         for what, (item, word) in pairs.items():
-            asked = pl.DataFrame({"item": item.astype(np.int64), "word": word, "user": users}).filter(~pl.col("word").str.contains(r"^\d*$"))
+            asked = pl.DataFrame({"item": item.astype(np.int64), "word": word, "user": users}).filter(
+                ~pl.col("word").str.contains(r"^\d*$")
+            )
             hits = asked.join(table, on=["item", "word"], how="semi")
             hits = hits.filter(pl.col("word") != item_names.gather(hits["item"]))
-            shown = [f"text of item {_raw(data.items, row['item'])} holds {row['word']!r}" for row in hits.head(SHOWN).iter_rows(named=True)]
+            shown = [
+                f"text of item {_raw(data.items, row['item'])} holds {row['word']!r}"
+                for row in hits.head(SHOWN).iter_rows(named=True)
+            ]
             yield from _finding(f"a {split} interaction {what} in an item text", shown, hits.height)
     yield from _counting_texts(data, table)
 
@@ -136,7 +155,10 @@ def _counting_texts(data: Prepared, words: pl.DataFrame) -> Iterator[Finding]:
 
     hits, chance = holding(every[told]), holding(elsewhere).height
     if hits.height > chance + 5 * np.sqrt(chance + 1):
-        shown = [f"text of item {_raw(data.items, item)} holds {word}, its count over all splits" for item, word in hits.head(SHOWN).iter_rows()]
+        shown = [
+            f"text of item {_raw(data.items, item)} holds {word}, its count over all splits"
+            for item, word in hits.head(SHOWN).iter_rows()
+        ]
         yield from _finding("item text counts held-out interactions", shown, hits.height)
 
 
@@ -151,14 +173,20 @@ def held_out_in_artefact(data: Prepared, folder: Path) -> Iterator[Finding]:
     fitted_on = made_by.get("fitted_on")
     if fitted_on not in ("train", "text"):
         yield Finding(f"{folder.name} was fitted on {fitted_on!r}, not on 'train' or 'text'", 1, (str(folder),))
-    tensors = {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in safetensors.numpy.load_file(path).items()}
+    tensors = {
+        name: value
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, value in safetensors.numpy.load_file(path).items()
+    }
     train = np.bincount(data.item[data.is_train()], minlength=data.n_items)
     seen = tensors.get("seen")
     if fitted_on == "train" and seen is None:
         yield Finding(f"{folder.name} does not say how often it read each item (`seen`)", 1, (str(folder),))
     elif seen is not None:
         if len(seen) != data.n_items:
-            raise ValueError(f"{folder} is about {len(seen)} items, the data has {data.n_items}: it belongs to other data")
+            raise ValueError(
+                f"{folder} is about {len(seen)} items, the data has {data.n_items}: it belongs to other data"
+            )
         bad = np.flatnonzero(seen > train)
         shown = [f"item {_raw(data.items, i)} was read {seen[i]} times, training has {train[i]}" for i in bad[:SHOWN]]
         yield from _finding(f"{folder.name} read held-out interactions", shown, len(bad))
@@ -183,7 +211,9 @@ def artefacts_of(data: Prepared, *roots: Path) -> list[Path]:
 def _together(data: Prepared, row: np.ndarray, column: np.ndarray) -> np.ndarray:
     """Whether some user has both items in training, for each pair; in blocks, never items × items dense."""
     train = data.is_train()
-    has = sparse.csr_array((np.ones(train.sum(), np.int32), (data.item[train], _user(data)[train])), shape=(data.n_items, data.n_users))
+    has = sparse.csr_array(
+        (np.ones(train.sum(), np.int32), (data.item[train], _user(data)[train])), shape=(data.n_items, data.n_users)
+    )
     joined = [
         np.asarray(has[row[low : low + 65_536]].multiply(has[column[low : low + 65_536]]).sum(1)).ravel() > 0
         for low in range(0, len(row), 65_536)
@@ -195,7 +225,7 @@ def _user(data: Prepared) -> np.ndarray:
     return np.repeat(np.arange(data.n_users), np.diff(data.start))
 
 
-def _raw(table: Dataset, row: int | np.integer) -> str:
+def _raw(table: Dataset, row: Any) -> str:
     return table[int(row)]["raw"]
 
 

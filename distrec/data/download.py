@@ -6,7 +6,6 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -66,13 +65,17 @@ def official(catalogue: str) -> tuple[Official, ...]:
     if catalogue in CATALOGUES:
         return CATALOGUES[catalogue]
     if kind == "amazon-2014" and category:
-        return Official(f"{_SNAP}/reviews_{category}_5.json.gz", None), Official(f"{_SNAP}/meta_{category}.json.gz", None)
+        return Official(f"{_SNAP}/reviews_{category}_5.json.gz", None), Official(
+            f"{_SNAP}/meta_{category}.json.gz", None
+        )
     if kind == "amazon-2018" and category:
         return (
             Official(f"{_UCSD}/categoryFilesSmall/{category}_5.json.gz", None),
             Official(f"{_UCSD}/metaFiles2/meta_{category}.json.gz", None),
         )
-    raise ValueError(f"unknown data.catalogue={catalogue!r}; known: {', '.join(CATALOGUES)}, amazon-2014/NAME, amazon-2018/NAME")
+    raise ValueError(
+        f"unknown data.catalogue={catalogue!r}; known: {', '.join(CATALOGUES)}, amazon-2014/NAME, amazon-2018/NAME"
+    )
 
 
 def folder(config: Data) -> Path:
@@ -90,13 +93,13 @@ def fetch(config: Data, target: Path, names: Sequence[str]) -> Path:
         for name in names:
             if (target / name).is_file():
                 return target / name
-    _absent(config, target, names)
+    raise _absent(config, target, names)
 
 
 def fetch_all(config: Data, target: Path) -> list[Path]:
     """Every official file of the catalogue, in `target`."""
     if not config.catalogue:
-        _absent(config, target, ["the reviews (NAME_5.json.gz)", "the metadata (meta_NAME.json.gz)"])
+        raise _absent(config, target, ["the reviews (NAME_5.json.gz)", "the metadata (meta_NAME.json.gz)"])
     files = []
     for source in official(config.catalogue):
         archive = _download(source, target)
@@ -112,11 +115,15 @@ def _download(source: Official, target: Path) -> Path:
             _stream(source.url, part)
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", error)
-            raise ValueError(f"{done} is missing and {source.url} cannot be reached ({reason}): download it elsewhere and put it there") from None
+            raise ValueError(
+                f"{done} is missing and {source.url} cannot be reached ({reason}): download it elsewhere and put it there"
+            ) from None
         part.rename(done)
     found = file_digest(done)
     if source.sha256 and found != source.sha256:
-        raise ValueError(f"{done} has sha256 {found}, pinned is {source.sha256}: remove it and fetch {source.url} again")
+        raise ValueError(
+            f"{done} has sha256 {found}, pinned is {source.sha256}: remove it and fetch {source.url} again"
+        )
     if not source.sha256:
         # Deviation: Amazon's publishers give no checksum; what was read is recorded in the stamp of the prepared data.
         log(f"{done}: sha256 {found} (its publisher pins none)")
@@ -130,7 +137,10 @@ def _stream(url: str, part: Path) -> None:
     with urllib.request.urlopen(request, timeout=30) as answer:
         resumed = answer.status == 206
         total = int(answer.headers.get("Content-Length") or 0) + have * resumed
-        with part.open("ab" if resumed else "wb") as file, tqdm(total=total or None, initial=have * resumed, unit="B", unit_scale=True, desc=part.stem) as bar:
+        with (
+            part.open("ab" if resumed else "wb") as file,
+            tqdm(total=total or None, initial=have * resumed, unit="B", unit_scale=True, desc=part.stem) as bar,
+        ):
             while block := answer.read(1 << 20):
                 file.write(block)
                 bar.update(len(block))
@@ -150,7 +160,7 @@ def _extract(archive: Path, member: str, target: Path) -> Path:
     return path
 
 
-def _absent(config: Data, target: Path, names: Sequence[str]) -> NoReturn:
+def _absent(config: Data, target: Path, names: Sequence[str]) -> ValueError:
     hints = {
         "movielens": "https://grouplens.org/datasets/movielens/ (or set data.catalogue=ml-100k or ml-1m)",
         "lastfm": "https://grouplens.org/datasets/hetrec-2011/ (or set data.catalogue=lastfm-2k)",
@@ -158,4 +168,6 @@ def _absent(config: Data, target: Path, names: Sequence[str]) -> NoReturn:
         "sequences": "a program of yours (README, 'Your own data')",
     }
     where = hints.get(config.source, "its publisher")
-    raise ValueError(f"{target} lacks {' or '.join(names)} (plain or .gz): get it from {where} and put it into {target}")
+    return ValueError(
+        f"{target} lacks {' or '.join(names)} (plain or .gz): get it from {where} and put it into {target}"
+    )

@@ -25,7 +25,10 @@ def blocks(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, bytes]]:
     Raises: ValueError for a cut-off gzip stream, a line over 16 MiB, or bytes that are not `encoding`.
     """
     line, rest = 1, b""
-    with path.open("rb") as raw, tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, delay=2, leave=False) as bar:
+    with (
+        path.open("rb") as raw,
+        tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, delay=2, leave=False) as bar,
+    ):
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         stream = gzip.GzipFile(fileobj=raw) if zipped else raw
@@ -33,7 +36,9 @@ def blocks(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, bytes]]:
             try:
                 fresh = stream.read(BLOCK)
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise ValueError(f"{path}, after line {line + rest.count(10)}: the gzip stream is cut off or damaged ({error}); fetch the file again") from None
+                raise ValueError(
+                    f"{path}, after line {line + rest.count(10)}: the gzip stream is cut off or damaged ({error}); fetch the file again"
+                ) from None
             bar.update(raw.tell() - bar.n)
             cut = fresh.rfind(b"\n") + 1
             block, rest = (rest + fresh[:cut], fresh[cut:]) if cut else (b"", rest + fresh)
@@ -41,7 +46,9 @@ def blocks(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, bytes]]:
                 block, rest = rest, b""
             longest = max(len(rest), _longest(block))
             if longest > LONGEST:
-                raise ValueError(f"{path}, line {_line_over(block + rest, line)}: longer than {LONGEST >> 20} MiB; is this a file of one record a line?")
+                raise ValueError(
+                    f"{path}, line {_line_over(block + rest, line)}: longer than {LONGEST >> 20} MiB; is this a file of one record a line?"
+                )
             if block:
                 yield line, _to_utf8(block, encoding, path, line)
                 line += block.count(b"\n")
@@ -50,7 +57,13 @@ def blocks(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, bytes]]:
 
 
 def read_delimited(
-    path: Path, names: Sequence[str], separator: str, *, encoding: str = "utf-8", header: bool = False, filled: Sequence[str] = ()
+    path: Path,
+    names: Sequence[str],
+    separator: str,
+    *,
+    encoding: str = "utf-8",
+    header: bool = False,
+    filled: Sequence[str] = (),
 ) -> pl.DataFrame:
     """The first columns of a file of delimited text, each as String, plus `line`.
 
@@ -81,7 +94,9 @@ def read_delimited(
             raise ValueError(f"{path}, from line {first}: {_first(error)}") from None
         frame = frame.rename(dict(zip(frame.columns, columns, strict=False)))
         if absent := [name for name in names if name not in frame.columns]:
-            raise ValueError(f"{path}, line {first}: no column {absent[0]!r} (only {len(frame.columns)} columns found); is the separator {separator!r}?")
+            raise ValueError(
+                f"{path}, line {first}: no column {absent[0]!r} (only {len(frame.columns)} columns found); is the separator {separator!r}?"
+            )
         frames.append(frame.select(*names).with_row_index("line", offset=first))
     if not frames:
         raise ValueError(f"{path}: the file is empty")
@@ -99,13 +114,19 @@ def read_json_lines(path: Path, schema: Mapping[str, Any], filled: Sequence[str]
     frames = []
     for first, block in blocks(path):
         if blank := _blank_line(block):
-            raise ValueError(f"{path}, line {first + blank - 1}: a blank line where a JSON object should stand; remove it")
+            raise ValueError(
+                f"{path}, line {first + blank - 1}: a blank line where a JSON object should stand; remove it"
+            )
         try:
             frame = pl.read_ndjson(io.BytesIO(block), schema=dict(schema))
         except pl.exceptions.PolarsError as error:
-            raise ValueError(_bad_line(path, first, block, json.loads) or f"{path}, from line {first}: {_first(error)}") from None
+            raise ValueError(
+                _bad_line(path, first, block, json.loads) or f"{path}, from line {first}: {_first(error)}"
+            ) from None
         if frame.height != block.count(b"\n") + (not block.endswith(b"\n")):
-            raise ValueError(_bad_line(path, first, block, json.loads) or f"{path}, from line {first}: not one JSON object a line")
+            raise ValueError(
+                _bad_line(path, first, block, json.loads) or f"{path}, from line {first}: not one JSON object a line"
+            )
         frames.append(frame.with_row_index("line", offset=first))
     if not frames:
         raise ValueError(f"{path}: the file is empty")
@@ -124,7 +145,9 @@ def read_literal_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for offset, text in enumerate(block.splitlines()):
             record = _literal(text)
             if not isinstance(record, dict):
-                raise ValueError(f"{path}, line {first + offset}: neither a Python literal nor a JSON object: {text[:60].decode()!r}")
+                raise ValueError(
+                    f"{path}, line {first + offset}: neither a Python literal nor a JSON object: {text[:60].decode()!r}"
+                )
             yield first + offset, record
 
 
@@ -161,7 +184,9 @@ def _to_utf8(block: bytes, encoding: str, path: Path, first: int) -> bytes:
         text = block.decode(encoding)
     except UnicodeDecodeError as error:
         line = first + block[: error.start].count(b"\n")
-        raise ValueError(f"{path}, line {line}: byte {block[error.start : error.start + 1]!r} is not {encoding}; convert the file (iconv -t utf-8)") from None
+        raise ValueError(
+            f"{path}, line {line}: byte {block[error.start : error.start + 1]!r} is not {encoding}; convert the file (iconv -t utf-8)"
+        ) from None
     return block if encoding == "utf-8" else text.encode()
 
 

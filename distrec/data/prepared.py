@@ -30,7 +30,7 @@ from distrec.runtime import log
 Split = Literal["valid", "test"]
 FORMAT = 1  # of the artefact; raise it when its content changes for the same config
 
-_RULES = {"lastfm": "first", "sequences": "keep", "synthetic": "keep"}
+_RULES: dict[str, split.Rule] = {"lastfm": "first", "sequences": "keep", "synthetic": "keep"}
 _RAW_LOGS = ("movielens", "amazon", "lastfm")
 
 
@@ -133,7 +133,9 @@ def _fill(folder: Path, config: Data) -> None:
     counts[f"outside the {k}-core"] = int((~core).sum())
     keep[keep] = core
     if not keep.any():
-        raise ValueError(f"nothing is left of {config.path}: no {k}-core in {len(keep):,} interactions; lower data.k_core")
+        raise ValueError(
+            f"nothing is left of {config.path}: no {k}-core in {len(keep):,} interactions; lower data.k_core"
+        )
     if not keep.all():
         user, item, time = user[keep], item[keep], None if time is None else time[keep]
         user_names, user = _renumber(user_names, user)
@@ -143,7 +145,9 @@ def _fill(folder: Path, config: Data) -> None:
 
     train_end, valid_end = _split(config, start, time)
     if (train_end == start[1:]).all():
-        raise ValueError(f"no user of {config.path} has a target to evaluate (leave_one_out needs 3 interactions a user)")
+        raise ValueError(
+            f"no user of {config.path} has a target to evaluate (leave_one_out needs 3 interactions a user)"
+        )
     texts = _items(raw.items, item_names, config.text)
     counts["items without text"] = int((texts["text"] == "").sum())
     _write(folder, "interactions", {"item": item, "time": time if time is not None else np.zeros(len(item), np.int64)})
@@ -204,10 +208,21 @@ def _items(attributes: pl.DataFrame, names: pl.Series, template: str) -> pl.Data
     known = [name for name in attributes.columns if name != "item"]
     for name in fields:
         if name not in known and name != "item":
-            raise ValueError(f"data.text={template!r}: items have no {name!r}; they have: {', '.join(['item', *known])}")
+            raise ValueError(
+                f"data.text={template!r}: items have no {name!r}; they have: {', '.join(['item', *known])}"
+            )
     once = attributes.unique("item", keep="first", maintain_order=True)
-    rows = names.to_frame("item").join(once, on="item", how="left", maintain_order="left").with_columns(pl.col(known).fill_null(""))
-    parts = [part for literal, name, _, _ in string.Formatter().parse(template) for part in (pl.lit(literal), name and pl.col(name)) if part is not None]
+    rows = (
+        names.to_frame("item")
+        .join(once, on="item", how="left", maintain_order="left")
+        .with_columns(pl.col(known).fill_null(""))
+    )
+    parts = [
+        part
+        for literal, name, _, _ in string.Formatter().parse(template)
+        for part in (pl.lit(literal), name and pl.col(name))
+        if part is not None
+    ]
     text = pl.concat_str(parts) if parts else pl.lit("")
     empty = pl.all_horizontal(pl.col(name) == "" for name in fields) if fields else pl.lit(False)
     rows = rows.with_columns(text=pl.when(empty).then(pl.lit("")).otherwise(text.str.strip_chars()))

@@ -69,9 +69,14 @@ def _movielens(config: Data) -> Raw:
         ratings, ["user", "item", "rating", "time"], "\t" if is_100k else "::", filled=["user", "item", "time"]
     )
     if is_100k:
-        items = lines.read_delimited(movies, ["item", "title", *(f"c{i}" for i in range(22))], "|", encoding="latin-1", filled=["item"])
+        items = lines.read_delimited(
+            movies, ["item", "title", *(f"c{i}" for i in range(22))], "|", encoding="latin-1", filled=["item"]
+        )
         genres = pl.concat_str(
-            [pl.when(pl.col(f"c{i + 3}") == "1").then(pl.lit(name + "|")).otherwise(pl.lit("")) for i, name in enumerate(_GENRES)]
+            [
+                pl.when(pl.col(f"c{i + 3}") == "1").then(pl.lit(name + "|")).otherwise(pl.lit(""))
+                for i, name in enumerate(_GENRES)
+            ]
         ).str.strip_suffix("|")
         items = items.with_columns(category=genres)
     else:
@@ -82,10 +87,12 @@ def _movielens(config: Data) -> Raw:
     return Raw(_timed(table, ratings), items, [ratings, movies])
 
 
-_GENRES = (  # u.genre, in its order
-    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical "
-    "Mystery Romance Sci-Fi Thriller War Western"
-).split()
+# fmt: off
+_GENRES = [  # u.genre, in its order
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
+    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+]
+# fmt: on
 
 
 def _amazon_files(config: Data) -> list[Path]:
@@ -99,7 +106,9 @@ def _amazon_files(config: Data) -> list[Path]:
     if not reviews:
         return download.fetch_all(config, path)
     if len(reviews) > 1:
-        raise ValueError(f"{path} holds {len(reviews)} review files ({reviews[0].name}, {reviews[1].name}…): set data.path to one of them")
+        raise ValueError(
+            f"{path} holds {len(reviews)} review files ({reviews[0].name}, {reviews[1].name}…): set data.path to one of them"
+        )
     return [*reviews, *([config.items] if config.items else metadata[:1])]
 
 
@@ -130,7 +139,9 @@ def _amazon_items(path: Path, wanted: set[str]) -> tuple[pl.DataFrame, dict[str,
                     "category": "|".join(_text(name) for name in groups[0]),
                 }
             )
-    frame = pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String, "brand": pl.String, "category": pl.String})
+    frame = pl.DataFrame(
+        rows, schema={"item": pl.String, "title": pl.String, "brand": pl.String, "category": pl.String}
+    )
     once = frame.unique("item", keep="first", maintain_order=True)
     return once, {"repeated metadata lines": frame.height - once.height}
 
@@ -145,7 +156,11 @@ def _lastfm(config: Data) -> Raw:
     names = {"userID": "user", "artistID": "item", "timestamp": "time"}
     table = lines.read_delimited(tagged, list(names), "\t", header=True, filled=list(names)).rename(names)
     items = lines.read_delimited(artists, ["id", "name"], "\t", header=True, filled=["id"])
-    return Raw(_timed(table, tagged, per_second=1000), items.select(item="id", title=pl.col("name").fill_null("")), [tagged, artists])
+    return Raw(
+        _timed(table, tagged, per_second=1000),
+        items.select(item="id", title=pl.col("name").fill_null("")),
+        [tagged, artists],
+    )
 
 
 def _sequences_files(config: Data) -> list[Path]:
@@ -159,12 +174,18 @@ def _sequences_files(config: Data) -> list[Path]:
 def _sequences(config: Data) -> Raw:
     """One user a line: user_id, raw_user, item_ids and timestamps separated by blanks; taken as it is."""
     path, *rest = _sequences_files(config)
-    table = lines.read_delimited(path, ["user_id", "item_ids", "timestamps"], "\t", header=True, filled=["user_id", "item_ids"])
+    table = lines.read_delimited(
+        path, ["user_id", "item_ids", "timestamps"], "\t", header=True, filled=["user_id", "item_ids"]
+    )
     lists = table.with_columns(pl.col("item_ids").str.split(" "), pl.col("timestamps").str.split(" "))
     has_time = table["timestamps"].is_not_null().any()
     if has_time:
         lines.require(
-            lists, "user_id", pl.col("item_ids").list.len() != pl.col("timestamps").list.len(), path, "has not as many timestamps as items"
+            lists,
+            "user_id",
+            pl.col("item_ids").list.len() != pl.col("timestamps").list.len(),
+            path,
+            "has not as many timestamps as items",
         )
     else:
         lists = lists.drop("timestamps")
@@ -182,7 +203,9 @@ def _sequences(config: Data) -> Raw:
 
 def _table_files(config: Data) -> list[Path]:
     if config.path is None or not config.path.is_file():
-        raise ValueError(f"data.path={config.path}: no such file; a table source needs one CSV, TSV, Parquet or JSONL file")
+        raise ValueError(
+            f"data.path={config.path}: no such file; a table source needs one CSV, TSV, Parquet or JSONL file"
+        )
     return [config.path, *([config.items] if config.items else [])]
 
 
@@ -217,12 +240,16 @@ def _open(path: Path, needed: list[str]) -> pl.DataFrame:
                 schema = dict.fromkeys(needed, pl.String)
                 return lines.read_json_lines(path, schema)
             case _:
-                raise ValueError(f"{path}: .{kind} is not known; a table is .csv, .tsv, .parquet or .jsonl (and .gz of the texts)")
+                raise ValueError(
+                    f"{path}: .{kind} is not known; a table is .csv, .tsv, .parquet or .jsonl (and .gz of the texts)"
+                )
         have = scan.collect_schema().names()
         if absent := [name for name in needed if name not in have]:
             raise ValueError(f"{path}, line 1: no column {absent[0]!r}; found: {', '.join(have)} (set data.columns)")
         keep = needed if len(needed) > 1 else have
-        return scan.select(keep).with_row_index("line", offset=1 if kind == "parquet" else 2).collect(engine="streaming")
+        return (
+            scan.select(keep).with_row_index("line", offset=1 if kind == "parquet" else 2).collect(engine="streaming")
+        )
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
 
@@ -269,7 +296,10 @@ def _check_times(raw: Raw, config: Data) -> Raw:
 def _synthetic(config: Data) -> Raw:
     log = synthetic.catalogue(config.synthetic, np.random.default_rng(config.seed))
     interactions = pl.DataFrame({"user": log.user, "item": log.item, "time": log.time})
-    return Raw(interactions.with_columns(pl.col("user", "item").cast(pl.String)), pl.DataFrame(log.items).with_columns(pl.col("item").cast(pl.String)))
+    return Raw(
+        interactions.with_columns(pl.col("user", "item").cast(pl.String)),
+        pl.DataFrame(log.items).with_columns(pl.col("item").cast(pl.String)),
+    )
 
 
 def _header(path: Path) -> list[str]:

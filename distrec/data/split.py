@@ -13,9 +13,14 @@ import polars as pl
 from jaxtyping import Bool, Int
 from scipy import sparse
 
+Rule = Literal["keep", "same_time", "first"]
+
 
 def repeats(
-    user: Int[np.ndarray, " N"], item: Int[np.ndarray, " N"], time: Int[np.ndarray, " N"] | None, rule: Literal["keep", "same_time", "first"]
+    user: Int[np.ndarray, " N"],
+    item: Int[np.ndarray, " N"],
+    time: Int[np.ndarray, " N"] | None,
+    rule: Rule,
 ) -> Bool[np.ndarray, " N"]:
     """Which rows of an ordered log repeat an earlier one: an equal (user, item, time), or for `first` (user, item)."""
     if rule == "keep":
@@ -82,7 +87,9 @@ def global_time(
     The target of a window is the user's first interaction in it.
     """
     cuts = np.quantile(time, [1 - valid_share - test_share, 1 - test_share], method="lower")
-    train_end, valid_end = (start[:-1] + np.add.reduceat(np.r_[time < cut, 0], start[:-1]) * (np.diff(start) > 0) for cut in cuts)
+    train_end, valid_end = (
+        start[:-1] + np.add.reduceat(np.r_[time < cut, 0], start[:-1]) * (np.diff(start) > 0) for cut in cuts
+    )
     return train_end, valid_end
 
 
@@ -96,7 +103,9 @@ def draw_negatives(
     n_users = len(start) - 1
     longest = int(np.diff(start).max(initial=0))
     if n_items - longest < n:
-        raise ValueError(f"{n} negatives need {n} items that a user lacks; {n_items} items, longest history {longest}: lower data.negatives")
+        raise ValueError(
+            f"{n} negatives need {n} items that a user lacks; {n_items} items, longest history {longest}: lower data.negatives"
+        )
     drawn = np.empty((n_users, n), np.int32)
     rows = max(1, 4_000_000 // n)  # users in a block: memory stays bounded
     lows = range(0, n_users, rows)

@@ -32,12 +32,29 @@ def report(
         "items": n_items,
         "interactions": len(item),
         "removed": counts,
-        "length": {name: int(value) for name, value in zip(("min", "25%", "median", "75%", "max"), np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1], method="nearest"), strict=True)},
-        "train": {"interactions": int(train.sum()), "prefix samples": int(np.maximum(train_lengths - 1, 0).sum()), "items never seen": int((~in_train).sum())},
-        "seen by a window of": {str(window): int(np.minimum(train_lengths, window).sum()) for window in (20, 50, 100, 200)},
+        "length": {
+            name: int(value)
+            for name, value in zip(
+                ("min", "25%", "median", "75%", "max"),
+                np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1], method="nearest"),
+                strict=True,
+            )
+        },
+        "train": {
+            "interactions": int(train.sum()),
+            "prefix samples": int(np.maximum(train_lengths - 1, 0).sum()),
+            "items never seen": int((~in_train).sum()),
+        },
+        "seen by a window of": {
+            str(window): int(np.minimum(train_lengths, window).sum()) for window in (20, 50, 100, 200)
+        },
         "valid": cold(train_end, valid_end),
         "test": cold(valid_end, start[1:]),
-        "tied with the one before": None if time is None else float((time[1:] == time[:-1])[neighbours].mean()) if neighbours.any() else 0.0,
+        "tied with the one before": None
+        if time is None
+        else float((time[1:] == time[:-1])[neighbours].mean())
+        if neighbours.any()
+        else 0.0,
         "repeats of an earlier item": int((pairs[1:] == pairs[:-1]).sum()),
     }
 

@@ -91,10 +91,14 @@ def verify(target: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, 
     for name, entry in stamp["files"].items():
         path = target / name
         if path.stat().st_size != entry["bytes"] or file_digest(path) != entry["sha256"]:
-            raise ValueError(f"{target} is corrupt: {name} is not what was written; remove the folder to have it made again")
+            raise ValueError(
+                f"{target} is corrupt: {name} is not what was written; remove the folder to have it made again"
+            )
     for key, value in (made_by or {}).items():
         if stamp["made_by"].get(key) != value:
-            raise ValueError(f"{target} is stale: made with {key}={stamp['made_by'].get(key)!r}, now {value!r}; remove it")
+            raise ValueError(
+                f"{target} is stale: made with {key}={stamp['made_by'].get(key)!r}, now {value!r}; remove it"
+            )
     return stamp
 
 
@@ -126,8 +130,11 @@ def _seal(stamp: Mapping[str, Any]) -> bytes:
 def _unseal(target: Path) -> dict[str, Any]:
     path = target / STAMP
     if not path.is_file():
-        raise ValueError(f"{target} has no {STAMP}: it is no finished artefact; remove the folder to have it made again")
+        raise ValueError(
+            f"{target} has no {STAMP}: it is no finished artefact; remove the folder to have it made again"
+        )
     text = path.read_bytes()
+    stamp: dict[str, Any] = {}
     try:
         stamp = json.loads(text)
         seal = stamp.pop("sha256")
@@ -135,7 +142,9 @@ def _unseal(target: Path) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError):
         intact = False
     if not intact:
-        raise ValueError(f"{target} is corrupt: {STAMP} is not what was written; remove the folder to have it made again")
+        raise ValueError(
+            f"{target} is corrupt: {STAMP} is not what was written; remove the folder to have it made again"
+        )
     return stamp
 
 

@@ -14,8 +14,42 @@ from distrec.config import Synthetic
 
 _YEAR = 365 * 86_400
 _START = 1_577_836_800  # 2020-01-01
-_KINDS = ["lamp", "kettle", "novel", "guitar", "tent", "scarf", "puzzle", "knife", "camera", "serum", "chair", "bicycle", "drone", "teapot", "rug", "violin"]
-_LOOKS = ["amber", "bold", "calm", "deep", "early", "fresh", "grand", "humble", "ivory", "jolly", "keen", "light", "mellow", "noble", "olive", "plain"]
+_KINDS = [
+    "lamp",
+    "kettle",
+    "novel",
+    "guitar",
+    "tent",
+    "scarf",
+    "puzzle",
+    "knife",
+    "camera",
+    "serum",
+    "chair",
+    "bicycle",
+    "drone",
+    "teapot",
+    "rug",
+    "violin",
+]
+_LOOKS = [
+    "amber",
+    "bold",
+    "calm",
+    "deep",
+    "early",
+    "fresh",
+    "grand",
+    "humble",
+    "ivory",
+    "jolly",
+    "keen",
+    "light",
+    "mellow",
+    "noble",
+    "olive",
+    "plain",
+]
 _BRANDS = ["Alder", "Birch", "Cedar", "Dogwood", "Elm", "Fir", "Ginkgo", "Hazel", "Ilex", "Juniper"]
 
 
@@ -86,10 +120,16 @@ def _zipf(size: np.ndarray, tail: float, rng: np.random.Generator) -> np.ndarray
 def _attributes(category: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     brand = rng.integers(0, len(_BRANDS), len(category))
     look = rng.integers(0, len(_LOOKS), len(category))
-    names = [_KINDS[c % len(_KINDS)] + (f" {c // len(_KINDS) + 1}" if c >= len(_KINDS) else "") for c in range(category.max() + 1)]
+    names = [
+        _KINDS[c % len(_KINDS)] + (f" {c // len(_KINDS) + 1}" if c >= len(_KINDS) else "")
+        for c in range(category.max() + 1)
+    ]
     return {
         "item": np.arange(len(category)),
-        "title": [f"{_BRANDS[b]} {_LOOKS[k]} {names[c]} no. {i}" for i, (b, k, c) in enumerate(zip(brand, look, category, strict=True))],
+        "title": [
+            f"{_BRANDS[b]} {_LOOKS[k]} {names[c]} no. {i}"
+            for i, (b, k, c) in enumerate(zip(brand, look, category, strict=True))
+        ],
         "brand": [_BRANDS[b] for b in brand],
         "category": [names[c] for c in category],
     }

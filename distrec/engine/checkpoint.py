@@ -84,7 +84,9 @@ class Checkpoints:
             log(f"resuming {path} (epoch {progress.epoch + 1}, step {progress.step})")
             return progress
         if faults:
-            raise ValueError(f"no good checkpoint is left in {self.folder}; nothing was started over. Remove the run folder to start again")
+            raise ValueError(
+                f"no good checkpoint is left in {self.folder}; nothing was started over. Remove the run folder to start again"
+            )
         return Progress()
 
     def load(self, name: str, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
@@ -93,7 +95,11 @@ class Checkpoints:
         store.verify(path, self.made_by)
         found = safetensors.torch.load_file(path / "model.safetensors")
         expected = _weights(model)
-        wrong = [key for key in found.keys() | expected.keys() if key not in found or key not in expected or found[key].shape != expected[key].shape]
+        wrong = [
+            key
+            for key in found.keys() | expected.keys()
+            if key not in found or key not in expected or found[key].shape != expected[key].shape
+        ]
         if wrong:
             raise ValueError(f"{path}: {sorted(wrong)[0]} does not fit this model")
         with torch.no_grad():
@@ -122,8 +128,12 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    return {f"{names[parameter]}/{key}": value for parameter, state in optimizer.state.items() for key, value in state.items()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
 
 
 def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:

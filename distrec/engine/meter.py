@@ -52,7 +52,12 @@ class Meter:
         tokens_per_s, targets_per_s = self.tokens / seconds, self.targets / seconds
         mfu = self.flops_per_position * tokens_per_s / self.ranks.size / self.peak if self.peak else 0.0
         self._restart()
-        return {"tokens_per_s": round(tokens_per_s, 1), "items_per_s": round(targets_per_s, 1), "peak_gib": round(memory, 3), "mfu": round(mfu, 4)}
+        return {
+            "tokens_per_s": round(tokens_per_s, 1),
+            "items_per_s": round(targets_per_s, 1),
+            "peak_gib": round(memory, 3),
+            "mfu": round(mfu, 4),
+        }
 
     def _restart(self) -> None:
         self.tokens = self.targets = 0

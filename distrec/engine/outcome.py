@@ -15,7 +15,9 @@ from distrec.engine import metrics, scoring
 from distrec.runtime import Ranks, write_atomically
 
 
-def measure(model: nn.Module, data: Prepared, split: Split, config: Score, ranks: Ranks, device: torch.device) -> tuple[dict[str, Any], pl.DataFrame]:
+def measure(
+    model: nn.Module, data: Prepared, split: Split, config: Score, ranks: Ranks, device: torch.device
+) -> tuple[dict[str, Any], pl.DataFrame]:
     """(metrics of a split under both protocols, the rank of each user's target with raw ids)."""
     ranking = scoring.rank_split(model, data, split, config, ranks, device)
     exact = bool(np.isfinite(ranking.rank).all())
@@ -57,7 +59,13 @@ def lines(report: dict[str, Any]) -> str:
     rows = [f"{report['users']:,} users, {report['items']:,} items, history {report['protocol']['history']}"]
     for name, found in report.items():
         if isinstance(found, dict) and "hr@10" in found:
-            figures = "  ".join(f"{key.upper()} {found[key]:.4f}" for key in ("hr@1", "hr@5", "ndcg@5", "hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr"))
+            figures = "  ".join(
+                f"{key.upper()} {found[key]:.4f}"
+                for key in ("hr@1", "hr@5", "ndcg@5", "hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr")
+            )
             interval = found.get("ndcg@10_ci")
-            rows.append(f"  {name:<13} {figures}" + (f"  (NDCG@10 95 % {interval[0]:.4f} – {interval[1]:.4f})" if interval else ""))
+            rows.append(
+                f"  {name:<13} {figures}"
+                + (f"  (NDCG@10 95 % {interval[0]:.4f} – {interval[1]:.4f})" if interval else "")
+            )
     return "\n".join(rows)

@@ -114,14 +114,24 @@ def exact_ranks(
     counted = _count(scorers, own, targets, n_items, masks)
     moved = [i for i, (_, seen) in enumerate(counted) if not torch.equal(seen, own[i])]
     if moved:
-        again = _count(*([things[i] for i in moved] for things in (scorers, [seen for _, seen in counted], targets)), n_items, [masks[i] for i in moved])
+        again = _count(
+            [scorers[i] for i in moved],
+            [counted[i][1] for i in moved],
+            [targets[i] for i in moved],
+            n_items,
+            [masks[i] for i in moved],
+        )
         for i, result in zip(moved, again, strict=True):
             counted[i] = result
     return [rank for rank, _ in counted]
 
 
 def _count(
-    scorers: list[Scorer], own: list[Tensor], targets: list[Tensor], n_items: int, masks: list[tuple[Tensor, Tensor] | None]
+    scorers: list[Scorer],
+    own: list[Tensor],
+    targets: list[Tensor],
+    n_items: int,
+    masks: list[tuple[Tensor, Tensor] | None],
 ) -> list[tuple[Tensor, Tensor]]:
     """(rank, the target's score as it stands in its chunk) of each block, counting against `own`."""
     width = CHUNK[own[0].device.type]
@@ -153,7 +163,9 @@ def _by_chunk(rows: Tensor, items: Tensor, n_items: int, width: int) -> list[tup
     return [(rows[a:b], items[a:b] - chunk * width) for chunk, (a, b) in enumerate(pairwise(edges))]
 
 
-def _history(data: Prepared, samples: batches.Samples, block: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+def _history(
+    data: Prepared, samples: batches.Samples, block: np.ndarray, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """(row, item) of everything a user has before the target, the whole history and never the target itself."""
     first, target = data.start[samples.user[block]], samples.end[block] - 1
     lengths = target - first

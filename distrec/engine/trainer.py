@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,9 @@ class Trainer:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
         self.wrapped, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
-        self.progress = self.ranks.main_first(partial(self.checkpoints.resume, self.model, self.optimizer, self.ranks.is_main))
+        self.progress = self.ranks.main_first(
+            partial(self.checkpoints.resume, self.model, self.optimizer, self.ranks.is_main)
+        )
         self.ranks.gather(None)  # all have read before one writes
         self.journal.rewind(self.progress.step)
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -78,7 +79,15 @@ class Trainer:
         progress, config = self.progress, self.config
         plan = batches.steps(self.samples, config.batch_tokens, self.seed, progress.epoch)
         title = f"epoch {progress.epoch + 1}/{config.epochs}"
-        with tqdm(total=len(plan), initial=progress.position, desc=title, unit="step", disable=not self.ranks.is_main, leave=False, mininterval=0.5) as bar:
+        with tqdm(
+            total=len(plan),
+            initial=progress.position,
+            desc=title,
+            unit="step",
+            disable=not self.ranks.is_main,
+            leave=False,
+            mininterval=0.5,
+        ) as bar:
             while progress.position < len(plan):
                 share = (progress.epoch + progress.position / len(plan)) / config.epochs
                 asked = self._step(plan[progress.position], learning_rate(config, share), stop())
@@ -102,7 +111,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         n_targets = self.samples.n_targets(rows)
-        pieces = batches.micro_batches(self.data, self.samples, rows, self.config.micro_tokens, self.ranks.rank, self.ranks.size)
+        pieces = batches.micro_batches(
+            self.data, self.samples, rows, self.config.micro_tokens, self.ranks.rank, self.ranks.size
+        )
         self.model.train()
         # the loss summed over targets, and whether to stop: one small reduction a step
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
@@ -142,11 +153,21 @@ class Trainer:
         progress = self.progress
         progress.skips += 1
         users = self.samples.user[rows]
-        self.journal.write(event="skipped", step=progress.step, loss=repr(loss), norm=repr(float(norm)), users=batches.raw_users(self.data, users))
+        self.journal.write(
+            event="skipped",
+            step=progress.step,
+            loss=repr(loss),
+            norm=repr(float(norm)),
+            users=batches.raw_users(self.data, users),
+        )
         shown = ", ".join(batches.raw_users(self.data, users[:10]))
-        log(f"WARNING: step {progress.step} skipped: loss {loss}, gradient norm {float(norm)}; users {shown}{' …' if len(users) > 10 else ''} (all in metrics.jsonl)")
+        log(
+            f"WARNING: step {progress.step} skipped: loss {loss}, gradient norm {float(norm)}; users {shown}{' …' if len(users) > 10 else ''} (all in metrics.jsonl)"
+        )
         if progress.skips >= self.config.max_skips:
-            raise ValueError(f"{progress.skips} steps in a row were not finite (train.max_skips): lower train.lr or train.clip; the last good checkpoint is kept")
+            raise ValueError(
+                f"{progress.skips} steps in a row were not finite (train.max_skips): lower train.lr or train.clip; the last good checkpoint is kept"
+            )
 
     def _log(self, bar: tqdm, share: float) -> None:
         progress = self.progress
@@ -178,4 +199,3 @@ class Trainer:
     def _save(self) -> None:
         if self.ranks.is_main:
             self.checkpoints.save(self.model, self.optimizer, self.progress)
-

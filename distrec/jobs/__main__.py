@@ -32,7 +32,10 @@ def main() -> None:
         return
     if job not in _JOBS:
         near = difflib.get_close_matches(job, _JOBS, 1)
-        print(f"error: no job {job!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_JOBS)}"), file=sys.stderr)
+        print(
+            f"error: no job {job!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_JOBS)}"),
+            file=sys.stderr,
+        )
         sys.exit(2)
     module = _JOBS[job]
     sys.argv = [f"distrec {job}", *rest]

@@ -24,7 +24,11 @@ def main(argv: Sequence[str]) -> int:
     for finding in findings:
         print(finding)
     names = ", ".join(folder.name for folder in folders) or "no further artefact"
-    print(f"{data.folder} and {names}: {len(findings)} leaks found" if findings else f"{data.folder} and {names}: no leak found")
+    print(
+        f"{data.folder} and {names}: {len(findings)} leaks found"
+        if findings
+        else f"{data.folder} and {names}: no leak found"
+    )
     return FAILED if findings else DONE
 
 

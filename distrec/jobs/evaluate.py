@@ -19,7 +19,7 @@ from distrec.runtime import Ranks, run
 
 
 def main(argv: Sequence[str]) -> None:
-    given = dict(arg.partition("=")[::2] for arg in argv)
+    given: dict[str, str] = {key: value for key, _, value in (arg.partition("=") for arg in argv)}
     split, out = given.pop("split", "test"), Path(given.get("out", ""))
     if split not in ("valid", "test"):
         raise ValueError(f"split={split!r}: it is valid or test")

@@ -30,7 +30,9 @@ class SasRec(nn.Module):
         self.n_items = n_items
         self.item = nn.Embedding(n_items, config.d_model)
         self.position = nn.Embedding(config.max_len, config.d_model)  # counted from the right: padding moves nothing
-        self.blocks = nn.ModuleList(Block(config.d_model, config.n_heads, config.dropout) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(
+            Block(config.d_model, config.n_heads, config.dropout) for _ in range(config.n_layers)
+        )
         self.norm = nn.LayerNorm(config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         for table in (self.item, self.position):
@@ -46,7 +48,7 @@ class SasRec(nn.Module):
     def states(self, items: Int[Tensor, "B T"], is_item: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """h_t for every position.   Causal: yes; t sees items at or before t, and no padding."""
         n_positions = items.shape[1]
-        x = self.item(items) + self.position.weight[self.max_len - n_positions :]
+        x = self.item(items) * self.config.d_model**0.5 + self.position.weight[self.max_len - n_positions :]
         x = self.dropout(x * is_item[..., None])
         sees = is_item[:, None, :] & torch.ones(n_positions, n_positions, dtype=torch.bool, device=items.device).tril()
         sees = sees | torch.eye(n_positions, dtype=torch.bool, device=items.device)  # a pad sees itself: no NaN
@@ -104,7 +106,9 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"], sees: Bool[Tensor, "#B 1 T T"]) -> Float[Tensor, "B T D"]:
         rate = self.dropout if self.training else 0.0
-        q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)  # B H T d
+        q, k, v = (
+            self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # B H T d
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=sees, dropout_p=rate)
         x = x + F.dropout(self.out(attended.transpose(1, 2).flatten(2)), rate, self.training)
         fed = self.narrow(F.dropout(F.gelu(self.wide(self.norm_feed(x))), rate, self.training))

@@ -27,13 +27,30 @@ def main(rows: int) -> None:
         subprocess.run([sys.executable, __file__, "--write", str(rows), str(log)], check=True)
         written = pl.scan_parquet(log).select(pl.len()).collect().item()
         started = time.perf_counter()
-        command = [sys.executable, "-m", "distrec.jobs.prepare", "data.source=table", f"data.path={log}", f"data.root={scratch}", "data.k_core=5"]
+        command = [
+            sys.executable,
+            "-m",
+            "distrec.jobs.prepare",
+            "data.source=table",
+            f"data.path={log}",
+            f"data.root={scratch}",
+            "data.k_core=5",
+        ]
         _, status, usage = os.wait4(os.posix_spawn(sys.executable, command, os.environ), 0)
         seconds = time.perf_counter() - started
         assert status == 0
         peak = usage.ru_maxrss / 2**20
     print(f"{written:,} interactions in {seconds:.1f} s, peak {peak:.2f} GiB (whole process, start included)")
-    print(json.dumps({"P16": round(written / seconds / 1e6, 3), "P16_gib": round(peak, 3), "rows": written, "cores": os.cpu_count()}))
+    print(
+        json.dumps(
+            {
+                "P16": round(written / seconds / 1e6, 3),
+                "P16_gib": round(peak, 3),
+                "rows": written,
+                "cores": os.cpu_count(),
+            }
+        )
+    )
 
 
 def write(rows: int, path: str) -> None:
@@ -41,7 +58,9 @@ def write(rows: int, path: str) -> None:
     log = synthetic.catalogue(made, np.random.default_rng(0))
     order = np.argsort(log.time, kind="stable")
     frame = pl.DataFrame({"user": log.user[order], "item": log.item[order], "time": log.time[order]})
-    frame.with_columns(pl.format("U{}", "user").alias("user"), pl.format("I{}", "item").alias("item")).write_parquet(path)
+    frame.with_columns(pl.format("U{}", "user").alias("user"), pl.format("I{}", "item").alias("item")).write_parquet(
+        path
+    )
 
 
 if __name__ == "__main__":

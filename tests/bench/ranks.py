@@ -60,8 +60,14 @@ def main(rounds: int) -> None:
     median = {name: statistics.median(values) for name, values in times.items()}
     for name, value in median.items():
         print(f"{name:<6} {value:7.3f} s   ({min(times[name]):.3f} – {max(times[name]):.3f})")
-    print(f"one product of {USERS:,} × {ITEMS:,} at once: {whole:.3f} s; best piece: {width:,} items; our extra memory {extra:.3f} GiB")
-    figures = {"P7": round(median["ours"] / median["bare"], 3), "P7_whole": round(median["ours"] / whole, 3), "P7_gib": round(extra, 3)}
+    print(
+        f"one product of {USERS:,} × {ITEMS:,} at once: {whole:.3f} s; best piece: {width:,} items; our extra memory {extra:.3f} GiB"
+    )
+    figures = {
+        "P7": round(median["ours"] / median["bare"], 3),
+        "P7_whole": round(median["ours"] / whole, 3),
+        "P7_gib": round(extra, 3),
+    }
     if "faiss" in median:
         figures["P7_faiss"] = round(median["faiss"] / median["ours"], 2)
     print(json.dumps({**figures, "cores": os.cpu_count(), "threads": torch.get_num_threads()}))

@@ -127,11 +127,18 @@ def test_an_artefact_that_read_a_held_out_interaction(clean, tmp_path, kind):
 
 
 def test_an_artefact_must_say_what_it_was_fitted_on(clean, tmp_path):
-    silent = artefact(clean, tmp_path / "silent", {"data": clean.stamp}, item_table=np.zeros((clean.n_items, 4), np.float32))
+    silent = artefact(
+        clean, tmp_path / "silent", {"data": clean.stamp}, item_table=np.zeros((clean.n_items, 4), np.float32)
+    )
     assert any("fitted on None" in check for check in found(clean, silent))
     unseen = artefact(clean, tmp_path / "unseen", item_table=np.zeros((clean.n_items, 4), np.float32))
     assert any("does not say how often" in check for check in found(clean, unseen))
-    text = artefact(clean, tmp_path / "text", {"data": clean.stamp, "fitted_on": "text"}, codes=np.zeros((clean.n_items, 4), np.int64))
+    text = artefact(
+        clean,
+        tmp_path / "text",
+        {"data": clean.stamp, "fitted_on": "text"},
+        codes=np.zeros((clean.n_items, 4), np.int64),
+    )
     assert found(clean, text) == []
 
 

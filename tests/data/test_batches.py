@@ -1,5 +1,7 @@
 """Batches hold the right items at the right places, and their order is a pure function of (seed, epoch, step)."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -100,7 +102,7 @@ def test_ranks_and_pieces_share_a_step_without_loss_or_repeat(small, size, micro
     every = [batches.micro_batches(small, samples, rows, micro, rank, size) for rank in range(size)]
     assert len({len(pieces) for pieces in every}) == 1, "all ranks run as often"
     counted = [batch.user[batch.is_target.any(1)].tolist() for pieces in every for batch in pieces]
-    assert sorted(sum(counted, [])) == sorted(samples.user[rows].tolist())
+    assert sorted(chain.from_iterable(counted)) == sorted(samples.user[rows].tolist())
     assert sum(int(batch.is_target.sum()) for pieces in every for batch in pieces) == samples.n_targets(rows)
     for pieces in every:
         for batch in pieces:

@@ -12,13 +12,23 @@ from distrec.data import prepared, store
 
 
 def write_log(path, rng, n=600):
-    frame = pl.DataFrame({"user": rng.integers(0, 40, n), "item": rng.integers(0, 30, n), "time": rng.integers(0, 10**9, n)})
+    frame = pl.DataFrame(
+        {"user": rng.integers(0, 40, n), "item": rng.integers(0, 30, n), "time": rng.integers(0, 10**9, n)}
+    )
     frame.write_parquet(path)
     return frame
 
 
 def table(tmp_path, *more, name="log.parquet"):
-    return cfg.load([f"data.root={tmp_path}/artefacts", "data.source=table", f"data.path={tmp_path}/{name}", "data.negatives=0", *more]).data
+    return cfg.load(
+        [
+            f"data.root={tmp_path}/artefacts",
+            "data.source=table",
+            f"data.path={tmp_path}/{name}",
+            "data.negatives=0",
+            *more,
+        ]
+    ).data
 
 
 def sequences(data):
@@ -68,7 +78,9 @@ def test_a_touched_artefact_is_refused_by_name(tmp_path):
 def test_ids_say_nothing_about_the_order_of_the_rows(tmp_path):
     log = write_log(tmp_path / "log.parquet", np.random.default_rng(0))
     log.sample(fraction=1, shuffle=True, seed=1).write_parquet(tmp_path / "shuffled.parquet")
-    one, two = (prepared.load(prepared.prepare(table(tmp_path, name=name))) for name in ("log.parquet", "shuffled.parquet"))
+    one, two = (
+        prepared.load(prepared.prepare(table(tmp_path, name=name))) for name in ("log.parquet", "shuffled.parquet")
+    )
     assert one.items["raw"][:] == two.items["raw"][:]
     assert one.users["raw"][:] == two.users["raw"][:]
     other = prepared.load(prepared.prepare(table(tmp_path, "data.seed=1")))
@@ -80,7 +92,9 @@ def test_without_equal_times_the_order_of_the_rows_changes_nothing(tmp_path):
     log = write_log(tmp_path / "log.parquet", np.random.default_rng(0)).unique("time")
     log.write_parquet(tmp_path / "log.parquet")
     log.sample(fraction=1, shuffle=True, seed=1).write_parquet(tmp_path / "shuffled.parquet")
-    one, two = (prepared.load(prepared.prepare(table(tmp_path, name=name))) for name in ("log.parquet", "shuffled.parquet"))
+    one, two = (
+        prepared.load(prepared.prepare(table(tmp_path, name=name))) for name in ("log.parquet", "shuffled.parquet")
+    )
     assert (one.item == two.item).all()
 
 
@@ -116,7 +130,9 @@ def test_the_report_counts_what_was_removed(tmp_path):
 def test_global_time_needs_times(tmp_path):
     (tmp_path / "sequences.tsv").write_text("user_id\traw_user\titem_ids\ttimestamps\n1\tA\t5 6 7\t\n")
     (tmp_path / "items.tsv").write_text("item_id\ttitle\n5\tFive\n")
-    config = cfg.load([f"data.root={tmp_path}", "data.source=sequences", f"data.path={tmp_path}", "data.split=global_time"]).data
+    config = cfg.load(
+        [f"data.root={tmp_path}", "data.source=sequences", f"data.path={tmp_path}", "data.split=global_time"]
+    ).data
     with pytest.raises(ValueError, match="needs timestamps"):
         prepared.prepare(config)
 

@@ -37,7 +37,10 @@ def review(user="U", item="I", time=1000, **more):
 
 
 def test_amazon_2014_metadata_are_python_literals_that_run_nothing(tmp_path):
-    meta = ["{'asin': 'I', 'title': \"Tom's kite\", 'categories': [['Toys', 'Kites']], 'brand': 'B'}", "{'asin': 'unused', 'title': 'x'}"]
+    meta = [
+        "{'asin': 'I', 'title': \"Tom's kite\", 'categories': [['Toys', 'Kites']], 'brand': 'B'}",
+        "{'asin': 'unused', 'title': 'x'}",
+    ]
     raw = read(*amazon(tmp_path, review(), meta=meta))
     assert rows(raw) == [("U", "I", 1000)]
     assert raw.items.rows() == [("I", "Tom's kite", "B", "Toys|Kites")]
@@ -61,7 +64,9 @@ def test_movielens_100k_and_1m_layouts(tmp_path):
     (tmp_path / "u.item").write_bytes(f"242|Amélie (2001)|01-Jan-2001||url|{'|'.join(cells)}\n".encode("latin-1"))
     raw = read("data.source=movielens", f"data.path={tmp_path}")
     assert rows(raw) == [("196", "242", 881250949), ("186", "302", 891717742)]
-    assert raw.items.rows(named=True) == [{"item": "242", "title": "Amélie", "year": "2001", "category": "Action|Comedy"}]
+    assert raw.items.rows(named=True) == [
+        {"item": "242", "title": "Amélie", "year": "2001", "category": "Action|Comedy"}
+    ]
     one_m = tmp_path / "1m"
     one_m.mkdir()
     (one_m / "ratings.dat").write_text("1::1193::5::978300760\n")
@@ -72,7 +77,9 @@ def test_movielens_100k_and_1m_layouts(tmp_path):
 
 
 def test_lastfm_keeps_the_first_tag_of_a_user_and_artist_in_seconds(tmp_path):
-    tags = "userID\tartistID\ttagID\ttimestamp\r\n" + "".join(f"{u}\t{a}\t7\t{t}000\r\n" for u in range(6) for a, t in [(1, 50), (1, 40), (2, 60), (3, 70)])
+    tags = "userID\tartistID\ttagID\ttimestamp\r\n" + "".join(
+        f"{u}\t{a}\t7\t{t}000\r\n" for u in range(6) for a, t in [(1, 50), (1, 40), (2, 60), (3, 70)]
+    )
     (tmp_path / "user_taggedartists-timestamps.dat").write_text(tags)
     (tmp_path / "artists.dat").write_text("id\tname\turl\tpictureURL\n1\tCafé\tu\tp\n2\tB\tu\tp\n3\tC\tu\tp\n")
     data = prepare(tmp_path, "data.source=lastfm", f"data.path={tmp_path}", "data.k_core=2", "data.negatives=0")
@@ -87,7 +94,12 @@ def test_any_table_with_named_columns(tmp_path, kind, time):
     when = [1_600_000_000, 1_600_000_060] if time == "number" else ["2020-09-13T12:26:40", "2020-09-13 12:27:40"]
     frame = pl.DataFrame({"customer": ["a", "b, c"], "sku": [1, 2], "at": when, "noise": [0, 0]})
     path = tmp_path / f"log.{kind}"
-    writers = {"csv": frame.write_csv, "tsv": lambda file: frame.write_csv(file, separator="\t"), "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}
+    writers = {
+        "csv": frame.write_csv,
+        "tsv": lambda file: frame.write_csv(file, separator="\t"),
+        "jsonl": frame.write_ndjson,
+        "parquet": frame.write_parquet,
+    }
     plain = tmp_path / "plain"
     writers[kind.removesuffix(".gz")](plain)
     path.write_bytes(gzip.compress(plain.read_bytes()) if kind.endswith("gz") else plain.read_bytes())
@@ -100,11 +112,15 @@ def test_a_table_may_hold_dates_and_other_units(tmp_path):
     frame.with_columns(pl.from_epoch("time", "ms")).write_parquet(tmp_path / "dates.parquet")
     frame.write_parquet(tmp_path / "ms.parquet")
     assert rows(read("data.source=table", f"data.path={tmp_path}/dates.parquet")) == [("a", "x", 1_600_000_000)]
-    assert rows(read("data.source=table", f"data.path={tmp_path}/ms.parquet", "data.columns.time_unit=ms")) == [("a", "x", 1_600_000_000)]
+    assert rows(read("data.source=table", f"data.path={tmp_path}/ms.parquet", "data.columns.time_unit=ms")) == [
+        ("a", "x", 1_600_000_000)
+    ]
 
 
 def test_sequences_are_taken_as_they_are(tmp_path):
-    (tmp_path / "sequences.tsv").write_text("user_id\traw_user\titem_ids\ttimestamps\n1\tA\t5 6 5\t10 20 30\n2\tB\t6\t5\n")
+    (tmp_path / "sequences.tsv").write_text(
+        "user_id\traw_user\titem_ids\ttimestamps\n1\tA\t5 6 5\t10 20 30\n2\tB\t6\t5\n"
+    )
     (tmp_path / "items.tsv").write_text("item_id\traw_item\ttitle\n5\tx\tFive\n6\ty\tSix\n")
     data = prepare(tmp_path, "data.source=sequences", f"data.path={tmp_path}", "data.negatives=0")
     assert len(data.item) == 4
@@ -132,7 +148,7 @@ def test_real_movielens_100k_raw_files(real, artefacts):
     assert raw.interactions.height == 100_000
     assert raw.interactions["user"].n_unique() == 943
     assert raw.items.height == 1682
-    public = pl.read_csv(gzip.open(real("movielens_100k") / "items.tsv.gz"), separator="\t", infer_schema=False, quote_char=None)
+    public = pl.read_csv(real("movielens_100k") / "items.tsv.gz", separator="\t", infer_schema=False, quote_char=None)
     both = raw.items.join(public, left_on="item", right_on="raw_item", suffix="_public")
     assert both.height == 1682
     assert (both["title"] == both["title_public"]).mean() > 0.99
@@ -144,7 +160,8 @@ def test_real_amazon_2018_files_with_their_duplicate_reviews(real, tmp_path):
     removed = json.loads((folder / "statistics.json").read_text())["removed"]
     assert removed["interactions read"] == 5269
     # an independent count
-    lines_ = [json.loads(line) for line in gzip.open(path)]
+    with gzip.open(path) as file:
+        lines_ = [json.loads(line) for line in file]
     distinct = {(r["reviewerID"], r["asin"], r["unixReviewTime"]) for r in lines_}
     assert removed["duplicates (same_time)"] == len(lines_) - len(distinct) > 0
 
@@ -180,7 +197,9 @@ def refused(*args, match):
 
 
 def test_malformed_json_names_the_line(tmp_path):
-    refused(*amazon(tmp_path, review(), '{"reviewerID": "U", \n', review()), match=r"Toys_5.json, line 2: malformed JSON")
+    refused(
+        *amazon(tmp_path, review(), '{"reviewerID": "U", \n', review()), match=r"Toys_5.json, line 2: malformed JSON"
+    )
     refused(*amazon(tmp_path, review(), "[1]\n"), match="line 2: not a JSON object")
     refused(*amazon(tmp_path, review(), "\n", review()), match="line 2: a blank line")
 
@@ -234,7 +253,9 @@ def test_a_cut_off_gzip_stream_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_50_mb_line_is_refused_before_it_is_parsed(tmp_path):
-    (tmp_path / "Toys_5.json").write_bytes(json.dumps(review()).encode() + b"\n" + b'{"reviewerID": "' + b"x" * (50 << 20) + b'"}\n')
+    (tmp_path / "Toys_5.json").write_bytes(
+        json.dumps(review()).encode() + b"\n" + b'{"reviewerID": "' + b"x" * (50 << 20) + b'"}\n'
+    )
     refused("data.source=amazon", f"data.path={tmp_path}", match="line 2: longer than 16 MiB")
 
 
@@ -260,7 +281,9 @@ def test_nothing_left_after_the_core_and_nobody_to_evaluate(tmp_path):
 
 
 def test_an_item_without_text_is_counted(tmp_path):
-    where = amazon(tmp_path, *[review(item=f"I{i}", time=i) for i in range(4)], meta=["{'asin': 'I1', 'title': 'Kite'}"])
+    where = amazon(
+        tmp_path, *[review(item=f"I{i}", time=i) for i in range(4)], meta=["{'asin': 'I1', 'title': 'Kite'}"]
+    )
     data = prepare(tmp_path, *where, "data.k_core=0", "data.negatives=0")
     assert json.loads((data.folder / "statistics.json").read_text())["removed"]["items without text"] == 3
     assert sorted(data.items["text"]) == ["", "", "", "Kite"]
@@ -273,7 +296,13 @@ def test_a_text_template_fills_named_fields_only(tmp_path, template):
 
 
 def test_a_text_template_joins_attributes(tmp_path):
-    data = prepare(tmp_path, "data.synthetic.users=50", "data.synthetic.items=30", "data.text='{brand}: {category} {{x}}'", "data.negatives=5")
+    data = prepare(
+        tmp_path,
+        "data.synthetic.users=50",
+        "data.synthetic.items=30",
+        "data.text='{brand}: {category} {{x}}'",
+        "data.negatives=5",
+    )
     first = data.items[0]
     assert first["text"] == f"{first['brand']}: {first['category']} {{x}}"
 
@@ -284,7 +313,12 @@ def test_a_missing_file_says_where_to_get_it_and_where_to_put_it(tmp_path):
     assert str(tmp_path) in message
     refused("data.source=amazon", f"data.path={tmp_path}", match=r"meta_NAME.json.gz.*get it from")
     refused("data.source=table", f"data.path={tmp_path}/none.csv", match="no such file")
-    refused("data.source=movielens", "data.catalogue=ml-3m", f"data.root={tmp_path}", match="unknown data.catalogue='ml-3m'; known: ml-100k")
+    refused(
+        "data.source=movielens",
+        "data.catalogue=ml-3m",
+        f"data.root={tmp_path}",
+        match="unknown data.catalogue='ml-3m'; known: ml-100k",
+    )
 
 
 # --- downloads -----------------------------------------------------------------------------
@@ -335,7 +369,9 @@ def test_a_download_is_resumed_checked_and_unpacked_by_name(tmp_path, server, mo
     handler.body = zipped()
     handler.cut = 200
     pinned = hashlib.sha256(handler.body).hexdigest()
-    monkeypatch.setitem(download.CATALOGUES, "ml-100k", (download.Official(url, pinned, ("ml-100k/u.data", "ml-100k/u.item")),))
+    monkeypatch.setitem(
+        download.CATALOGUES, "ml-100k", (download.Official(url, pinned, ("ml-100k/u.data", "ml-100k/u.item")),)
+    )
     args = ("data.source=movielens", "data.catalogue=ml-100k", f"data.root={tmp_path}/a")
     refused(*args, match="run again to go on")
     part = tmp_path / "a/raw/ml-100k/ml-100k.zip.part"
@@ -347,7 +383,13 @@ def test_a_download_is_resumed_checked_and_unpacked_by_name(tmp_path, server, mo
 
 
 def test_offline_the_error_names_the_file_and_its_address(tmp_path, monkeypatch):
-    monkeypatch.setitem(download.CATALOGUES, "ml-100k", (download.Official("http://127.0.0.1:9/ml-100k.zip", None, ("ml-100k/u.data",)),))
-    message = refused("data.source=movielens", "data.catalogue=ml-100k", f"data.root={tmp_path}", match="cannot be reached")
+    monkeypatch.setitem(
+        download.CATALOGUES,
+        "ml-100k",
+        (download.Official("http://127.0.0.1:9/ml-100k.zip", None, ("ml-100k/u.data",)),),
+    )
+    message = refused(
+        "data.source=movielens", "data.catalogue=ml-100k", f"data.root={tmp_path}", match="cannot be reached"
+    )
     assert "http://127.0.0.1:9/ml-100k.zip" in message
     assert str(tmp_path / "raw/ml-100k/ml-100k.zip") in message

@@ -20,7 +20,11 @@ SETTINGS = [
 
 
 def start(size, folder, out):
-    launcher = [sys.executable] if size == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
+    launcher = (
+        [sys.executable]
+        if size == 1
+        else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
+    )
     command = [*launcher, str(ROOT / "distrec" / "train.py"), *SETTINGS, f"data.root={folder}/artefacts", f"out={out}"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     log = (folder / "log.txt").open("ab")

@@ -88,7 +88,12 @@ def test_perfect_random_and_tied_scorers(small):
     tied = rank(Fixed(torch.zeros(small.n_users, small.n_items)), small).rank
     history = np.array([len(set(small.item[small.start[u] : p].tolist())) for u, p in zip(users, places, strict=True)])
     np.testing.assert_array_equal(tied, 1 + (small.n_items - 1 - history) / 2)
-    hits = [metrics.summarise(rank(Fixed(torch.rand(small.n_users, small.n_items)), small, mask_history=False).rank)["hr@10"] for _ in range(30)]
+    hits = [
+        metrics.summarise(rank(Fixed(torch.rand(small.n_users, small.n_items)), small, mask_history=False).rank)[
+            "hr@10"
+        ]
+        for _ in range(30)
+    ]
     assert np.mean(hits) == pytest.approx(10 / small.n_items, abs=4 * np.sqrt(10 / small.n_items / 30 / len(users)))
 
 
@@ -105,7 +110,6 @@ def test_the_target_itself_is_never_masked(small):
 
 
 def test_a_list_ranks_by_its_places_and_misses_are_infinite(small):
-    users, places = small.targets("test")
     lists = torch.stack([torch.randperm(small.n_items) for _ in range(small.n_users)])
     ranking = rank(Lister(lists), small)
     for u, target, found in zip(ranking.user, ranking.target, ranking.rank, strict=True):
@@ -163,7 +167,11 @@ def test_a_target_whose_score_differs_in_its_last_bit_is_counted_again(small):
     class Wobbly(Fixed):
         def scorer(self, batch):
             own = self.scores[batch.user]
-            return lambda items: own[:, items].clone() if isinstance(items, slice) else torch.nextafter(own[:, items], torch.tensor(-torch.inf))
+            return lambda items: (
+                own[:, items].clone()
+                if isinstance(items, slice)
+                else torch.nextafter(own[:, items], torch.tensor(-torch.inf))
+            )
 
     scores = torch.randint(4, (small.n_users, small.n_items)).float()
     np.testing.assert_array_equal(rank(Wobbly(scores), small).rank, brute(scores, small, "test"))

@@ -35,7 +35,17 @@ def trainer(data, folder, model=SASREC, seed=0, **train):
     folder.mkdir(parents=True, exist_ok=True)
     config = cfg.Train(**{"epochs": 2, "batch_tokens": 300, "log_steps": 1, "patience": 100, **train})
     net = build(model, data, seed) if isinstance(model, cfg.SasRec) else model
-    return Trainer(config, cfg.Score(bootstrap=0), net, data, Checkpoints(folder / "checkpoints", {"a": 1}), Journal(folder / "metrics.jsonl", ranks), accelerator, ranks, seed)
+    return Trainer(
+        config,
+        cfg.Score(bootstrap=0),
+        net,
+        data,
+        Checkpoints(folder / "checkpoints", {"a": 1}),
+        Journal(folder / "metrics.jsonl", ranks),
+        accelerator,
+        ranks,
+        seed,
+    )
 
 
 def fit(data, folder, **more):

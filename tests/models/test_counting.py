@@ -1,6 +1,7 @@
 """The counting yardsticks, against plain Python and against an independent program's figures for Beauty."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -29,7 +30,11 @@ def item_knn(train, history, n_items):
     users = [{u for u, sequence in enumerate(train) if i in sequence} for i in range(n_items)]
 
     def cosine(i, j):
-        return len(users[i] & users[j]) / math.sqrt(len(users[i]) * len(users[j])) if i != j and users[i] and users[j] else 0.0
+        return (
+            len(users[i] & users[j]) / math.sqrt(len(users[i]) * len(users[j]))
+            if i != j and users[i] and users[j]
+            else 0.0
+        )
 
     return [sum(cosine(h, i) for h in history) for i in range(n_items)]
 
@@ -37,13 +42,15 @@ def item_knn(train, history, n_items):
 def markov(train, history, n_items):
     counts = np.zeros((n_items, n_items))
     for sequence in train:
-        for a, b in zip(sequence, sequence[1:], strict=False):
+        for a, b in pairwise(sequence):
             counts[a, b] += 1
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return sum(0.7**age * shares[item] for age, item in enumerate(reversed(history))).tolist()
 
 
-@pytest.mark.parametrize(("config", "plain"), [(cfg.Popularity(), popularity), (cfg.ItemKnn(), item_knn), (cfg.Markov(), markov)])
+@pytest.mark.parametrize(
+    ("config", "plain"), [(cfg.Popularity(), popularity), (cfg.ItemKnn(), item_knn), (cfg.Markov(), markov)]
+)
 def test_scores_equal_plain_python(small, config, plain):
     model = build(config, small, 0)
     samples = batches.evaluation(small, "test", model.max_len)

@@ -60,15 +60,33 @@ def test_a_user_scores_the_same_alone_in_company_and_with_50_more_pads(model, sm
         together = model.scorer(batch)(slice(None))
         for row in (0, 5, 15):
             real = batch.is_item[row]
-            alone = batches.Batch(batch.user[row : row + 1], batch.items[row : row + 1][:, real], real[real][None], batch.targets[row : row + 1][:, real], real[real][None])
+            alone = batches.Batch(
+                batch.user[row : row + 1],
+                batch.items[row : row + 1][:, real],
+                real[real][None],
+                batch.targets[row : row + 1][:, real],
+                real[real][None],
+            )
             torch.testing.assert_close(model.scorer(alone)(slice(None))[0], together[row], atol=1e-5, rtol=0)
             room = min(50, model.max_len - alone.items.shape[1])
-            wider = batches.Batch(alone.user, F.pad(alone.items, (room, 0)), F.pad(alone.is_item, (room, 0)), F.pad(alone.targets, (room, 0)), F.pad(alone.is_target, (room, 0)))
+            wider = batches.Batch(
+                alone.user,
+                F.pad(alone.items, (room, 0)),
+                F.pad(alone.is_item, (room, 0)),
+                F.pad(alone.targets, (room, 0)),
+                F.pad(alone.is_target, (room, 0)),
+            )
             torch.testing.assert_close(model.scorer(wider)(slice(None))[0], together[row], atol=1e-5, rtol=0)
 
 
 def test_an_empty_history_gives_finite_scores(model, small):
-    empty = batches.Batch(torch.zeros(1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool))
+    empty = batches.Batch(
+        torch.zeros(1, dtype=torch.long),
+        torch.zeros(1, 1, dtype=torch.long),
+        torch.zeros(1, 1, dtype=torch.bool),
+        torch.zeros(1, 1, dtype=torch.long),
+        torch.ones(1, 1, dtype=torch.bool),
+    )
     assert torch.isfinite(model.scorer(empty)(slice(None))).all()
 
 

@@ -64,7 +64,7 @@ class _Neighbours(_Counting):
         weights = self.weights(is_item)[is_item]
         place = (np.where(is_item)[0], batch.items.cpu().numpy()[is_item])
         history = sparse.coo_array((weights, place), shape=(len(is_item), self.n_items)).tocsr()  # repeats add up
-        scores = (history @ self.similarity).tocsc()
+        scores = sparse.csc_array(history @ self.similarity)
 
         def of(items: slice | Tensor) -> Tensor:
             chosen = items if isinstance(items, slice) else items.cpu().numpy()
@@ -79,9 +79,11 @@ class ItemKnn(_Neighbours):
     def __init__(self, data: Prepared):
         users = np.repeat(np.arange(data.n_users), np.diff(data.start))
         train = data.is_train()
-        seen = sparse.csr_array((np.ones(train.sum()), (users[train], data.item[train])), shape=(data.n_users, data.n_items))
+        seen = sparse.csr_array(
+            (np.ones(train.sum()), (users[train], data.item[train])), shape=(data.n_users, data.n_items)
+        )
         seen.data[:] = 1.0  # binary: a repeat counts once
-        together = (seen.T @ seen).tocsr()
+        together = sparse.csr_array(seen.T @ seen)
         scale = 1 / np.sqrt(np.maximum(together.diagonal(), 1))
         together.setdiag(0)
         super().__init__(data, sparse.diags_array(scale) @ together @ sparse.diags_array(scale))
@@ -95,7 +97,7 @@ class Markov(_Neighbours):
         pair = (data.item[:-1][follows], data.item[1:][follows])
         counts = sparse.csr_array((np.ones(follows.sum()), pair), shape=(data.n_items, data.n_items))
         rows = np.maximum(counts.sum(1), 1)
-        super().__init__(data, (sparse.diags_array(1 / rows) @ counts).tocsr())
+        super().__init__(data, sparse.csr_array(sparse.diags_array(1 / rows) @ counts))
         self.decay = decay
 
     def weights(self, is_item: np.ndarray) -> np.ndarray:

@@ -1,0 +1,208 @@
+"""The commands as a user runs them: exit codes, one-line errors, what lands in a run folder."""
+
+import json
+import os
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+from conftest import ROOT
+
+from distrec import config as cfg
+from distrec.data import store
+
+SMALL = [
+    "data.synthetic.users=150",
+    "data.synthetic.items=120",
+    "data.negatives=10",
+    "model.d_model=16",
+    "train.epochs=2",
+    "train.batch_tokens=400",
+]
+
+
+def distrec(*args, cwd, code=0, env=None):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    run = subprocess.run(
+        [sys.executable, "-m", "distrec.jobs", *args],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert run.returncode == code, run.stdout + run.stderr
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder in which the main job has run, by accelerate."""
+    folder = tmp_path_factory.mktemp("user")
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        "1",
+        str(ROOT / "distrec" / "train.py"),
+        *SMALL,
+        "out=runs/a",
+    ]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "NDCG@10" in run.stdout
+    return folder
+
+
+def test_a_run_folder_holds_what_others_rely_on(finished):
+    out = finished / "runs/a"
+    assert cfg.load([str(out / "config.yaml")]).model.d_model == 16
+    report = json.loads((out / "test.json").read_text())
+    assert {"protocol", "full", "sampled_1_10", "users", "items"} <= report.keys()
+    for section in ("full", "sampled_1_10"):
+        assert 0 <= report[section]["ndcg@10"] <= report[section]["hr@10"] <= 1
+        low, high = report[section]["ndcg@10_ci"]
+        assert low <= report[section]["ndcg@10"] <= high
+    ranks = pl.read_parquet(out / "ranks.parquet")
+    assert ranks.columns[:3] == ["user", "target", "rank"]
+    assert ranks.height == report["users"]
+    assert (ranks["rank"] < 11).mean() == pytest.approx(report["full"]["hr@10"])
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {"valid", "test"} <= {line["event"] for line in lines}
+    stamp = json.loads((out / "stamp.json").read_text())
+    assert stamp["files"]["test.json"]["sha256"] == store.file_digest(out / "test.json")
+    assert stamp["made_by"]["model.d_model"] == 16
+    store.verify(out / "item_table")
+
+
+def test_started_again_a_finished_run_is_told_not_repeated(finished):
+    before = (finished / "runs/a/test.json").stat().st_mtime_ns
+    run = distrec("train", *SMALL, "out=runs/a", cwd=finished)
+    assert "finished already" in run.stderr
+    assert (finished / "runs/a/test.json").stat().st_mtime_ns == before
+
+
+def test_another_config_in_the_same_folder_is_refused_by_name(finished):
+    run = distrec("train", *SMALL, "out=runs/a", "train.lr=0.5", cwd=finished, code=2)
+    assert (
+        run.stderr.strip().splitlines()[-1].startswith("error: runs/a holds another run (train.lr was 0.001, now 0.5)")
+    )
+
+
+def test_evaluate_agrees_with_the_run(finished):
+    distrec("evaluate", "out=runs/a", "split=test", cwd=finished)
+    again = json.loads((finished / "runs/a/evaluate-test.json").read_text())
+    assert again["full"] == json.loads((finished / "runs/a/test.json").read_text())["full"]
+
+
+def test_audit_passes_a_clean_run_and_fails_a_planted_leak(finished):
+    run = distrec("audit", *SMALL, "out=runs/a", cwd=finished)
+    assert "item_table" in run.stdout
+    assert "no leak found" in run.stdout
+    import numpy as np
+    import safetensors.numpy
+
+    made = store.verify(finished / "runs/a/item_table")["made_by"]
+    tensors = safetensors.numpy.load_file(finished / "runs/a/item_table/item_table.safetensors")
+
+    def fill(folder):
+        safetensors.numpy.save_file(
+            {"seen": tensors["seen"] + np.eye(1, len(tensors["seen"]), 7, dtype=np.int64)[0] * 9},
+            folder / "t.safetensors",
+        )
+
+    store.write(finished / "runs/a/planted", made, fill)
+    run = distrec("audit", *SMALL, "out=runs/a", cwd=finished, code=1)
+    assert "LEAK  planted read held-out interactions: item " in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["trian"], "did you mean 'train'?"),
+        (["train", "train.lrr=1"], "did you mean 'lr'?"),
+        (["train", "nope.yaml"], "nope.yaml"),
+        (["prepare", "data.source=movielens", "data.path=nowhere"], "nowhere lacks u.data"),
+        (["evaluate", "out=nowhere"], "is no run folder"),
+        (["evaluate", "split=train"], "it is valid or test"),
+        (["train", "data.source=table", "data.path=x.csv"], "no such file"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_code_2(args, says, tmp_path):
+    run = distrec(*args, cwd=tmp_path, code=2)
+    assert says in run.stderr
+    assert run.stderr.startswith("error: ")
+    assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_help_comes_at_once_and_says_how(tmp_path):
+    for job in ("prepare", "train", "evaluate", "audit"):
+        shown = distrec(job, "--help", cwd=tmp_path).stdout
+        assert f"distrec {job}" in shown or "distrec/train.py" in shown
+        assert "=" in shown
+    assert "prepare" in distrec(cwd=tmp_path).stdout
+    assert "polars" not in distrec("--help", cwd=tmp_path).stderr
+
+
+def test_too_few_processes_joined_is_refused(tmp_path):
+    """torchrun without ACCELERATE_USE_CPU: each rank would train alone, silently."""
+    environment = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "-1", "ACCELERATE_USE_CPU": "false"}
+    run = distrec("train", *SMALL, cwd=tmp_path, code=2, env=environment)
+    assert "2 processes were started but 1 joined" in run.stderr
+
+
+def test_two_jobs_in_one_folder_are_refused(tmp_path):
+    import fcntl
+
+    (tmp_path / "runs/b").mkdir(parents=True)
+    with (tmp_path / "runs/b/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run = distrec("train", *SMALL, "out=runs/b", cwd=tmp_path, code=2)
+    assert "another process is training in runs/b" in run.stderr
+
+
+@pytest.mark.parametrize("name", ["popularity", "item_knn", "markov"])
+def test_counting_models_go_through_the_same_door(finished, name):
+    data = [arg for arg in SMALL if arg.startswith("data")]
+    run = distrec("train", *data, f"model.name={name}", f"out=runs/{name}", cwd=finished)
+    assert "NDCG@10" in run.stdout
+    assert not (finished / f"runs/{name}/checkpoints").exists()
+
+
+def test_movielens_raw_files_to_figures_in_one_command(real, tmp_path):
+    args = [
+        f"data.path={real('movielens_100k') / 'raw'}",
+        "data.source=movielens",
+        "train.epochs=1",
+        "model.d_model=16",
+        "out=runs/ml",
+    ]
+    distrec("train", *args, cwd=tmp_path)
+    report = json.loads((tmp_path / "runs/ml/test.json").read_text())
+    assert (report["users"], report["items"]) == (943, 1349)
+
+
+@pytest.mark.slow
+def test_two_real_processes_give_the_figures_of_one(finished):
+    """torchrun with gloo, end to end."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(ROOT / "distrec" / "train.py"),
+        *SMALL,
+        "model.dropout=0",
+        "out=runs/two",
+    ]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=finished, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, run.stderr
+    distrec("train", *SMALL, "model.dropout=0", "out=runs/one", cwd=finished)
+    one, two = (
+        json.loads((finished / f"runs/{name}/test.json").read_text())["full"]["ndcg@10"] for name in ("one", "two")
+    )
+    assert one == pytest.approx(two, abs=2e-3)
