@@ -41,6 +41,10 @@ class Ranks:
             _dist().all_gather_object(values, value)
         return values
 
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.gather(None)
+
     def shard(self, n: int) -> slice:
         """The rows of an n-row table that this rank works on; sizes differ by at most one."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
@@ -60,6 +64,7 @@ class Ranks:
                 failure = error
         failure = self.gather(failure)[0]
         if failure is not None:
+            failure.told = self.rank > 0  # the main rank says it
             raise failure
         return result if self.is_main else build()
 
@@ -151,7 +156,11 @@ def run(main: Callable[[Sequence[str]], int | None], help_text: str | None = Non
     except (ValueError, OSError) as error:
         if os.environ.get("DISTREC_TRACEBACK"):
             traceback.print_exc()
-        log(f"error: {error}" if isinstance(error, ValueError) else f"error: {error.filename}: {error.strerror}")
+        text = str(error) if isinstance(error, ValueError) else f"{error.filename}: {error.strerror}"
+        rank = Ranks.here().rank
+        if rank and not getattr(error, "told", False):
+            print(f"error on rank {rank}: {text}", file=sys.stderr)
+        log(f"error: {text}")
         code = REFUSED
     except Exception:
         traceback.print_exc()

@@ -63,7 +63,7 @@ class Trainer:
         self.progress = self.ranks.main_first(
             partial(self.checkpoints.resume, self.model, self.optimizer, self.ranks.is_main)
         )
-        self.ranks.gather(None)  # all have read before one writes
+        self.ranks.wait()  # all have read before one writes
         self.journal.rewind(self.progress.step)
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.meter = Meter(self.ranks, self.accelerator.device, dtype)
@@ -72,6 +72,7 @@ class Trainer:
             if not self._epoch(stop):
                 self._save()
                 return False
+        self.ranks.wait()  # the last checkpoint is written before any rank reads it
         return True
 
     def _epoch(self, stop: Callable[[], bool]) -> bool:

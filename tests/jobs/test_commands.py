@@ -146,11 +146,20 @@ def test_help_comes_at_once_and_says_how(tmp_path):
     assert "polars" not in distrec("--help", cwd=tmp_path).stderr
 
 
-def test_too_few_processes_joined_is_refused(tmp_path):
-    """torchrun without ACCELERATE_USE_CPU: each rank would train alone, silently."""
-    environment = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "-1", "ACCELERATE_USE_CPU": "false"}
-    run = distrec("train", *SMALL, cwd=tmp_path, code=2, env=environment)
-    assert "2 processes were started but 1 joined" in run.stderr
+def test_too_few_processes_joined_is_refused(monkeypatch):
+    """Were a launcher not understood, each rank would train alone, silently."""
+    from distrec import train
+
+    class Alone:
+        num_processes = 1
+
+        def __init__(self, **_):
+            pass
+
+    monkeypatch.setattr(train, "Accelerator", Alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were started but 1 joined"):
+        train.join(cfg.load([]))
 
 
 def test_two_jobs_in_one_folder_are_refused(tmp_path):
