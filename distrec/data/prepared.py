@@ -24,12 +24,10 @@ from datasets.arrow_writer import ArrowWriter
 from jaxtyping import Int
 
 from distrec.config import Data, plain
-from distrec.data import sources, split, statistics, store
+from distrec.data import lines, sources, split, statistics, store, synthetic
 from distrec.runtime import log
 
 Split = Literal["valid", "test"]
-FORMAT = 1  # of the artefact; raise it when its content changes for the same config
-
 _RULES: dict[str, split.Rule] = {"lastfm": "first", "sequences": "keep", "synthetic": "keep"}
 _RAW_LOGS = ("movielens", "amazon", "lastfm")
 
@@ -50,7 +48,7 @@ class Prepared:
     users: Dataset
     items: Dataset
     negatives: Int[np.ndarray, "U M"] | None
-    stamp: str
+    stamp: str  # of its content: equal bytes are equal data, whatever code or place they came from
 
     @property
     def n_users(self) -> int:
@@ -72,12 +70,13 @@ class Prepared:
 
 
 def made_by(config: Data) -> dict[str, Any]:
-    """What prepared data depends on: the config without places, and the bytes of every input file."""
+    """What prepared data depends on: the config without places, the bytes of every input file, and the code that reads them."""
     asked = plain(config)
     for place in ("root", "path", "items", "catalogue"):
         del asked[place]
     files = {path.name: store.file_digest(path) for path in sources.input_files(config)}
-    return {"format": FORMAT, "config": asked, "inputs": files}
+    code = [store.file_digest(Path(str(module.__file__))) for module in (lines, sources, split, statistics, synthetic)]
+    return {"config": asked, "inputs": files, "code": store.digest([*code, store.file_digest(Path(__file__))])}
 
 
 def prepare(config: Data) -> Path:
@@ -107,7 +106,7 @@ def load(folder: Path) -> Prepared:
         users=users,
         items=items,
         negatives=negatives,
-        stamp=store.file_digest(folder / store.STAMP),
+        stamp=store.content(folder),
     )
 
 

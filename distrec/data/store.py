@@ -102,6 +102,11 @@ def verify(target: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, 
     return stamp
 
 
+def content(target: Path) -> str:
+    """The hash of all that an artefact holds, apart from what made it."""
+    return digest(_unseal(target)["files"])
+
+
 def stamp_files(target: Path, made_by: Mapping[str, Any], names: Sequence[str]) -> None:
     """Stamp some files of a folder that also holds others (a run folder)."""
     files = {name: {"sha256": file_digest(target / name), "bytes": (target / name).stat().st_size} for name in names}

@@ -87,7 +87,7 @@ def catalogue(config: Synthetic, rng: np.random.Generator) -> Log:
         current[alive] = np.where(leave, moved, current[alive])
         chosen = current[alive]
         ranks = _zipf(size[chosen], config.tail, rng)
-        follows = (rng.random(len(alive)) < 0.5) & (last[alive] >= 0) & ~leave
+        follows = (rng.random(len(alive)) < 0.25) & (last[alive] >= 0) & ~leave
         ranks = np.where(follows, (last[alive] - first[chosen] + 1) % size[chosen], ranks)
         item = first[chosen] + ranks
         accident = rng.random(len(alive)) < config.noise
