@@ -1,6 +1,6 @@
 """P19: time to the first line of --help ÷ time of `import torch`.
 
-    python tests/bench/start.py [ROUNDS]
+python tests/bench/start.py [ROUNDS]
 """
 
 import json
@@ -30,7 +30,10 @@ def main(rounds: int) -> None:
     for name, value in median.items():
         print(f"{name:<32} {value:6.3f} s")
     peer = median["import torch"]
-    figures = {"P19": median["distrec train --help"] / peer, "P19_launched": median["python distrec/train.py --help"] / peer}
+    figures = {
+        "P19": median["distrec train --help"] / peer,
+        "P19_launched": median["python distrec/train.py --help"] / peer,
+    }
     print(json.dumps({**{key: round(value, 3) for key, value in figures.items()}, "cores": os.cpu_count()}))
 
 
