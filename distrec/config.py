@@ -8,7 +8,6 @@ prints the result.
 
 import difflib
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ _STRICT = ConfigDict(extra="forbid")
 
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
+InnerShare = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -47,7 +47,7 @@ class Synthetic:
     users: AtLeastOne = 3000
     items: Annotated[int, Field(ge=20)] = 1000
     categories: AtLeastOne = 12
-    mean_length: Annotated[float, Field(ge=5)] = 12.0
+    mean_length: Annotated[float, Field(ge=5, le=1000)] = 12.0
     noise: Share = 0.15  # share of clicks that follow no taste
     tail: NotNegative = 1.0  # exponent of the popularity law inside a category
     seasons: Share = 0.5  # how strongly tastes swing over the year
@@ -70,8 +70,8 @@ class Data:
     k_core: Count | None = None  # None: 5 for raw logs; 0 for `sequences`, `synthetic` and `table`
     ties: Literal["file_order", "shuffle"] = "file_order"  # order of one user's equal timestamps
     split: Literal["leave_one_out", "global_time"] = "leave_one_out"
-    valid_share: OpenShare = 0.1  # global_time: share of interactions in each later window
-    test_share: OpenShare = 0.1
+    valid_share: InnerShare = 0.1  # global_time: share of interactions in each later window
+    test_share: InnerShare = 0.1
     negatives: Annotated[int, Field(ge=0, le=10_000)] = 99  # of the secondary 1+N protocol
     text: str = "{title}"  # template of an item's text; fields are the columns of its attributes
     seed: Count = 0  # of ids, ties, negatives and the synthetic catalogue; apart from the run's seed
@@ -91,7 +91,7 @@ class ItemKnn:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     name: Literal["item_knn"] = "item_knn"
-    max_len: AtLeastOne = 1000
+    max_len: AtLeastOne = 1000  # the latest items that are summed over
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +101,7 @@ class Markov:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     name: Literal["markov"] = "markov"
     decay: Share = 0.7
-    max_len: AtLeastOne = 1000
+    max_len: AtLeastOne = 1000  # the latest items that are summed over
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,6 +173,10 @@ class Config:
             raise ValueError(f"model.d_model {model.d_model} is not a multiple of model.n_heads {model.n_heads}")
         if data.source != "synthetic" and data.path is None and data.catalogue is None:
             raise ValueError(f"data.source={data.source} needs data.path=FOLDER_OR_FILE (or data.catalogue=NAME)")
+        if data.source == "synthetic" and (data.path or data.items or data.catalogue):
+            raise ValueError(
+                "data.path, data.items and data.catalogue need a data.source (sequences, table, movielens, …)"
+            )
         if data.valid_share + data.test_share >= 1:
             raise ValueError("data.valid_share + data.test_share leave nothing to train on; make them smaller")
         return self
@@ -190,7 +194,9 @@ def load(args: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Con
     for arg in args:
         key, equals, text = arg.partition("=")
         if equals and re.fullmatch(r"[\w.]+", key):
-            _merge(tree, _nest(key, _parse(text, f"the value of {key}")))
+            # a template is a text, braces and all
+            value = text if key == "data.text" else _parse(text, f"the value of {key}")
+            _merge(tree, _nest(key, value))
         elif arg.endswith((".yaml", ".yml")):
             _merge(tree, _read(Path(arg)))
         else:
@@ -222,6 +228,8 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a word", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
@@ -236,6 +244,8 @@ def _parse(text: str, where: str) -> Any:
         raise ValueError(f"{where}, line {line}: not YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not YAML: {str(error).splitlines()[0]}") from None
+    except (ValueError, RecursionError) as error:  # a date that is none; thousands of brackets
+        raise ValueError(f"{where}: not YAML: {error}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -308,4 +318,6 @@ def _keys(path: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(dump(load(sys.argv[1:])), end="")
+    from distrec.runtime import run
+
+    run(lambda argv: print(dump(load(argv)), end=""))

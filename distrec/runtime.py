@@ -93,6 +93,9 @@ class Journal:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
 
+    def last_step(self) -> int:
+        return max((_step_of(line) for line in self.path.read_text(encoding="utf-8").splitlines()), default=0)
+
     def rewind(self, step: int) -> None:
         """Drop the lines of later steps (and a half-written last one): a resumed run writes them again."""
         if self._file is None:
@@ -105,11 +108,11 @@ class Journal:
         self._file = self.path.open("a", encoding="utf-8")
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str) -> int:
     try:
-        return json.loads(line).get("step", 0)
-    except ValueError:
-        return float("inf")
+        return int(json.loads(line).get("step") or 0)
+    except (ValueError, AttributeError, TypeError):
+        return sys.maxsize  # cut off by a kill
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -127,8 +130,16 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._ask)
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def __call__(self) -> bool:
         return self.asked
@@ -137,7 +148,8 @@ class Stop:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
-        log(f"{signal.Signals(number).name}: finishing this step, then saving (Ctrl-C again: leave at once)")
+        name = signal.Signals(number).name
+        os.write(2, f"\n{name}: finishing this step, then saving (Ctrl-C again: leave at once)\n".encode())
 
 
 def run(main: Callable[[Sequence[str]], int | None], help_text: str | None = None) -> None:
@@ -152,11 +164,12 @@ def run(main: Callable[[Sequence[str]], int | None], help_text: str | None = Non
     try:
         code = main(argv) or DONE
     except KeyboardInterrupt:
-        code = REQUEUE
+        log("interrupted; nothing was saved since the last checkpoint")
+        code = FAILED
     except (ValueError, OSError) as error:
         if os.environ.get("DISTREC_TRACEBACK"):
             traceback.print_exc()
-        text = str(error) if isinstance(error, ValueError) else f"{error.filename}: {error.strerror}"
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         rank = Ranks.here().rank
         if rank and not getattr(error, "told", False):
             print(f"error on rank {rank}: {text}", file=sys.stderr)
@@ -172,6 +185,6 @@ def _leave(code: int) -> None:
     """End now.  Ranks skip interpreter teardown, where gloo's threads abort about one run in ten."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if _dist():
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(code)
     sys.exit(code)

@@ -26,7 +26,8 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
 from distrec import config as cfg
@@ -43,14 +44,16 @@ _FREE = ("train.log_steps", "train.save_steps", "train.trackers")  # may differ 
 
 def main(argv: Sequence[str]) -> int:
     config = cfg.load(argv)
-    stop = Stop()
+    if config.out and (not os.access(_existing(config.out), os.W_OK) or not _existing(config.out).is_dir()):
+        raise ValueError(f"out={config.out}: {_existing(config.out)} is no folder that can be written to")
     accelerator = join(config)
     ranks = Ranks.here()
     data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
     made = made_by(config, data)
     out = config.out or Path("runs") / f"{config.data.source}-{config.model.name}-{store.digest(made)[:8]}"
     lock = ranks.main_first(partial(enter, out, config, made, ranks))
-    if (out / "test.json").exists():
+    if (out / store.STAMP).exists():
+        store.verify_stamped(out)
         log(f"{out} is finished already (remove it to train again)")
     else:
         model = build(config.model, data, config.seed).to(accelerator.device)
@@ -62,8 +65,16 @@ def main(argv: Sequence[str]) -> int:
                 config.train, config.score, model, data, checkpoints, journal, accelerator, ranks, config.seed
             )
             if config.train.trackers:
-                accelerator.init_trackers("distrec", store.flat(cfg.plain(config)))
-            if not trainer.fit(stop):
+                accelerator.init_trackers(
+                    "distrec",
+                    {
+                        key: value if isinstance(value, int | float | str) else str(value)
+                        for key, value in store.flat(cfg.plain(config)).items()
+                    },
+                )
+            with Stop() as stop:
+                complete = trainer.fit(stop)
+            if not complete:
                 log(f"stopped at step {trainer.progress.step}; the same command goes on from there")
                 return REQUEUE
             checkpoints.load(trainer.progress.best_checkpoint, model)
@@ -79,6 +90,11 @@ def main(argv: Sequence[str]) -> int:
     return DONE
 
 
+def _existing(path: Path) -> Path:
+    """The path itself, or the nearest of its parents that is there."""
+    return path if path.exists() else _existing(path.absolute().parent)
+
+
 def join(config: cfg.Config) -> Accelerator:
     """The accelerator of this launch.
 
@@ -86,7 +102,11 @@ def join(config: cfg.Config) -> Accelerator:
     """
     on_cpu = not torch.cuda.is_available()
     asked = int(os.environ.get("WORLD_SIZE", "1"))
-    handlers: list[Any] = [InitProcessGroupKwargs(backend="gloo")] if on_cpu and asked > 1 else []
+    # without find_unused_parameters DDP lays its buckets out anew after the first backward pass: a resumed run
+    # would sum over three or more ranks in another order than the uninterrupted one
+    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    if on_cpu and asked > 1:
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
     tracked: Any = list(config.train.trackers)
     accelerator = Accelerator(
         cpu=on_cpu,
@@ -94,6 +114,7 @@ def join(config: cfg.Config) -> Accelerator:
         log_with=tracked or None,
         project_dir=config.out or "runs",
         kwargs_handlers=handlers,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # ours; whatever a launch file says
     )
     if accelerator.num_processes != asked:
         raise ValueError(
@@ -124,17 +145,24 @@ def enter(out: Path, config: cfg.Config, made: dict[str, Any], ranks: Ranks) -> 
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"another process is training in {out}: choose another out=DIR, or wait") from None
-    made_file = out / "made_by.json"
-    if made_file.exists():
-        before = json.loads(made_file.read_text())
-        for key in sorted(before.keys() | made.keys()):
-            if before.get(key) != made.get(key):
-                raise ValueError(
-                    f"{out} holds another run ({key} was {before.get(key)!r}, now {made.get(key)!r}): choose another out=DIR or remove it"
-                )
-    write_atomically(made_file, json.dumps(made, indent=1))
-    write_atomically(out / "config.yaml", cfg.dump(config))
+    earlier = [out, *sorted((out / "checkpoints").glob("step-*"))]
+    for folder in earlier:
+        if (folder / store.STAMP).is_file():
+            differs(out, store.read_stamp(folder)["made_by"], made)
+            break
+    if not (out / store.STAMP).exists():
+        write_atomically(out / "config.yaml", cfg.dump(config))
     return lock
+
+
+def differs(out: Path, before: dict[str, Any], made: dict[str, Any]) -> None:
+    """Refuse to go on with another run's folder, naming the first setting that differs."""
+    for key, value in made.items():
+        if before.get(key) != value:
+            raise ValueError(
+                f"{out} holds another run ({key} was {before.get(key)!r}, now {value!r}): "
+                "choose another out=DIR or remove it"
+            )
 
 
 def finish(

@@ -3,7 +3,6 @@
 The checks read what is on disk, not how it was made, so they also judge artefacts made elsewhere.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +54,7 @@ def targets_in_input(data: Prepared) -> Iterator[Finding]:
         users, places = data.targets(split)
         bad = np.flatnonzero(repeated[places])
         yield from _finding(
-            f"{split} target inside its own input",
+            f"{split} target inside its own input (data.duplicates=first drops repeats)",
             [
                 f"user {_raw(data.users, users[i])} has item {_raw(data.items, data.item[places[i]])} before"
                 for i in bad[:SHOWN]
@@ -97,49 +96,54 @@ def positive_negatives(data: Prepared) -> Iterator[Finding]:
     if data.negatives is None:
         return
     owned = np.sort(_user(data) * np.int64(data.n_items) + data.item)
-    key = np.arange(data.n_users)[:, None] * np.int64(data.n_items) + data.negatives
-    place = np.minimum(np.searchsorted(owned, key), len(owned) - 1)
-    users, columns = np.nonzero(owned[place] == key)
-    yield from _finding(
-        "negative that is a positive",
-        [
-            f"user {_raw(data.users, u)} negative {c}: item {_raw(data.items, data.negatives[u, c])}"
-            for u, c in list(zip(users, columns, strict=True))[:SHOWN]
-        ],
-        len(users),
-    )
+    shown: list[str] = []
+    found = 0
+    for low in range(0, data.n_users, 100_000):  # blocks of users: memory stays bounded
+        block = data.negatives[low : low + 100_000]
+        key = np.arange(low, low + len(block))[:, None] * np.int64(data.n_items) + block
+        users, columns = np.nonzero(owned[np.minimum(np.searchsorted(owned, key), len(owned) - 1)] == key)
+        found += len(users)
+        for u, c in list(zip(users, columns, strict=True))[: SHOWN - len(shown)]:
+            shown.append(f"user {_raw(data.users, low + u)} negative {c}: item {_raw(data.items, block[u, c])}")
+    yield from _finding("negative that is a positive", shown, found)
 
 
 def telling_texts(data: Prepared) -> Iterator[Finding]:
     """Item text that names who or what it is held-out with, or counts interactions of all splits.
 
     Looked for: the raw id of a held-out user of that item; the raw id of a held-out target in the text of
-    the item before it; a number that equals the item's count over all splits where its training count differs.
+    the item before it (both more often than with another user or target put in its place); a number that equals the item's count over all splits where its training count differs.
     Raw ids of digits alone are too common as numbers to be judged.
     """
-    words = pl.Series(data.items["text"][:]).str.to_lowercase().str.extract_all(r"[\w-]+").list.unique()
+    words = pl.Series(data.items["text"][:]).str.to_lowercase().str.extract_all(r"[^\s,;()\[\]{}\"'<>]+")
     table = pl.DataFrame({"item": np.arange(data.n_items), "word": words}).explode("word").drop_nulls()
+    table = table.with_columns(pl.col("word").str.strip_chars(".:!?")).unique()
+    users_named = pl.Series(data.users["raw"][:]).str.to_lowercase()
+    columns = [name for name in ("raw", "raw_item") if name in data.items.column_names]
     for split in ("valid", "test"):
         users, places = data.targets(split)
-        target = data.item[places]
-        before = data.item[np.maximum(places - 1, data.start[users])]
-        user_names, item_names = (pl.Series(names["raw"][:]).str.to_lowercase() for names in (data.users, data.items))
-        pairs = {
-            "names its user": (target, user_names.gather(users)),
-            "is named by the item before it": (before, item_names.gather(target)),
-        }
-        for what, (item, word) in pairs.items():
-            asked = pl.DataFrame({"item": item.astype(np.int64), "word": word, "user": users}).filter(
-                ~pl.col("word").str.contains(r"^\d*$")
+        target = data.item[places].astype(np.int64)
+        before = data.item[np.maximum(places - 1, data.start[users])].astype(np.int64)
+        pairs = [("names its user", target, users_named.gather(users), users_named.gather(np.roll(users, 1)))]
+        for column in columns:
+            names = pl.Series(data.items[column][:]).str.to_lowercase()
+            pairs.append(
+                ("is named by the item before it", before, names.gather(target), names.gather(np.roll(target, 1)))
             )
-            hits = asked.join(table, on=["item", "word"], how="semi")
-            hits = hits.filter(pl.col("word") != item_names.gather(hits["item"]))
-            shown = [
-                f"text of item {_raw(data.items, row['item'])} holds {row['word']!r}"
-                for row in hits.head(SHOWN).iter_rows(named=True)
-            ]
-            yield from _finding(f"a {split} interaction {what} in an item text", shown, hits.height)
+        for what, item, word, chance in pairs:
+            hits, by_chance = (_naming(table, item, names) for names in (word, chance))
+            if hits.height > by_chance.height + 5 * np.sqrt(by_chance.height):
+                shown = [
+                    f"text of item {_raw(data.items, i)} holds {name!r}" for i, name in hits.head(SHOWN).iter_rows()
+                ]
+                yield from _finding(f"a {split} interaction {what} in an item text", shown, hits.height)
     yield from _counting_texts(data, table)
+
+
+def _naming(table: pl.DataFrame, item: np.ndarray, names: pl.Series) -> pl.DataFrame:
+    """The (item, name) pairs of which the item's text holds the name, apart from numbers and empty names."""
+    asked = pl.DataFrame({"item": item, "word": names}).filter(~pl.col("word").str.contains(r"^\d*$"))
+    return asked.join(table, on=["item", "word"], how="semi")
 
 
 def _counting_texts(data: Prepared, words: pl.DataFrame) -> Iterator[Finding]:
@@ -197,15 +201,22 @@ def held_out_in_artefact(data: Prepared, folder: Path) -> Iterator[Finding]:
         yield from _finding(f"{folder.name} joins items that no user has together in training", shown, len(bad))
 
 
-def artefacts_of(data: Prepared, *roots: Path) -> list[Path]:
-    """The finished artefacts below `roots` that were made from this data."""
-    found = []
-    for stamp in sorted({path for root in roots if root.is_dir() for path in root.rglob(store.STAMP)}):
-        folder = stamp.parent
-        hidden = folder.name.startswith(".") or folder.parent.name == "checkpoints" or (folder / "test.json").exists()
-        if not hidden and json.loads(stamp.read_text()).get("made_by", {}).get("data") == data.stamp:
-            found.append(folder)
-    return found
+def artefacts_of(data: Prepared, *roots: Path) -> tuple[list[Path], list[Path]]:
+    """(finished artefacts below `roots` that were made from this data, those made from other data).
+
+    Raises: ValueError naming a root that is not there, a broken stamp, or a folder of tensors without one.
+    """
+    own, other = [], []
+    for root in roots:
+        if not root.is_dir():
+            raise ValueError(f"{root}: no such folder; there is nothing to audit")
+        tensors = {path.parent for path in root.rglob("*.safetensors")}
+        for folder in sorted(tensors | {path.parent for path in root.rglob(store.STAMP)}):
+            is_run = (folder / "config.yaml").exists()
+            if folder.name.startswith((".", "prepared-")) or "checkpoints" in folder.parts or is_run:
+                continue
+            (own if store.read_stamp(folder)["made_by"].get("data") == data.stamp else other).append(folder)
+    return own, other
 
 
 def _together(data: Prepared, row: np.ndarray, column: np.ndarray) -> np.ndarray:

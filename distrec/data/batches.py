@@ -5,7 +5,7 @@ Shapes: B users in a batch, T positions (left-padded).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,11 +46,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.user)
 
-    def lengths(self) -> Int[np.ndarray, " N"]:
-        return self.end - self.begin - 1
+    def lengths(self, rows: Any = slice(None)) -> Int[np.ndarray, " n"]:
+        return self.end[rows] - self.begin[rows] - 1
 
     def n_targets(self, rows: np.ndarray) -> int:
-        return len(rows) if self.last_only else int(self.lengths()[rows].sum())
+        return len(rows) if self.last_only else int(self.lengths(rows).sum())
 
     def items_read(self, data: Prepared) -> Int[np.ndarray, " I"]:
         """How often each item stands at a place that some sample reads."""
@@ -116,11 +116,10 @@ def steps(samples: Samples, batch_tokens: int, seed: int, epoch: int) -> list[np
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(samples))
-    lengths = samples.lengths()[order]
+    lengths = samples.lengths(order)
     stretch = np.cumsum(lengths, dtype=np.int64) // (batch_tokens * WINDOW)
     order = order[np.lexsort((lengths, stretch))]
-    sorted_lengths = samples.lengths()[order]
-    batches = [order[low:high] for low, high in _cut(sorted_lengths, batch_tokens)]
+    batches = [order[low:high] for low, high in _cut(samples.lengths(order), batch_tokens)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
@@ -142,7 +141,7 @@ def micro_batches(
 
     A rank with nothing left gets a row that counts no target, so that all ranks run as often.
     """
-    longest = max(1, int(samples.lengths()[rows].max()))
+    longest = max(1, int(samples.lengths(rows).max()))
     per_piece = max(1, micro_tokens // longest)
     n_pieces = -(-len(rows) // (per_piece * size))
     own = [rows[rank::size][piece::n_pieces] for piece in range(n_pieces)]

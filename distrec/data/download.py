@@ -113,6 +113,9 @@ def _download(source: Official, target: Path) -> Path:
         target.mkdir(parents=True, exist_ok=True)
         try:
             _stream(source.url, part)
+        except urllib.error.HTTPError as error:
+            if error.code != 416 or not part.exists():  # 416: nothing is missing of it
+                raise ValueError(f"{source.url}: {error}; download it elsewhere and put it at {done}") from None
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", error)
             raise ValueError(
@@ -154,7 +157,9 @@ def _extract(archive: Path, member: str, target: Path) -> Path:
     if not path.is_file():
         try:
             with zipfile.ZipFile(archive) as bundle:
-                path.write_bytes(bundle.read(member))
+                part = path.with_name(f"{path.name}.part")
+                part.write_bytes(bundle.read(member))
+                part.rename(path)
         except (zipfile.BadZipFile, KeyError) as error:
             raise ValueError(f"{archive}: {error}; remove it and fetch it again") from None
     return path

@@ -146,7 +146,7 @@ def read_literal_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             record = _literal(text)
             if not isinstance(record, dict):
                 raise ValueError(
-                    f"{path}, line {first + offset}: neither a Python literal nor a JSON object: {text[:60].decode()!r}"
+                    f"{path}, line {first + offset}: neither a Python literal nor a JSON object: {text[:60].decode(errors='replace')!r}"
                 )
             yield first + offset, record
 
@@ -173,9 +173,9 @@ def _bad_line(path: Path, first: int, block: bytes, parse: Callable[[bytes], Any
     for offset, text in enumerate(block.splitlines()):
         try:
             if not isinstance(parse(text), dict):
-                return f"{path}, line {first + offset}: not a JSON object: {text[:60].decode()!r}"
+                return f"{path}, line {first + offset}: not a JSON object: {text[:60].decode(errors='replace')!r}"
         except ValueError as error:
-            return f"{path}, line {first + offset}: malformed JSON ({error}): {text[:60].decode()!r}"
+            return f"{path}, line {first + offset}: malformed JSON ({error}): {text[:60].decode(errors='replace')!r}"
     return None
 
 
@@ -205,6 +205,10 @@ def _blank_line(block: bytes) -> int:
     """1-based number of the first blank line, 0 for none."""
     at = block.find(b"\n\n") + 1 or (1 if block[:1] == b"\n" else 0)
     return block.count(b"\n", 0, at) + 1 if at else 0
+
+
+def _shown(text: bytes) -> str:
+    return repr(text[:60].decode(errors="replace"))
 
 
 def _first(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """Prepared data: numbered sequences, items, splits and negatives, in Arrow files that are memory-mapped.
 
 An artefact `prepared-…` holds
-    interactions.arrow   item: int32, time: int64, all users one after the other, oldest first
+    interactions.arrow   item: int32, time: int64 in epoch microseconds, all users one after the other, oldest first
     users.arrow          raw: text, start, train_end, valid_end: int64 places in `interactions`
     items.arrow          raw: text, text (the filled template), then the source's attributes
     negatives.arrow      item: int32, N for each user, one user after the other (absent: catalogue too small)
@@ -28,7 +28,7 @@ from distrec.data import lines, sources, split, statistics, store, synthetic
 from distrec.runtime import log
 
 Split = Literal["valid", "test"]
-_RULES: dict[str, split.Rule] = {"lastfm": "first", "sequences": "keep", "synthetic": "keep"}
+_RULES: dict[str, split.Rule] = {"amazon": "first", "lastfm": "first", "sequences": "keep", "synthetic": "keep"}
 _RAW_LOGS = ("movielens", "amazon", "lastfm")
 
 
@@ -74,7 +74,7 @@ def made_by(config: Data) -> dict[str, Any]:
     asked = plain(config)
     for place in ("root", "path", "items", "catalogue"):
         del asked[place]
-    files = {path.name: store.file_digest(path) for path in sources.input_files(config)}
+    files = [[path.name, store.file_digest(path)] for path in sources.input_files(config)]
     code = [store.file_digest(Path(str(module.__file__))) for module in (lines, sources, split, statistics, synthetic)]
     return {"config": asked, "inputs": files, "code": store.digest([*code, store.file_digest(Path(__file__))])}
 
@@ -143,11 +143,14 @@ def _fill(folder: Path, config: Data) -> None:
     del user
 
     train_end, valid_end = _split(config, start, time)
-    if (train_end == start[1:]).all():
-        raise ValueError(
-            f"no user of {config.path} has a target to evaluate (leave_one_out needs 3 interactions a user)"
-        )
+    for name, targets in (("validation", train_end < valid_end), ("test", valid_end < start[1:])):
+        if not targets.any():
+            raise ValueError(
+                f"no user of {config.path or config.source} has a {name} target "
+                "(leave_one_out needs 3 interactions a user; global_time needs times finer than its windows)"
+            )
     texts = _items(raw.items, item_names, config.text)
+    counts["repeated item rows"] = raw.items.height - raw.items["item"].n_unique()
     counts["items without text"] = int((texts["text"] == "").sum())
     _write(folder, "interactions", {"item": item, "time": time if time is not None else np.zeros(len(item), np.int64)})
     ends = {"start": start[:-1], "train_end": train_end, "valid_end": valid_end}

@@ -1,6 +1,7 @@
 """Raw formats in, one layout out: interactions (user, item, time) in file order, and item attributes.
 
-Every reader returns `Raw`.  Users and items are the raw ids as text; `time` is in epoch seconds.
+Every reader returns `Raw`.  Users and items are the raw ids as text; `read` gives `time` in epoch microseconds,
+so that nothing is cut off before it is ordered.
 """
 
 import time
@@ -23,6 +24,7 @@ class Raw:
     items: pl.DataFrame  # item: str, then attributes as text
     files: list[Path] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
+    ticks: int = 1  # of `time`, per second, as the reader found it
 
     @property
     def has_time(self) -> bool:
@@ -34,10 +36,16 @@ def read(config: Data) -> Raw:
 
     Raises: ValueError naming file, line and remedy; for missing files, each one with where to get it.
     """
-    raw = _READERS[config.source](config)
+    try:
+        raw = _READERS[config.source](config)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{config.path}: {str(error).splitlines()[0]}") from None
+    for name in ("user", "item") if "line" in raw.interactions.columns else ():
+        lines.require(raw.interactions, name, pl.col(name) == "", raw.files[0], "is empty")
+    raw = _check_times(raw, config)
     if raw.interactions.is_empty():
         raise ValueError(f"{config.path}: no interaction in it")
-    return _check_times(raw, config)
+    return raw
 
 
 def input_files(config: Data) -> list[Path]:
@@ -99,17 +107,19 @@ def _amazon_files(config: Data) -> list[Path]:
     path = config.path or download.folder(config)
     if path.is_file():
         return [path, *([config.items] if config.items else [])]
-    if not path.is_dir():
+    if config.catalogue:
         return download.fetch_all(config, path)
-    reviews = sorted(p for p in path.glob("*.json*") if not p.name.startswith("meta_"))
-    metadata = sorted(path.glob("meta_*.json*"))
+    found = sorted(p for p in path.glob("*") if p.name.endswith((".json", ".json.gz"))) if path.is_dir() else []
+    reviews = [p for p in found if not p.name.startswith("meta_")]
+    metadata = [config.items] if config.items else [p for p in found if p.name.startswith("meta_")]
     if not reviews:
         return download.fetch_all(config, path)
-    if len(reviews) > 1:
-        raise ValueError(
-            f"{path} holds {len(reviews)} review files ({reviews[0].name}, {reviews[1].name}…): set data.path to one of them"
-        )
-    return [*reviews, *([config.items] if config.items else metadata[:1])]
+    for files, key in ((reviews, "data.path"), (metadata, "data.items")):
+        if len(files) > 1:
+            raise ValueError(
+                f"{path} holds {len(files)} candidates ({files[0].name}, {files[1].name}…): set {key} to one"
+            )
+    return [*reviews, *metadata]
 
 
 def _amazon(config: Data) -> Raw:
@@ -118,19 +128,19 @@ def _amazon(config: Data) -> Raw:
     schema = {"reviewerID": pl.String, "asin": pl.String, "unixReviewTime": pl.Int64}
     names = {"reviewerID": "user", "asin": "item", "unixReviewTime": "time"}
     table = lines.read_json_lines(reviews, schema, filled=["reviewerID", "asin"]).rename(names)
-    items, dropped = _no_items(), {}
-    if metadata:
-        items, dropped = _amazon_items(metadata[0], set(table["item"].unique()))
-    return Raw(table, items, [reviews, *metadata], dropped)
+    items = _amazon_items(metadata[0], set(table["item"].unique())) if metadata else _no_items()
+    return Raw(table, items, [reviews, *metadata])
 
 
-def _amazon_items(path: Path, wanted: set[str]) -> tuple[pl.DataFrame, dict[str, int]]:
+def _amazon_items(path: Path, wanted: set[str]) -> pl.DataFrame:
     rows = []
     for line, record in lines.read_literal_lines(path):
         if "asin" not in record:
             raise ValueError(f"{path}, line {line}: no 'asin'; is this the metadata of an Amazon catalogue?")
+        groups = record.get("categories") or [record.get("category") or []]
+        if not isinstance(record["asin"], str) or not isinstance(groups, list) or not isinstance(groups[0], list):
+            raise ValueError(f"{path}, line {line}: 'asin' is a text and 'category' a list; got {record['asin']!r}")
         if record["asin"] in wanted:
-            groups = record.get("categories") or [record.get("category") or []]
             rows.append(
                 {
                     "item": record["asin"],
@@ -139,11 +149,7 @@ def _amazon_items(path: Path, wanted: set[str]) -> tuple[pl.DataFrame, dict[str,
                     "category": "|".join(_text(name) for name in groups[0]),
                 }
             )
-    frame = pl.DataFrame(
-        rows, schema={"item": pl.String, "title": pl.String, "brand": pl.String, "category": pl.String}
-    )
-    once = frame.unique("item", keep="first", maintain_order=True)
-    return once, {"repeated metadata lines": frame.height - once.height}
+    return pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String, "brand": pl.String, "category": pl.String})
 
 
 def _lastfm_files(config: Data) -> list[Path]:
@@ -157,9 +163,10 @@ def _lastfm(config: Data) -> Raw:
     table = lines.read_delimited(tagged, list(names), "\t", header=True, filled=list(names)).rename(names)
     items = lines.read_delimited(artists, ["id", "name"], "\t", header=True, filled=["id"])
     return Raw(
-        _timed(table, tagged, per_second=1000),
+        _timed(table, tagged),
         items.select(item="id", title=pl.col("name").fill_null("")),
         [tagged, artists],
+        ticks=1000,
     )
 
 
@@ -179,7 +186,11 @@ def _sequences(config: Data) -> Raw:
     )
     lists = table.with_columns(pl.col("item_ids").str.split(" "), pl.col("timestamps").str.split(" "))
     has_time = table["timestamps"].is_not_null().any()
+    lines.require(table, "user_id", pl.col("user_id").is_duplicated(), path, "stands on several lines")
     if has_time:
+        lines.require(
+            table, "timestamps", pl.col("timestamps").is_null(), path, "are missing, while other users have theirs"
+        )
         lines.require(
             lists,
             "user_id",
@@ -213,16 +224,26 @@ def _table(config: Data) -> Raw:
     """Any CSV, TSV, Parquet or JSONL file with named columns (`data.columns`)."""
     path, *rest = _table_files(config)
     names = config.columns
+    if len({names.user, names.item, names.time}) < 3:
+        raise ValueError("data.columns: user, item and time are three different columns")
     table = _open(path, [names.user, names.item, names.time])
     table = table.rename({names.user: "user", names.item: "item", names.time: "time"})
     for name in ("user", "item"):
         lines.require(table, name, pl.col(name).is_null(), path, "is missing")
-    table = table.with_columns(pl.col("user", "item").cast(pl.String), _seconds(table, path, names.time_unit))
+    time_, ticks = _ticks(table, path, names.time_unit)
+    table = table.with_columns(pl.col("user", "item").cast(pl.String), time_)
     items = _no_items()
     if rest:
         items = _open(rest[0], [names.item_key]).drop("line").rename({names.item_key: "item"})
-        items = items.select(pl.all().cast(pl.String).fill_null("")).unique("item", keep="first", maintain_order=True)
-    return Raw(table, items, [path, *rest])
+        items = items.select(_as_text(items[name]) for name in items.columns)
+    return Raw(table, items, [path, *rest], ticks=ticks)
+
+
+def _as_text(column: pl.Series) -> pl.Series:
+    """Any attribute as text; lists are joined by a bar."""
+    if isinstance(column.dtype, pl.List):
+        column = column.list.eval(pl.element().cast(pl.String)).list.join("|")
+    return column.cast(pl.String).fill_null("")
 
 
 def _open(path: Path, needed: list[str]) -> pl.DataFrame:
@@ -237,8 +258,9 @@ def _open(path: Path, needed: list[str]) -> pl.DataFrame:
             case "tsv":
                 scan = pl.scan_csv(path, separator="\t", infer_schema=False, quote_char=None)
             case "jsonl" | "json" | "ndjson":
-                schema = dict.fromkeys(needed, pl.String)
-                return lines.read_json_lines(path, schema)
+                if len(needed) > 1:
+                    return lines.read_json_lines(path, dict.fromkeys(needed, pl.String))
+                scan = pl.scan_ndjson(path, infer_schema_length=None)
             case _:
                 raise ValueError(
                     f"{path}: .{kind} is not known; a table is .csv, .tsv, .parquet or .jsonl (and .gz of the texts)"
@@ -252,10 +274,12 @@ def _open(path: Path, needed: list[str]) -> pl.DataFrame:
         )
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
+    except OSError as error:  # a damaged gzip stream
+        raise ValueError(f"{path}: {error}; fetch the file again") from None
 
 
-def _seconds(table: pl.DataFrame, path: Path, unit: str) -> pl.Series:
-    """The time column in epoch seconds, from numbers, dates or ISO texts."""
+def _ticks(table: pl.DataFrame, path: Path, unit: str) -> tuple[pl.Series, int]:
+    """The time column as whole numbers, and how many of them make a second; from numbers, dates or ISO texts."""
     column = table["time"]
     if column.dtype == pl.String:
         numbers = column.cast(pl.Float64, strict=False)
@@ -264,23 +288,26 @@ def _seconds(table: pl.DataFrame, path: Path, unit: str) -> pl.Series:
         unread = pl.col("parsed").is_null() & pl.col("time").is_not_null()
         lines.require(table.with_columns(parsed=parsed), "time", unread, path, "is neither a number nor an ISO date")
         column = parsed
-    if column.dtype.is_temporal():
-        return column.cast(pl.Datetime("ms")).dt.epoch("s").rename("time")
+    if column.dtype in (pl.Date, pl.Datetime):
+        return column.cast(pl.Datetime("us")).dt.epoch("us").rename("time"), 10**6
     if not column.dtype.is_numeric():
         raise ValueError(f"{path}: the time column holds {column.dtype}; give epoch numbers, dates or ISO texts")
-    return column.cast(pl.Int64, strict=False).rename("time") // {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    ticks = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    if column.dtype.is_float() and ticks < 10**6:
+        column, ticks = column * (10**6 // ticks), 10**6
+    return column.cast(pl.Int64, strict=False).rename("time"), ticks
 
 
-def _timed(table: pl.DataFrame, path: Path, per_second: int = 1) -> pl.DataFrame:
+def _timed(table: pl.DataFrame, path: Path) -> pl.DataFrame:
     number = table["time"].cast(pl.Int64, strict=False)
     lines.require(table.with_columns(parsed=number), "time", pl.col("parsed").is_null(), path, "is not a whole number")
-    return table.with_columns(number // per_second)
+    return table.with_columns(number)
 
 
 def _check_times(raw: Raw, config: Data) -> Raw:
     """Refuse, or drop and count, timestamps that cannot be: missing, negative or more than a day ahead."""
     if raw.has_time:
-        ahead = int(time.time()) + 86_400
+        ahead = (int(time.time()) + 86_400) * raw.ticks
         wrong = pl.col("time").is_null() | (pl.col("time") < 0) | (pl.col("time") > ahead)
         if config.bad_times == "refuse" and "line" in raw.interactions.columns:
             what = "is a missing, negative or future timestamp; mend the file, set data.columns.time_unit, or set data.bad_times=drop"
@@ -290,6 +317,9 @@ def _check_times(raw: Raw, config: Data) -> Raw:
         raw.interactions = kept
     columns = ["user", "item", *(["time"] if raw.has_time else [])]
     raw.interactions = raw.interactions.select(columns)
+    if raw.has_time:
+        micro = pl.col("time") * (10**6 // raw.ticks) if raw.ticks <= 10**6 else pl.col("time") // (raw.ticks // 10**6)
+        raw.interactions = raw.interactions.with_columns(micro)
     return raw
 
 

@@ -50,6 +50,9 @@ def report(
         },
         "valid": cold(train_end, valid_end),
         "test": cold(valid_end, start[1:]),
+        "held out but no target": int(
+            (start[1:] - train_end).sum() - (train_end < valid_end).sum() - (valid_end < start[1:]).sum()
+        ),
         "tied with the one before": None
         if time is None
         else float((time[1:] == time[:-1])[neighbours].mean())

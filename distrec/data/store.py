@@ -94,12 +94,17 @@ def verify(target: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, 
             raise ValueError(
                 f"{target} is corrupt: {name} is not what was written; remove the folder to have it made again"
             )
-    for key, value in (made_by or {}).items():
-        if stamp["made_by"].get(key) != value:
-            raise ValueError(
-                f"{target} is stale: made with {key}={stamp['made_by'].get(key)!r}, now {value!r}; remove it"
-            )
+    check_made_by(target, stamp["made_by"], made_by or {})
     return stamp
+
+
+def check_made_by(target: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ValueError naming the first input in which an artefact differs from what is asked."""
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise ValueError(
+                f"{target} is stale: made with {key}={before.get(key)!r}, now {value!r}: use the former, or remove it to have it made anew"
+            )
 
 
 def content(target: Path) -> str:
@@ -107,10 +112,22 @@ def content(target: Path) -> str:
     return digest(_unseal(target)["files"])
 
 
+def read_stamp(target: Path) -> dict[str, Any]:
+    """The stamp of a folder, itself intact; its files are not read.   Raises: ValueError naming a broken one."""
+    return _unseal(target)
+
+
 def stamp_files(target: Path, made_by: Mapping[str, Any], names: Sequence[str]) -> None:
     """Stamp some files of a folder that also holds others (a run folder)."""
     files = {name: {"sha256": file_digest(target / name), "bytes": (target / name).stat().st_size} for name in names}
     write_atomically(target / STAMP, _seal({"artefact": target.name, "made_by": made_by, "files": files}).decode())
+
+
+def verify_stamped(target: Path) -> None:
+    """Check the stamped files of a folder that also holds others.   Raises: ValueError naming the changed one."""
+    for name, entry in _unseal(target)["files"].items():
+        if not (target / name).is_file() or file_digest(target / name) != entry["sha256"]:
+            raise ValueError(f"{target} is corrupt: {name} is not what was written; remove the folder to run again")
 
 
 def make(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
@@ -144,7 +161,7 @@ def _unseal(target: Path) -> dict[str, Any]:
         stamp = json.loads(text)
         seal = stamp.pop("sha256")
         intact = _seal(stamp) == text and isinstance(seal, str)
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         intact = False
     if not intact:
         raise ValueError(

@@ -6,6 +6,7 @@ There is no random state to save: what a step draws is a pure function of (seed,
 """
 
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,46 +49,54 @@ class Checkpoints:
         self.made_by = made_by
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """Commit one checkpoint, then remove those that are neither among the latest nor the best."""
+        """Commit one checkpoint, then remove those that are neither among the latest nor the best of one of them."""
 
         def fill(scratch: Path) -> None:
-            safetensors.torch.save_file(_weights(model), scratch / "model.safetensors")
-            safetensors.torch.save_file(_moments(model, optimizer), scratch / "optimizer.safetensors")
+            (scratch / "model.safetensors").write_bytes(safetensors.torch.save(_weights(model)))
+            (scratch / "optimizer.safetensors").write_bytes(safetensors.torch.save(_moments(model, optimizer)))
             (scratch / "state.json").write_text(json.dumps(asdict(progress), indent=1))
 
         store.write(self.folder / progress.name, self.made_by, fill)
+        latest = self._found()[:KEEP]
+        bests = {json.loads((path / "state.json").read_text())["best_checkpoint"] for path in latest}
         for old in self._found()[KEEP:]:
-            if old.name != progress.best_checkpoint:
+            if old.name not in bests:
                 store.remove(old)
 
-    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer, repair: bool) -> Progress:
-        """Load the latest good checkpoint into model and optimizer; a fresh Progress when there is none at all.
+    def latest_good(self) -> str | None:
+        """The name of the latest good checkpoint; None where no checkpoint ever was.   To be called by one process.
 
-        A corrupt one is named, and with `repair` (one process) set aside; the one before it is taken.
+        A corrupt one is named loudly and set aside; the one before it is taken.
 
-        Raises: ValueError when all are corrupt, or when one is of another run: nothing starts over silently.
+        Raises: ValueError when all are corrupt, when the best one is, or when one is of another run: nothing
+        starts over silently.
         """
-        faults = []
-        if repair:
-            store.sweep(self.folder)
+        store.sweep(self.folder)
         for path in self._found():
             try:
                 store.verify(path)
             except ValueError as fault:
-                faults.append(str(fault))
                 log(f"WARNING: {fault}\nWARNING: falling back to the checkpoint before {path.name}")
-                if repair:
-                    path.rename(path.with_name(f"corrupt-{path.name}"))
+                path.rename(path.with_name(f"corrupt-{path.name}-{uuid.uuid4().hex[:8]}"))
                 continue
             store.verify(path, self.made_by)
-            progress = self.load(path.name, model, optimizer)
-            log(f"resuming {path} (epoch {progress.epoch + 1}, step {progress.step})")
-            return progress
-        if faults:
+            if best := json.loads((path / "state.json").read_text())["best_checkpoint"]:
+                self._verify_best(best)
+            return path.name
+        if any(self.folder.glob("corrupt-*")):
             raise ValueError(
-                f"no good checkpoint is left in {self.folder}; nothing was started over. Remove the run folder to start again"
+                f"no good checkpoint is left in {self.folder}; nothing was started over. "
+                "Remove the run folder to start again"
             )
-        return Progress()
+        return None
+
+    def _verify_best(self, best: str) -> None:
+        try:
+            store.verify(self.folder / best)
+        except ValueError as fault:
+            raise ValueError(
+                f"the best checkpoint is lost ({fault}); nothing can stand in for it. Remove the run folder to start again"
+            ) from None
 
     def load(self, name: str, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
         """One checkpoint by name, verified, into model and (if given) optimizer."""
@@ -142,5 +151,5 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mappin
     for key, value in moments.items():
         name, _, moment = key.rpartition("/")
         parameter = parameters[name]
-        # AdamW's step counter stays on the CPU, in float32
-        optimizer.state[parameter][moment] = value.to(parameter.device) if value.shape else value
+        # AdamW's step counter stays on the CPU
+        optimizer.state[parameter][moment] = value if moment == "step" else value.to(parameter.device)

@@ -1,6 +1,7 @@
 """What a finished run reports: test.json and ranks.parquet."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,11 @@ def measure(
 
 def write(folder: Path, report: dict[str, Any], table: pl.DataFrame, name: str = "test") -> None:
     """Ranks first, then the figures: whoever finds NAME.json finds its ranks too."""
-    scratch = folder / ".ranks.parquet.tmp"
-    table.write_parquet(scratch)
+    scratch = folder / f".ranks-{name}.parquet.tmp"
+    with scratch.open("wb") as file:
+        table.write_parquet(file)
+        file.flush()
+        os.fsync(file.fileno())
     scratch.rename(folder / ("ranks.parquet" if name == "test" else f"ranks-{name}.parquet"))
     write_atomically(folder / f"{name}.json", json.dumps(report, indent=1))
 

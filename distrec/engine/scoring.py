@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -98,8 +97,8 @@ def _rank_blocks(
 
 
 def exact_ranks(
-    scorers: list[Scorer], targets: list[Int[Tensor, " B"]], n_items: int, masks: list[tuple[Tensor, Tensor] | None]
-) -> list[Float[Tensor, " B"]]:
+    scorers: list[Scorer], targets: list[Tensor], n_items: int, masks: list[tuple[Tensor, Tensor] | None]
+) -> list[Tensor]:
     """Expected rank of each target: 1 + #(higher) + ½ #(equal others), over all items that are not masked.
 
     One pass: with s_i the scores and s the target's, Σ sign(s_i - s) = #higher - #lower, so that

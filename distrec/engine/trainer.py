@@ -4,7 +4,6 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,20 +59,42 @@ class Trainer:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
         self.wrapped, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
-        self.progress = self.ranks.main_first(
-            partial(self.checkpoints.resume, self.model, self.optimizer, self.ranks.is_main)
-        )
-        self.ranks.wait()  # all have read before one writes
-        self.journal.rewind(self.progress.step)
+        self._resume()
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.meter = Meter(self.ranks, self.accelerator.device, dtype)
         self.losses: list[float] = []
         while self.progress.epoch < config.epochs and not self.progress.stopped_early:
             if not self._epoch(stop):
                 self._save()
+                self.ranks.wait()  # none leaves before the main rank has saved
                 return False
         self.ranks.wait()  # the last checkpoint is written before any rank reads it
         return True
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint that the main rank found good.
+
+        Raises: ValueError when the journal knows of steps but no checkpoint is left: nothing starts over silently.
+        """
+        name = self.ranks.gather(self.ranks.main_first(self._find_checkpoint))[0]
+        if name:
+            self.progress = self.checkpoints.load(name, self.model, self.optimizer)
+            log(f"resuming {name} (epoch {self.progress.epoch + 1}, step {self.progress.step})")
+        self.ranks.wait()  # all have read before one writes
+        self.journal.rewind(self.progress.step)
+        if not name:
+            self._save()
+
+    def _find_checkpoint(self) -> str | None:
+        if not self.ranks.is_main:
+            return None
+        name = self.checkpoints.latest_good()
+        if name is None and self.journal.last_step() > 0:
+            raise ValueError(
+                f"{self.journal.path} tells of {self.journal.last_step()} steps, but no checkpoint is left; "
+                "remove the run folder to start again"
+            )
+        return name
 
     def _epoch(self, stop: Callable[[], bool]) -> bool:
         """The rest of the current epoch and its evaluation; False when asked to stop."""
@@ -105,6 +126,8 @@ class Trainer:
         progress.position = 0
         if progress.epoch % config.eval_epochs == 0 or progress.epoch == config.epochs:
             self._evaluate()
+        elif progress.step % config.save_steps == 0:
+            self._save()
         return True
 
     def _step(self, rows: np.ndarray, lr: float, stop: bool) -> bool:
@@ -137,7 +160,7 @@ class Trainer:
         else:
             self._skipped(rows, loss, norm)
         self.stepper.zero_grad()
-        self.meter.add(int(self.samples.lengths()[rows].sum()), n_targets)
+        self.meter.add(int(self.samples.lengths(rows).sum()), n_targets)
         return bool(total[1] > 0)
 
     def _backward(self, piece: batches.Batch, i: int, n_targets: int) -> Tensor:
@@ -156,7 +179,7 @@ class Trainer:
         users = self.samples.user[rows]
         self.journal.write(
             event="skipped",
-            step=progress.step,
+            step=progress.step + 1,
             loss=repr(loss),
             norm=repr(float(norm)),
             users=batches.raw_users(self.data, users),
@@ -172,12 +195,16 @@ class Trainer:
 
     def _log(self, bar: tqdm, share: float) -> None:
         progress = self.progress
-        loss = float(np.mean(self.losses)) if self.losses else math.nan
+        loss = float(np.mean(self.losses)) if self.losses else None
         self.losses.clear()
         values = {"loss": loss, "lr": learning_rate(self.config, share), **self.meter.read()}
-        bar.set_postfix(loss=f"{loss:.4f}", tokens_s=f"{values['tokens_per_s']:.0f}", mfu=f"{values['mfu']:.0%}")
+        bar.set_postfix(
+            loss="skipped" if loss is None else f"{loss:.4f}",
+            tokens_s=f"{values['tokens_per_s']:.0f}",
+            mfu=f"{values['mfu']:.0%}",
+        )
         self.journal.write(event="train", step=progress.step, epoch=progress.epoch + 1, **values)
-        self.accelerator.log(values, step=progress.step)
+        self.accelerator.log({name: value for name, value in values.items() if value is not None}, step=progress.step)
 
     def _evaluate(self) -> None:
         """Rank the validation split; the checkpoint that follows is the best one if NDCG@10 rose."""

@@ -18,12 +18,16 @@ from distrec.runtime import DONE, FAILED, run
 
 def main(argv: Sequence[str]) -> int:
     config = cfg.load(argv)
+    if config.out and not config.out.is_dir():
+        raise ValueError(f"out={config.out}: no such folder; there is nothing to audit")
     data = prepared.load(prepared.prepare(config.data))
-    folders = audit.artefacts_of(data, config.data.root, *([config.out] if config.out else []))
+    folders, others = audit.artefacts_of(data, config.data.root, *([config.out] if config.out else []))
     findings = audit.audit(data, folders)
     for finding in findings:
         print(finding)
     names = ", ".join(folder.name for folder in folders) or "no further artefact"
+    if others:
+        print(f"not judged, for they were made from other data: {', '.join(map(str, others))}")
     print(
         f"{data.folder} and {names}: {len(findings)} leaks found"
         if findings

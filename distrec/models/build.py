@@ -48,9 +48,9 @@ def build(config: cfg.Model, data: Prepared, seed: int) -> nn.Module:
         case cfg.Popularity():
             return Popularity(data)
         case cfg.ItemKnn():
-            return ItemKnn(data)
+            return ItemKnn(data, config.max_len)
         case cfg.Markov():
-            return Markov(data, config.decay)
+            return Markov(data, config.decay, config.max_len)
 
 
 def is_trained(model: nn.Module) -> bool:

@@ -41,7 +41,7 @@ def test_a_target_inside_its_own_input(clean):
     item = clean.item.copy()
     item[clean.valid_end[7]] = item[clean.start[7]]
     (finding,) = audit.audit(replace(clean, item=item), [])
-    assert finding.check == "test target inside its own input"
+    assert finding.check.startswith("test target inside its own input")
     assert finding.rows == 1
     assert f"user {clean.users[7]['raw']} " in str(finding)
 
@@ -150,3 +150,19 @@ def test_an_artefact_of_other_data_or_with_a_flipped_byte_is_refused(clean, tmp_
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ValueError, match="corrupt"):
         found(clean, folder)
+
+
+def test_nothing_is_judged_in_silence(clean, tmp_path):
+    own = artefact(clean, tmp_path / "own", seen=np.zeros(clean.n_items, np.int64))
+    foreign = artefact(clean, tmp_path / "foreign", {"data": "of others", "fitted_on": "train"})
+    assert audit.artefacts_of(clean, tmp_path) == ([own], [foreign])
+    with pytest.raises(ValueError, match="no such folder"):
+        audit.artefacts_of(clean, tmp_path / "nope")
+    stamp = own / store.STAMP
+    whole = stamp.read_text()
+    stamp.write_text(whole.replace(clean.stamp[:8], "00000000"))
+    with pytest.raises(ValueError, match="own is corrupt"):
+        audit.artefacts_of(clean, tmp_path)
+    stamp.unlink()
+    with pytest.raises(ValueError, match=r"own has no stamp\.json"):
+        audit.artefacts_of(clean, tmp_path)

@@ -121,6 +121,7 @@ def test_the_report_counts_what_was_removed(tmp_path):
         "moved into time order": 0,
         "duplicates (same_time)": 1,
         "outside the 0-core": 0,
+        "repeated item rows": 0,
         "items without text": 4,
     }
     assert report["interactions"] == 5

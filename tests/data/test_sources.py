@@ -42,7 +42,7 @@ def test_amazon_2014_metadata_are_python_literals_that_run_nothing(tmp_path):
         "{'asin': 'unused', 'title': 'x'}",
     ]
     raw = read(*amazon(tmp_path, review(), meta=meta))
-    assert rows(raw) == [("U", "I", 1000)]
+    assert rows(raw) == [("U", "I", 1000 * 10**6)]
     assert raw.items.rows() == [("I", "Tom's kite", "B", "Toys|Kites")]
     (tmp_path / "meta_Toys.json").write_text("__import__('os').mkdir('" + str(tmp_path / "ran") + "')\n")
     with pytest.raises(ValueError, match="line 1"):
@@ -53,8 +53,15 @@ def test_amazon_2014_metadata_are_python_literals_that_run_nothing(tmp_path):
 def test_amazon_2018_metadata_are_json_and_repeats_are_counted(tmp_path):
     line = json.dumps({"asin": "I", "title": "Kite", "brand": "B", "category": ["Toys", "Kites"]})
     raw = read(*amazon(tmp_path, review(), meta=[line, line]))
-    assert raw.items.rows() == [("I", "Kite", "B", "Toys|Kites")]
-    assert raw.dropped["repeated metadata lines"] == 1
+    assert raw.items.rows() == [("I", "Kite", "B", "Toys|Kites")] * 2
+    data = prepare(
+        tmp_path,
+        *amazon(tmp_path, *[review(item="I", time=t) for t in (1, 2, 3)], meta=[line, line]),
+        "data.k_core=0",
+        "data.negatives=0",
+        "data.duplicates=keep",
+    )
+    assert json.loads((data.folder / "statistics.json").read_text())["removed"]["repeated item rows"] == 1
 
 
 def test_movielens_100k_and_1m_layouts(tmp_path):
@@ -63,7 +70,7 @@ def test_movielens_100k_and_1m_layouts(tmp_path):
     cells[1] = cells[5] = "1"
     (tmp_path / "u.item").write_bytes(f"242|Amélie (2001)|01-Jan-2001||url|{'|'.join(cells)}\n".encode("latin-1"))
     raw = read("data.source=movielens", f"data.path={tmp_path}")
-    assert rows(raw) == [("196", "242", 881250949), ("186", "302", 891717742)]
+    assert rows(raw) == [("196", "242", 881250949 * 10**6), ("186", "302", 891717742 * 10**6)]
     assert raw.items.rows(named=True) == [
         {"item": "242", "title": "Amélie", "year": "2001", "category": "Action|Comedy"}
     ]
@@ -72,7 +79,7 @@ def test_movielens_100k_and_1m_layouts(tmp_path):
     (one_m / "ratings.dat").write_text("1::1193::5::978300760\n")
     (one_m / "movies.dat").write_text("1193::One: Flew (1975)::Drama\n")
     raw = read("data.source=movielens", f"data.path={one_m}")
-    assert rows(raw) == [("1", "1193", 978300760)]
+    assert rows(raw) == [("1", "1193", 978300760 * 10**6)]
     assert raw.items["title"].to_list() == ["One: Flew"]
 
 
@@ -84,7 +91,7 @@ def test_lastfm_keeps_the_first_tag_of_a_user_and_artist_in_seconds(tmp_path):
     (tmp_path / "artists.dat").write_text("id\tname\turl\tpictureURL\n1\tCafé\tu\tp\n2\tB\tu\tp\n3\tC\tu\tp\n")
     data = prepare(tmp_path, "data.source=lastfm", f"data.path={tmp_path}", "data.k_core=2", "data.negatives=0")
     assert len(data.item) == 18
-    assert sorted(set(data.time.tolist())) == [40, 60, 70]
+    assert sorted(set(data.time.tolist())) == [40 * 10**6, 60 * 10**6, 70 * 10**6]
     assert sorted(data.items["title"]) == ["B", "C", "Café"]
 
 
@@ -104,17 +111,57 @@ def test_any_table_with_named_columns(tmp_path, kind, time):
     writers[kind.removesuffix(".gz")](plain)
     path.write_bytes(gzip.compress(plain.read_bytes()) if kind.endswith("gz") else plain.read_bytes())
     raw = read("data.source=table", f"data.path={path}", "data.columns={user: customer, item: sku, time: at}")
-    assert rows(raw) == [("a", "1", 1_600_000_000), ("b, c", "2", 1_600_000_060)]
+    assert rows(raw) == [("a", "1", 1_600_000_000 * 10**6), ("b, c", "2", 1_600_000_060 * 10**6)]
 
 
 def test_a_table_may_hold_dates_and_other_units(tmp_path):
     frame = pl.DataFrame({"user": ["a"], "item": ["x"], "time": [1_600_000_000_000]})
     frame.with_columns(pl.from_epoch("time", "ms")).write_parquet(tmp_path / "dates.parquet")
     frame.write_parquet(tmp_path / "ms.parquet")
-    assert rows(read("data.source=table", f"data.path={tmp_path}/dates.parquet")) == [("a", "x", 1_600_000_000)]
+    assert rows(read("data.source=table", f"data.path={tmp_path}/dates.parquet")) == [("a", "x", 1_600_000_000 * 10**6)]
     assert rows(read("data.source=table", f"data.path={tmp_path}/ms.parquet", "data.columns.time_unit=ms")) == [
-        ("a", "x", 1_600_000_000)
+        ("a", "x", 1_600_000_000 * 10**6)
     ]
+
+
+def test_times_are_ordered_at_full_resolution(tmp_path):
+    rows_ = ["third,900", "first,100", "second,500", "first,300"]
+    text = "user,item,time\n" + "".join(
+        f"u{u},{i.split(',')[0]},1577836800{i.split(',')[1]}\n" for u in range(3) for i in rows_
+    )
+    (tmp_path / "log.csv").write_text(text)
+    data = prepare(
+        tmp_path, "data.source=table", f"data.path={tmp_path}/log.csv", "data.columns.time_unit=ms", "data.negatives=0"
+    )
+    names = data.items["raw"][:]
+    assert [names[i] for i in data.item[:4]] == ["first", "first", "second", "third"]
+
+
+def test_two_inputs_of_one_name_are_two_inputs(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "b/x.csv").write_text("item,title\n1,One\n")
+    args = ["data.source=table", f"data.path={tmp_path}/a/x.csv", f"data.items={tmp_path}/b/x.csv", "data.negatives=0"]
+    sizes = []
+    for n in (4, 5):
+        (tmp_path / "a/x.csv").write_text("user,item,time\n" + "".join(f"u,{i},{i}\n" for i in range(n)))
+        sizes.append(len(prepare(tmp_path, *args).item))
+    assert sizes == [4, 5]
+
+
+def test_attributes_of_a_jsonl_file_are_read_whole(tmp_path):
+    (tmp_path / "x.csv").write_text("user,item,time\n" + "".join(f"u,{i},{i}\n" for i in range(3)))
+    (tmp_path / "items.jsonl").write_text(
+        '{"item": 1, "title": "One", "tags": ["a", "b"]}\n{"item": 2, "title": "Two", "tags": []}\n'
+    )
+    args = [
+        "data.source=table",
+        f"data.path={tmp_path}/x.csv",
+        f"data.items={tmp_path}/items.jsonl",
+        "data.negatives=0",
+    ]
+    data = prepare(tmp_path, *args, "data.text={title} [{tags}]")
+    assert sorted(data.items["text"]) == ["", "One [a|b]", "Two []"]
 
 
 def test_sequences_are_taken_as_they_are(tmp_path):
@@ -162,8 +209,8 @@ def test_real_amazon_2018_files_with_their_duplicate_reviews(real, tmp_path):
     # an independent count
     with gzip.open(path) as file:
         lines_ = [json.loads(line) for line in file]
-    distinct = {(r["reviewerID"], r["asin"], r["unixReviewTime"]) for r in lines_}
-    assert removed["duplicates (same_time)"] == len(lines_) - len(distinct) > 0
+    distinct = {(r["reviewerID"], r["asin"]) for r in lines_}
+    assert removed["duplicates (first)"] == len(lines_) - len(distinct) > 0
 
 
 def test_real_gift_cards_have_titles(real, tmp_path):
@@ -276,7 +323,7 @@ def test_nothing_left_after_the_core_and_nobody_to_evaluate(tmp_path):
     where = amazon(tmp_path, review(), review(item="J", time=2000))
     with pytest.raises(ValueError, match=r"no 5-core in 2 interactions; lower data.k_core"):
         prepare(tmp_path, *where)
-    with pytest.raises(ValueError, match="3 interactions a user"):
+    with pytest.raises(ValueError, match="has a validation target"):
         prepare(tmp_path, *where, "data.k_core=0")
 
 
@@ -292,7 +339,7 @@ def test_an_item_without_text_is_counted(tmp_path):
 @pytest.mark.parametrize("template", ["{nothing}", "{title.__class__}", "{title!r}", "{0}", "{title", "{title:>9}"])
 def test_a_text_template_fills_named_fields_only(tmp_path, template):
     with pytest.raises(ValueError, match=r"data\.text="):
-        prepare(tmp_path, "data.synthetic.users=50", "data.synthetic.items=30", f"data.text='{template}'")
+        prepare(tmp_path, "data.synthetic.users=50", "data.synthetic.items=30", f"data.text={template}")
 
 
 def test_a_text_template_joins_attributes(tmp_path):
@@ -300,7 +347,7 @@ def test_a_text_template_joins_attributes(tmp_path):
         tmp_path,
         "data.synthetic.users=50",
         "data.synthetic.items=30",
-        "data.text='{brand}: {category} {{x}}'",
+        "data.text={brand}: {category} {{x}}",
         "data.negatives=5",
     )
     first = data.items[0]

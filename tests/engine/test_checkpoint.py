@@ -40,7 +40,7 @@ def test_weights_moments_and_place_come_back_bit_for_bit(run):
     other, other_optimizer = model(1)
     with torch.no_grad():
         other[0].bias.copy_(net[0].bias)  # frozen: not in the checkpoint
-    assert checkpoints.resume(other, other_optimizer, True) == Progress(step=3)
+    assert checkpoints.load(checkpoints.latest_good(), other, other_optimizer) == Progress(step=3)
     for _ in range(3):
         step(net, optimizer)
         step(other, other_optimizer)
@@ -117,44 +117,57 @@ def test_swapped_folders_are_detected(run):
     before.rename(last)
     (checkpoints.folder / "x").rename(before)
     with pytest.raises(ValueError, match="no good checkpoint is left"):
-        checkpoints.resume(*model(), True)
+        checkpoints.latest_good()
 
 
 def test_a_corrupt_checkpoint_gives_way_to_the_one_before_with_a_warning(run, capsys):
     checkpoints, _, _ = run
     path = checkpoints.folder / "step-00000003-0000" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\0\0")
-    assert checkpoints.resume(*model(), True).step == 2
+    assert checkpoints.latest_good() == "step-00000002-0000"
     said = capsys.readouterr().err
     assert "WARNING" in said
     assert "step-00000003-0000" in said
-    assert (checkpoints.folder / "corrupt-step-00000003-0000").is_dir()
-    net, optimizer = model()
-    checkpoints.resume(net, optimizer, True)
-    checkpoints.save(net, optimizer, Progress(step=3))
-    assert checkpoints.resume(net, optimizer, True).step == 3
+    assert len(list(checkpoints.folder.glob("corrupt-step-00000003-0000-*"))) == 1
+    for _ in range(2):  # the same one may be hit again
+        checkpoints.save(*model(), Progress(step=3))
+        assert checkpoints.latest_good() == "step-00000003-0000"
+        path.write_bytes(b"")
+        assert checkpoints.latest_good() == "step-00000002-0000"
 
 
 def test_with_no_good_one_left_nothing_starts_over(run):
     checkpoints, _, _ = run
     for path in checkpoints.folder.rglob("model.safetensors"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="nothing was started over"):
-        checkpoints.resume(*model(), False)
+    for _ in range(3):  # nor on a later start
+        with pytest.raises(ValueError, match="nothing was started over"):
+            checkpoints.latest_good()
 
 
 def test_a_checkpoint_of_another_run_or_shape_is_refused_by_name(run):
     checkpoints, _, _ = run
     other = Checkpoints(checkpoints.folder, {**MADE, "train.lr": 0.2})
     with pytest.raises(ValueError, match=r"train\.lr=0\.1, now 0\.2"):
-        other.resume(*model(), True)
+        other.latest_good()
     net = torch.nn.Sequential(torch.nn.Linear(3, 5))
     with pytest.raises(ValueError, match="does not fit this model"):
         checkpoints.load("step-00000003-0000", net)
 
 
 def test_without_any_checkpoint_a_run_begins(tmp_path):
-    assert Checkpoints(tmp_path / "none", MADE).resume(*model(), True) == Progress()
+    assert Checkpoints(tmp_path / "none", MADE).latest_good() is None
+
+
+def test_a_lost_best_checkpoint_is_told_before_any_work(tmp_path):
+    net, optimizer = model()
+    checkpoints = Checkpoints(tmp_path, MADE)
+    for n in range(1, 5):
+        step(net, optimizer)
+        checkpoints.save(net, optimizer, Progress(step=n, best_checkpoint="step-00000001-0000"))
+    (tmp_path / "step-00000001-0000" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="the best checkpoint is lost"):
+        checkpoints.latest_good()
 
 
 def test_a_full_disk_keeps_the_last_good_one(run, monkeypatch):
@@ -168,6 +181,6 @@ def test_a_full_disk_keeps_the_last_good_one(run, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(net, optimizer, Progress(step=4))
     monkeypatch.setattr(os, "fsync", real)
-    assert checkpoints.resume(*model(), True).step == 3
+    assert checkpoints.latest_good() == "step-00000003-0000"
     assert not list(checkpoints.folder.glob(".*"))
     shutil.rmtree(checkpoints.folder)

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, PartialState
 from ranks import run_on
 
@@ -17,6 +16,7 @@ from distrec.engine.checkpoint import Checkpoints
 from distrec.engine.trainer import Trainer, learning_rate
 from distrec.models.build import build
 from distrec.runtime import Journal, Ranks
+from distrec.train import join
 
 SASREC = cfg.SasRec(d_model=16, max_len=20, dropout=0.0)
 
@@ -29,9 +29,7 @@ def trainer(data, folder, model=SASREC, seed=0, **train):
     PartialState._reset_state()
     AcceleratorState._reset_state(True)
     ranks = Ranks.here()
-    handlers = [InitProcessGroupKwargs(backend="gloo")] if ranks.size > 1 else []
-    accelerator = Accelerator(cpu=True, kwargs_handlers=handlers)
-    assert accelerator.num_processes == ranks.size
+    accelerator = join(cfg.Config())
     folder.mkdir(parents=True, exist_ok=True)
     config = cfg.Train(**{"epochs": 2, "batch_tokens": 300, "log_steps": 1, "patience": 100, **train})
     net = build(model, data, seed) if isinstance(model, cfg.SasRec) else model
@@ -189,6 +187,28 @@ def test_stopped_at_any_step_and_resumed_it_ends_with_the_same_bits(small, tmp_p
         for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
             assert torch.equal(one, two)
         assert losses(folder) == losses(tmp_path / "whole")
+
+
+def test_three_processes_resume_with_the_same_bits(small, tmp_path):
+    """With three, the order of a sum matters: DDP must not lay its buckets out anew."""
+
+    def share():
+        model = replace(SASREC, dropout=0.2)
+        whole = fit(small, tmp_path / "whole", model=model)
+        assert not trainer(small, tmp_path / "cut", model=model).fit(After(3))
+        resumed = fit(small, tmp_path / "cut", model=model)
+        return all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
+
+    assert run_on(3, share) == [True] * 3
+
+
+def test_without_its_checkpoints_a_run_does_not_start_over(small, tmp_path):
+    import shutil
+
+    fit(small, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match="no checkpoint is left"):
+        trainer(small, tmp_path).fit(never)
 
 
 def test_on_random_sequences_the_loss_stays_at_chance(small, tmp_path):

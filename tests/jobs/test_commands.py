@@ -91,6 +91,20 @@ def test_another_config_in_the_same_folder_is_refused_by_name(finished):
     )
 
 
+def test_a_finished_run_that_was_touched_is_refused(finished):
+    path = finished / "runs/a/test.json"
+    whole = path.read_text()
+    path.write_text(whole.replace("hr@10", "hr@11", 1))
+    run = distrec("train", *SMALL, "out=runs/a", cwd=finished, code=2)
+    assert "runs/a is corrupt: test.json" in run.stderr
+    path.write_text(whole)
+
+
+def test_trackers_take_the_config_and_the_curves(finished):
+    distrec("train", *SMALL, "out=runs/tracked", "train.trackers=[tensorboard]", "train.log_steps=1", cwd=finished)
+    assert list((finished / "runs/tracked").rglob("events*"))
+
+
 def test_evaluate_agrees_with_the_run(finished):
     distrec("evaluate", "out=runs/a", "split=test", cwd=finished)
     again = json.loads((finished / "runs/a/evaluate-test.json").read_text())
@@ -127,6 +141,10 @@ def test_audit_passes_a_clean_run_and_fails_a_planted_leak(finished):
         (["prepare", "data.source=movielens", "data.path=nowhere"], "nowhere lacks u.data"),
         (["evaluate", "out=nowhere"], "is no run folder"),
         (["evaluate", "split=train"], "it is valid or test"),
+        (["evaluate", "model.name=markov"], "not model.name"),
+        (["config", "sedd=1"], "did you mean 'seed'?"),
+        (["train", "data.path=x.csv"], "need a data.source"),
+        (["audit", "out=nope"], "out=nope: no such folder"),
         (["train", "data.source=table", "data.path=x.csv"], "no such file"),
     ],
 )

@@ -100,27 +100,26 @@ def test_the_full_softmax_loss_is_minus_the_log_of_the_target_s_share(model, sma
     assert float(model(batch)) == pytest.approx(total, rel=1e-4)
 
 
-def test_the_binary_loss_never_pushes_down_what_the_user_has(small):
-    model = build(cfg.SasRec(loss="bce", negatives=40, d_model=16, max_len=50), small, 0).eval()
+def test_the_binary_loss_redraws_what_the_user_has_once_and_then_leaves_it_out(small, monkeypatch):
+    model = build(cfg.SasRec(loss="bce", negatives=1, d_model=16, max_len=50), small, 0).eval()
     batch = a_batch(small, slice(3, 4))
-    model(batch).backward()
-    pushed = model.item.weight.grad.abs().sum(1) > 0
     owned = set(batch.items[batch.is_item].tolist()) | set(batch.targets[batch.is_target].tolist())
-    assert pushed.sum() > len(owned) + 10, "negatives were drawn"
-    with torch.no_grad():
-        model.item.weight[list(owned)] = 0.0  # positives score 0 whatever the state: their loss is n·ln 2
-        first = float(model(batch))
-        assert math.isfinite(first)
+    mine, free = min(owned), min(set(range(small.n_items)) - owned)
+    n = int(batch.is_target.sum())
+
+    def loss(first, second):
+        monkeypatch.setattr(
+            torch, "randint", lambda *_, **__: torch.tensor([first, second])[:, None, None].expand(2, n, 1)
+        )
+        return float(model(batch))
+
     states = model.states(batch.items, batch.is_item)[batch.is_target]
-    torch.manual_seed(1)
-    drawn = []
-    original = F.softplus
-    try:
-        F.softplus = lambda x: drawn.append(x.detach()) or original(x)
-        model._binary_loss(states, batch.targets[batch.is_target], batch)
-    finally:
-        F.softplus = original
-    assert len(drawn) == 2
+    positives = (states * model.item(batch.targets[batch.is_target])).sum(-1)
+    positive = float(F.softplus(-positives).sum())
+    negative = float(F.softplus(states @ model.item.weight[free]).sum())
+    assert loss(mine, mine) == pytest.approx(positive, rel=1e-5)
+    assert loss(mine, free) == pytest.approx(positive + negative, rel=1e-5)
+    assert loss(free, mine) == pytest.approx(positive + negative, rel=1e-5)
 
 
 def test_negatives_that_collide_are_left_out():

@@ -19,12 +19,12 @@ from distrec.models.ranking import top_items
 
 
 class _Counting(nn.Module):
-    """Scores computed from the whole history by `_scores`; no parameters, no loss."""
+    """Scores computed from the latest max_len items by `_scores`; no parameters, no loss."""
 
-    def __init__(self, data: Prepared):
+    def __init__(self, data: Prepared, max_len: int = 1):
         super().__init__()
         self.n_items = data.n_items
-        self.max_len = int(np.diff(data.start).max())
+        self.max_len = max_len
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         raise TypeError(f"{type(self).__name__} counts; it has nothing to train")
@@ -52,8 +52,8 @@ class Popularity(_Counting):
 class _Neighbours(_Counting):
     """score(i) = Σ over the history of weight × similarity(history item, i), with a sparse similarity."""
 
-    def __init__(self, data: Prepared, similarity: sparse.csr_array):
-        super().__init__(data)
+    def __init__(self, data: Prepared, similarity: sparse.csr_array, max_len: int):
+        super().__init__(data, max_len)
         self.similarity = similarity
 
     def weights(self, is_item: np.ndarray) -> np.ndarray:
@@ -76,7 +76,7 @@ class _Neighbours(_Counting):
 class ItemKnn(_Neighbours):
     """Cosine of binary co-occurrence: C_ij / sqrt(n_i n_j), zero diagonal, summed over the history."""
 
-    def __init__(self, data: Prepared):
+    def __init__(self, data: Prepared, max_len: int):
         users = np.repeat(np.arange(data.n_users), np.diff(data.start))
         train = data.is_train()
         seen = sparse.csr_array(
@@ -86,18 +86,18 @@ class ItemKnn(_Neighbours):
         together = sparse.csr_array(seen.T @ seen)
         scale = 1 / np.sqrt(np.maximum(together.diagonal(), 1))
         together.setdiag(0)
-        super().__init__(data, sparse.diags_array(scale) @ together @ sparse.diags_array(scale))
+        super().__init__(data, sparse.diags_array(scale) @ together @ sparse.diags_array(scale), max_len)
 
 
 class Markov(_Neighbours):
     """First-order transitions, row-normalised; the last item weighs 1, the one before `decay`, then decay² …"""
 
-    def __init__(self, data: Prepared, decay: float):
+    def __init__(self, data: Prepared, decay: float, max_len: int):
         follows = data.is_train()[1:] & (np.diff(np.repeat(np.arange(data.n_users), np.diff(data.start))) == 0)
         pair = (data.item[:-1][follows], data.item[1:][follows])
         counts = sparse.csr_array((np.ones(follows.sum()), pair), shape=(data.n_items, data.n_items))
         rows = np.maximum(counts.sum(1), 1)
-        super().__init__(data, sparse.csr_array(sparse.diags_array(1 / rows) @ counts))
+        super().__init__(data, sparse.csr_array(sparse.diags_array(1 / rows) @ counts), max_len)
         self.decay = decay
 
     def weights(self, is_item: np.ndarray) -> np.ndarray:
