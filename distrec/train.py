@@ -7,10 +7,11 @@ With no argument: SASRec on the built-in catalogue.  Started again, a killed run
   model.name=…                popularity, item_knn, markov, sasrec
   train.epochs=… train.lr=…   the loop            out=DIR   the run folder       seed=…
 
-Every key with its default: python -m distrec.config.   Two processes on a CPU:
-  ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 distrec/train.py …
+Every key with its default: distrec config.   Two processes on a CPU:
+  torchrun --standalone --nproc_per_node 2 distrec/train.py …
 
-Exit codes: 0 done · 1 failed · 2 wrong usage or input · 75 stopped by a signal after saving.
+Exit codes: 0 done · 1 failed · 2 wrong usage or input · 75 stopped by a signal after saving (accelerate launch and
+torchrun report any of them but 0 as 1; `distrec train` and `python distrec/train.py` keep them).
 """
 
 import fcntl
@@ -118,7 +119,7 @@ def join(config: cfg.Config) -> Accelerator:
     )
     if accelerator.num_processes != asked:
         raise ValueError(
-            f"{asked} processes were started but {accelerator.num_processes} joined: on CPUs set ACCELERATE_USE_CPU=true and use torchrun"
+            f"{asked} processes were started but {accelerator.num_processes} joined: start them with torchrun"
         )
     return accelerator
 

@@ -5,6 +5,7 @@ the sha256 and size of each file in it.  The stamp's last key is the hash of all
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -51,7 +52,12 @@ def write(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None]
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    scratch.mkdir()
+    unseen = scratch.with_suffix(".new")  # locked before a sweep can see it
+    unseen.mkdir()
+    alive = os.open(unseen, os.O_RDONLY)
+    fcntl.flock(alive, fcntl.LOCK_EX)
+    unseen.rename(scratch)
+    sweep(target.parent)
     try:
         fill(scratch)
         files = {
@@ -70,6 +76,7 @@ def write(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None]
                 raise
             verify(target, made_by)  # another process finished the same artefact first
     finally:
+        os.close(alive)
         shutil.rmtree(scratch, ignore_errors=True)
     _fsync(target.parent)
     return target
@@ -139,9 +146,18 @@ def make(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None])
 
 
 def sweep(parent: Path) -> None:
-    """Remove what crashed writers left behind in a folder that only this run writes to."""
+    """Remove what killed writers left behind; a living writer holds the lock of its scratch folder."""
     for scratch in parent.glob(".*.tmp"):
-        shutil.rmtree(scratch, ignore_errors=True)
+        if not scratch.is_dir():
+            continue
+        handle = os.open(scratch, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(scratch, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(handle)
 
 
 def _seal(stamp: Mapping[str, Any]) -> bytes:
