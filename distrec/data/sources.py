@@ -41,7 +41,8 @@ def read(config: Data) -> Raw:
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{config.path}: {str(error).splitlines()[0]}") from None
     for name in ("user", "item") if "line" in raw.interactions.columns else ():
-        lines.require(raw.interactions, name, pl.col(name) == "", raw.files[0], "is empty")
+        nothing = pl.col(name).is_null() | (pl.col(name).str.len_bytes() == 0)
+        lines.require(raw.interactions, name, nothing, raw.files[0], "is missing or empty")
     raw = _check_times(raw, config)
     if raw.interactions.is_empty():
         raise ValueError(f"{config.path}: no interaction in it")
@@ -228,8 +229,6 @@ def _table(config: Data) -> Raw:
         raise ValueError("data.columns: user, item and time are three different columns")
     table = _open(path, [names.user, names.item, names.time])
     table = table.rename({names.user: "user", names.item: "item", names.time: "time"})
-    for name in ("user", "item"):
-        lines.require(table, name, pl.col(name).is_null(), path, "is missing")
     time_, ticks = _ticks(table, path, names.time_unit)
     table = table.with_columns(pl.col("user", "item").cast(pl.String), time_)
     items = _no_items()
