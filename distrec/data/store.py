@@ -51,12 +51,7 @@ def write(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None]
     Raises: OSError naming the file when the disk is full or read-only.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    unseen = scratch.with_suffix(".new")  # locked before a sweep can see it
-    unseen.mkdir()
-    alive = os.open(unseen, os.O_RDONLY)
-    fcntl.flock(alive, fcntl.LOCK_EX)
-    unseen.rename(scratch)
+    scratch, alive = _claim(target)
     sweep(target.parent)
     try:
         fill(scratch)
@@ -148,9 +143,10 @@ def make(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None])
 def sweep(parent: Path) -> None:
     """Remove what killed writers left behind; a living writer holds the lock of its scratch folder."""
     for scratch in parent.glob(".*.tmp"):
-        if not scratch.is_dir():
+        try:
+            handle = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
+        except (NotADirectoryError, FileNotFoundError):
             continue
-        handle = os.open(scratch, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(scratch, ignore_errors=True)
@@ -158,6 +154,21 @@ def sweep(parent: Path) -> None:
             continue
         finally:
             os.close(handle)
+
+
+def _claim(target: Path) -> tuple[Path, int]:
+    """A scratch folder beside `target` and the handle of its lock; again, should a sweep have come between the two."""
+    while True:
+        scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        scratch.mkdir()
+        try:
+            alive = os.open(scratch, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        if scratch.exists():
+            return scratch, alive
+        os.close(alive)
 
 
 def _seal(stamp: Mapping[str, Any]) -> bytes:
