@@ -14,6 +14,7 @@ Exit codes: 0 done · 1 failed · 2 wrong usage or input · 75 stopped by a sign
 torchrun report any of them but 0 as 1; `distrec train` and `python distrec/train.py` keep them).
 """
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -146,11 +147,13 @@ def enter(out: Path, config: cfg.Config, made: dict[str, Any], ranks: Ranks) -> 
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"another process is training in {out}: choose another out=DIR, or wait") from None
-    earlier = [out, *sorted((out / "checkpoints").glob("step-*"))]
-    for folder in earlier:
-        if (folder / store.STAMP).is_file():
-            differs(out, store.read_stamp(folder)["made_by"], made)
+    for folder in (out, *sorted((out / "checkpoints").glob("step-*"))):
+        with contextlib.suppress(ValueError):  # none, or a broken one: whoever reads it next says so
+            before = store.read_stamp(folder)["made_by"]
             break
+    else:
+        before = made
+    differs(out, before, made)
     if not (out / store.STAMP).exists():
         write_atomically(out / "config.yaml", cfg.dump(config))
     return lock
