@@ -1,0 +1,201 @@
+"""The four covariance types as exponential families: log N(x | μ, Σ) = F(x) · W + c.
+
+F are a row's sufficient statistics, so one product F · Wᵀ gives the log-densities of all components, and one
+product responsibilityᵀ · F all that the M-step needs.
+
+Shapes: n rows of a block, D dimensions, K components, S statistics.
+"""
+
+import math
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Kind = Literal["diag", "spherical", "tied", "full"]
+Natural = tuple[Float[Tensor, "K S"], Float[Tensor, " K"]]
+
+
+@runtime_checkable
+class Covariance(Protocol):
+    """What a Gaussian mixture needs to know about its covariances, all of it float64."""
+
+    needs_double: bool  # its log-densities cancel too much for float32
+    needs_scatter: bool  # its estimate takes Σ x xᵀ over all rows
+    is_own: bool  # each component has its own
+
+    def statistics(self, d: int) -> int:
+        """How many of F's columns the M-step takes; the first D are x itself."""
+        ...
+
+    def limit(self, d: int, largest: float) -> float:
+        """What no statistic beyond the first D exceeds while no |x| exceeds `largest`."""
+        ...
+
+    def features(self, x: Float[Tensor, "n D"], covariances: Tensor) -> Float[Tensor, "n S"]:
+        """F(x); `covariances` are the present ones."""
+        ...
+
+    def natural(self, means: Float[Tensor, "K D"], covariances: Tensor) -> Natural:
+        """(W, c)."""
+        ...
+
+    def estimate(
+        self, counts: Float[Tensor, " K"], sums: Float[Tensor, "K S"], scatter: Tensor, floor: float
+    ) -> tuple[Float[Tensor, "K D"], Tensor]:
+        """(means, covariances) from Σ r and Σ r F; `floor` is added to every variance."""
+        ...
+
+    def average(self, weights: Float[Tensor, " K"], covariances: Tensor) -> Tensor:
+        """The covariance of a component that starts anew."""
+        ...
+
+
+class Diag:
+    """Σ_k = diag(σ²_k): K × D."""
+
+    needs_double, needs_scatter, is_own = False, False, True
+
+    def statistics(self, d: int) -> int:
+        return 2 * d
+
+    def limit(self, d: int, largest: float) -> float:
+        return largest**2
+
+    def features(self, x: Tensor, covariances: Tensor) -> Tensor:
+        return torch.cat([x, x.square()], 1)
+
+    def natural(self, means: Tensor, covariances: Tensor) -> Natural:
+        precision = covariances.reciprocal()
+        constant = -0.5 * (
+            means.shape[1] * math.log(2 * math.pi) + covariances.log().sum(1) + (means.square() * precision).sum(1)
+        )
+        return torch.cat([means * precision, -0.5 * precision], 1), constant
+
+    def estimate(self, counts: Tensor, sums: Tensor, scatter: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+        means, squares = (sums / counts[:, None]).chunk(2, 1)
+        return means, (squares - means.square()).clamp(min=0) + floor
+
+    def average(self, weights: Tensor, covariances: Tensor) -> Tensor:
+        return weights @ covariances
+
+
+class Spherical:
+    """Σ_k = σ²_k · 1: K."""
+
+    needs_double, needs_scatter, is_own = False, False, True
+
+    def statistics(self, d: int) -> int:
+        return d + 1
+
+    def limit(self, d: int, largest: float) -> float:
+        return d * largest**2
+
+    def features(self, x: Tensor, covariances: Tensor) -> Tensor:
+        return torch.cat([x, x.square().sum(1, keepdim=True)], 1)
+
+    def natural(self, means: Tensor, covariances: Tensor) -> Natural:
+        precision = covariances.reciprocal()[:, None]
+        constant = -0.5 * (
+            means.shape[1] * (2 * math.pi * covariances).log() + (means.square() * precision).sum(1)
+        )
+        return torch.cat([means * precision, -0.5 * precision], 1), constant
+
+    def estimate(self, counts: Tensor, sums: Tensor, scatter: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+        scaled = sums / counts[:, None]
+        means = scaled[:, :-1]
+        return means, (scaled[:, -1] - means.square().sum(1)).clamp(min=0) / means.shape[1] + floor
+
+    def average(self, weights: Tensor, covariances: Tensor) -> Tensor:
+        return weights @ covariances
+
+
+class Tied:
+    """One Σ for all components: D × D.  What it says about a row alone, −½ xᵀ Σ⁻¹ x, is a statistic of its own."""
+
+    needs_double, needs_scatter, is_own = True, True, False
+
+    def statistics(self, d: int) -> int:
+        return d
+
+    def limit(self, d: int, largest: float) -> float:
+        return 0.0
+
+    def features(self, x: Tensor, covariances: Tensor) -> Tensor:
+        white = torch.linalg.solve_triangular(cholesky(covariances), x.T, upper=False)
+        return torch.cat([x, -0.5 * white.square().sum(0)[:, None]], 1)
+
+    def natural(self, means: Tensor, covariances: Tensor) -> Natural:
+        factor = cholesky(covariances)
+        pulled = torch.cholesky_solve(means.T, factor).T
+        constant = -0.5 * (means.shape[1] * math.log(2 * math.pi) + (means * pulled).sum(1))
+        return torch.cat([pulled, torch.ones_like(pulled[:, :1])], 1), constant - factor.diagonal().log().sum()
+
+    def estimate(self, counts: Tensor, sums: Tensor, scatter: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+        means = sums / counts[:, None]
+        within = (scatter - (means * counts[:, None]).T @ means) / counts.sum()
+        return means, within + floor * torch.eye(means.shape[1]).to(means)
+
+    def average(self, weights: Tensor, covariances: Tensor) -> Tensor:
+        return covariances
+
+
+class Full:
+    """Σ_k: K × D × D.  x xᵀ enters by its upper triangle."""
+
+    needs_double, needs_scatter, is_own = True, False, True
+
+    def statistics(self, d: int) -> int:
+        return d + d * (d + 1) // 2
+
+    def limit(self, d: int, largest: float) -> float:
+        return largest**2
+
+    def features(self, x: Tensor, covariances: Tensor) -> Tensor:
+        i, j = self._upper(x.shape[1], x.device)
+        return torch.cat([x, x[:, i] * x[:, j]], 1)
+
+    def natural(self, means: Tensor, covariances: Tensor) -> Natural:
+        d = means.shape[1]
+        factor = cholesky(covariances)
+        precision = torch.cholesky_inverse(factor)
+        pulled = (precision @ means[:, :, None])[:, :, 0]
+        i, j = self._upper(d, means.device)
+        quadratic = -torch.where(i == j, 0.5, 1.0).to(means) * precision[:, i, j]
+        log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        constant = -0.5 * (d * math.log(2 * math.pi) + log_det + (means * pulled).sum(1))
+        return torch.cat([pulled, quadratic], 1), constant
+
+    def estimate(self, counts: Tensor, sums: Tensor, scatter: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+        scaled = sums / counts[:, None]
+        d = (math.isqrt(9 + 8 * scaled.shape[1]) - 3) // 2  # S = d + d (d + 1) / 2
+        means = scaled[:, :d]
+        i, j = self._upper(d, means.device)
+        second = means.new_empty(len(means), d, d)
+        second[:, i, j] = scaled[:, d:]
+        second[:, j, i] = scaled[:, d:]
+        covariances = second - means[:, :, None] * means[:, None]
+        return means, covariances + floor * torch.eye(d).to(means)
+
+    def average(self, weights: Tensor, covariances: Tensor) -> Tensor:
+        return torch.einsum("k,kij->ij", weights, covariances)
+
+    @staticmethod
+    def _upper(d: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        i, j = torch.triu_indices(d, d, device=device)
+        return i, j
+
+
+KINDS: dict[Kind, Covariance] = {"diag": Diag(), "spherical": Spherical(), "tied": Tied(), "full": Full()}
+
+
+def cholesky(covariances: Float[Tensor, "*K D D"]) -> Float[Tensor, "*K D D"]:
+    """Lower factors; a matrix that rounding left without one first has its eigenvalues lifted to 1e-10 of the largest."""
+    factor, failed = torch.linalg.cholesky_ex(covariances)
+    if failed.any():
+        values, vectors = torch.linalg.eigh(covariances)
+        lifted = values.clamp(min=values.amax(-1, keepdim=True).clamp(min=1e-300) * 1e-10)
+        repaired = torch.linalg.cholesky((vectors * lifted[..., None, :]) @ vectors.mT)
+        factor = torch.where(failed[..., None, None] > 0, repaired, factor)
+    return factor

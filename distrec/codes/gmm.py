@@ -1,0 +1,319 @@
+"""Gaussian mixture by expectation-maximisation over any number of ranks.
+
+Parameters and fitted attributes carry scikit-learn's names.  Each rank holds some rows; only sums over
+components cross the network.
+
+Shapes: N rows on this rank, n rows of a block, K components, D dimensions, S statistics.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from distrec.codes.covariance import KINDS, Covariance, Kind
+from distrec.codes.kmeans import KMeans, Means
+from distrec.codes.precision import Precision, product
+from distrec.codes.rows import ExactSum, Rows, Spread, State, spread, sum_by
+
+_NEGLIGIBLE = -36.7  # log 2⁻⁵³: a responsibility that float64 could not add to 1
+_CANCELLATION = 1.7e4  # log-densities whose terms exceed this are off by 1e-3 nat in float32
+_PIECE = 2**24  # statistics worked on at once
+_PARAMETERS = ("weights", "means", "covariances")
+
+
+class Parameters(NamedTuple):
+    weights: Float[Tensor, " K"]
+    means: Float[Tensor, "K D"]
+    covariances: Tensor
+
+
+class Piece(NamedTuple):
+    """Some rows of a block, ready for the E-step."""
+
+    x: Float[Tensor, "n D"]
+    features: Float[Tensor, "n S"]
+    scores: Float[Tensor, "n K"]  # log π_k N(x | μ_k, Σ_k); may be overwritten
+
+
+Scorer = Callable[[Tensor], Iterator[Piece]]  # a block of rows → its pieces
+
+
+class GaussianMixture:
+    """p(x) = Σ_k π_k N(x | μ_k, Σ_k).   Source: TONE Eq. 4-5.
+
+    weights_ (K), means_ (K × D), covariances_ (diag K × D, spherical K, tied D × D, full K × D × D), all float64;
+    lower_bound_: mean log-likelihood of a row, in nats; n_iter_, converged_.
+
+    `reg_covar` is a share of the rows' mean variance (scikit-learn's is absolute), added to every variance.
+
+    Raises: ValueError when there are fewer rows than components; when `full` has no more rows a component than dimensions.
+    """
+
+    weights_: Float[Tensor, " K"]
+    means_: Float[Tensor, "K D"]
+    covariances_: Tensor
+    lower_bound_: float
+    n_iter_: int
+    converged_: bool
+
+    def __init__(
+        self,
+        n_components: int,
+        *,
+        covariance_type: Kind = "diag",
+        tol: float = 1e-3,
+        reg_covar: float = 1e-6,
+        max_iter: int = 100,
+        n_init: int = 3,
+        seed: int = 0,
+        precision: Precision = "float32",
+    ):
+        self.n_components = n_components
+        self.covariance_type: Kind = covariance_type
+        self.tol = tol
+        self.reg_covar = reg_covar
+        self.max_iter = max_iter
+        self.n_init = n_init
+        self.seed = seed
+        self.precision: Precision = precision
+
+    def fit(self, rows: Rows, start: Parameters | None = None) -> "GaussianMixture":
+        """The best of n_init fits by log-likelihood; with `start`, the one fit from there."""
+        state: State = {}
+        for state in self.run(rows, start=start):
+            pass
+        self.adopt(state)
+        return self
+
+    def adopt(self, state: State) -> None:
+        """Take a finished state for the fit."""
+        self.weights_, self.means_, self.covariances_ = (state[f"best_{name}"] for name in _PARAMETERS)
+        self.lower_bound_, self.n_iter_ = float(state["best_lower_bound"]), int(state["best_n_iter"])
+        self.converged_ = bool(state["best_converged"])
+
+    def run(self, rows: Rows, state: State | None = None, start: Parameters | None = None) -> Iterator[State]:
+        """The state after each EM iteration, the last with done = 1; goes on from `state` bit for bit."""
+        self._check(rows)
+        fit = _Fit(self, rows)
+        state = state or fit.begin(0, start)
+        while not state["done"]:
+            state = fit.iterate(state, n_init=1 if start else self.n_init)
+            yield state
+
+    def log_joint(self, rows: Rows) -> Iterator[tuple[slice, Float[Tensor, "n K"]]]:
+        """log π_k N(x | μ_k, Σ_k), block after block; its argmax is the likeliest component."""
+        parameters = Parameters(self.weights_, self.means_, self.covariances_)
+        density = Density(KINDS[self.covariance_type], parameters, rows, spread(rows), self.precision)
+        for place, x in rows.blocks():
+            yield place, torch.cat([piece.scores.clone() for piece in density(x)])
+
+    def _check(self, rows: Rows) -> None:
+        k, d = self.n_components, rows.width
+        if k > rows.total:
+            raise ValueError(f"{k} components for {rows.total:,} rows: lower the number of components")
+        if self.covariance_type == "full" and rows.total <= k * d:
+            raise ValueError(
+                f"covariance_type=full needs more rows a component than dimensions, got {rows.total / k:.0f} rows for "
+                f"{d} dimensions: reduce to {max(1, rows.total // k // 2)} dimensions or fewer by PCA, or take diag"
+            )
+
+
+class Density:
+    """Yields log π_k N(x | μ_k, Σ_k) for pieces of a block of rows.
+
+    Tight components, whose terms would cancel too much in float32, are worked out again in float64 for the rows
+    they might matter to.
+    """
+
+    def __init__(self, kind: Covariance, parameters: Parameters, rows: Rows, about: Spread, precision: Precision):
+        self._kind, self._precision = kind, precision
+        self._covariances = parameters.covariances
+        weight, constant = kind.natural(parameters.means, parameters.covariances)
+        constant = constant + parameters.weights.log()
+        dtype = torch.float64 if kind.needs_double else rows.dtype
+        typical = (about.variance + about.mean.square()).sqrt()[None]
+        terms = (kind.features(typical, self._covariances).abs() @ weight.abs().T)[0]
+        largest = kind.features(torch.full_like(typical, about.bound), self._covariances)
+        self.bound = float((largest.abs() @ weight.abs().T + constant.abs()).max())  # of |log-density|
+        is_tight = (terms > _CANCELLATION) & (dtype == torch.float32)
+        self.tight = is_tight.nonzero()[:, 0]
+        self._margin = (16 * torch.finfo(torch.float32).eps * terms[self.tight] - _NEGLIGIBLE).to(dtype)
+        self._exact = weight[self.tight], constant[self.tight]
+        self._weight, self._constant = weight.to(dtype), constant.to(dtype)
+        self._piece = piece_length(kind, rows)
+        self._scores = torch.empty(self._piece, len(weight), dtype=dtype, device=weight.device)
+
+    def __call__(self, x: Float[Tensor, "n D"]) -> Iterator[Piece]:
+        for piece in x.to(self._weight.dtype).split(self._piece):
+            features = self._kind.features(piece, self._covariances)
+            scores = product(features, self._weight, self._precision, self._scores[: len(piece)]).add_(self._constant)
+            if len(self.tight):
+                self._refine(piece, scores)
+            yield Piece(piece, features, scores)
+
+    def _refine(self, x: Float[Tensor, "n D"], scores: Float[Tensor, "n K"]) -> None:
+        others = scores.index_fill(1, self.tight, -torch.inf).amax(1, keepdim=True)
+        row, place = (scores[:, self.tight] > others - self._margin).nonzero().unbind(1)
+        weight, constant = (part[place] for part in self._exact)
+        exact = (self._kind.features(x[row].double(), self._covariances) * weight).sum(1) + constant
+        scores[row, self.tight[place]] = exact.to(scores)
+
+
+class _Fit:
+    """What the iterations of one fit share."""
+
+    def __init__(self, model: GaussianMixture, rows: Rows):
+        self.model, self.rows = model, rows
+        self.kind = KINDS[model.covariance_type]
+        self.about = spread(rows)
+        # rows that are all the same leave no variance to be relative to
+        self.floor = model.reg_covar * float(self.about.variance.mean()) or 1e-12 * self.about.bound**2
+        self.scatter = self._scatter() if self.kind.needs_scatter else torch.empty(0)
+
+    def begin(self, init: int, start: Parameters | None = None) -> State:
+        """The state before the first iteration of one of the n_init fits: k-means' clusters, or `start`."""
+        rows, k = self.rows, self.model.n_components
+        if start is None:
+            clusters = KMeans(k, max_iter=10, seed=1_000_003 * self.model.seed + init).fit(rows)
+            near = Means(clusters.cluster_centers_, rows)
+            unit = torch.eye(rows.width, dtype=torch.float64, device=rows.device)
+
+            def one_hot(x: Tensor) -> Iterator[Piece]:
+                codes = near.scores(x).argmin(1, keepdim=True)
+                n = piece_length(self.kind, rows)
+                for piece, code in zip(x.split(n), codes.split(n), strict=True):
+                    scores = torch.full((len(piece), k), -torch.inf, dtype=piece.dtype, device=x.device)
+                    yield Piece(piece, self.kind.features(piece, unit), scores.scatter_(1, code, 0.0))
+
+            _, start = self.step(one_hot, 1.0, torch.empty(0, dtype=torch.int64, device=rows.device))
+        state = dict(zip(_PARAMETERS, (value.double().to(rows.device) for value in start), strict=True))
+        return state | {
+            "lower_bound": torch.tensor(-torch.inf, dtype=torch.float64),
+            "n_iter": torch.tensor(0),
+            "init": torch.tensor(init),
+            "done": torch.tensor(False),
+        }
+
+    def iterate(self, state: State, n_init: int) -> State:
+        """One EM iteration; after the last of a fit, the next fit begins."""
+        model, before = self.model, Parameters(*(state[name] for name in _PARAMETERS))
+        density = Density(self.kind, before, self.rows, self.about, model.precision)
+        lower_bound, after = self.step(density, density.bound, density.tight)
+        n_iter = state["n_iter"] + 1
+        converged = abs(lower_bound - float(state["lower_bound"])) < model.tol
+        state = state | dict(zip(_PARAMETERS, after, strict=True))
+        state |= {"n_iter": n_iter, "lower_bound": torch.tensor(lower_bound, dtype=torch.float64)}
+        if not converged and int(n_iter) < model.max_iter:
+            return state
+        if lower_bound > float(state.get("best_lower_bound", -torch.inf)):
+            names = (*_PARAMETERS, "lower_bound", "n_iter")
+            state |= {f"best_{name}": state[name] for name in names} | {"best_converged": torch.tensor(converged)}
+        if int(state["init"]) + 1 < n_init:
+            best = {key: value for key, value in state.items() if key.startswith("best_")}
+            return self.begin(int(state["init"]) + 1) | best
+        return state | {"done": torch.tensor(True)}
+
+    def step(self, score: Scorer, bound: float, tight: Tensor) -> tuple[float, Parameters]:
+        """(mean log-likelihood before, parameters after) one EM iteration."""
+        exact = lambda x: self.kind.features(x.double(), x)[:, :width]
+        rows, k, d = self.rows, self.model.n_components, self.rows.width
+        width, largest = self.kind.statistics(d), self.about.bound
+        make = lambda shape, limit: ExactSum(shape, limit * rows.total, rows.device)
+        counts, firsts = make((k,), 1.0), make((k, d), largest)
+        seconds = make((k, width - d), self.kind.limit(d, largest))
+        likelihood = make((), 2 * bound + 64)
+        for _, x in rows.blocks():
+            for piece in score(x):
+                total, count, part = expect(piece, width, tight, exact)
+                likelihood.add(total)
+                counts.add(count)
+                firsts.add(part[:, :d])
+                seconds.add(part[:, d:])
+        count = counts.over(rows.sum_)
+        sums = torch.cat([firsts.over(rows.sum_), seconds.over(rows.sum_)], 1)
+        some = count + 10 * torch.finfo(torch.float64).eps
+        means, covariances = self.kind.estimate(some, sums, self.scatter, self.floor)
+        after = Parameters(some / some.sum(), means, covariances)
+        lower_bound = float(likelihood.over(rows.sum_)) / rows.total
+        return lower_bound, self._revive(after, (count < 0.5).nonzero()[:, 0])
+
+    def _revive(self, now: Parameters, dead: Tensor) -> Parameters:
+        """Components with less than half a row move to the rows that are explained worst.
+
+        Only where that raises the log-likelihood: the row must gain more than the weight it takes from the others.
+        """
+        if not len(dead) or len(dead) == len(now.weights):
+            return now
+        rows, kind = self.rows, self.kind
+        density = Density(kind, now, rows, self.about, self.model.precision)
+
+        def unexplained(_: slice, x: Tensor) -> Tensor:
+            return -torch.cat([piece.scores.logsumexp(1) for piece in density(x)])
+
+        numbers, surprise = rows.best(unexplained, len(dead))
+        found = rows.at(numbers).double()
+        fresh = kind.average(now.weights, now.covariances)
+        covariance = fresh.expand(len(found), *fresh.shape) if kind.is_own else fresh
+        weight, constant = kind.natural(found, covariance)
+        density_there = (kind.features(found, covariance) * weight).sum(1) + constant - math.log(rows.total)
+        is_first = ~(found[:, None] == found[None]).all(2).tril(-1).any(1)
+        taken = (density_there + surprise > 2) & is_first
+        place = dead[: len(found)][taken]
+        weights, means, covariances = (value.clone() for value in now)
+        weights[place], means[place] = 1 / rows.total, found[taken]
+        if kind.is_own:
+            covariances[place] = fresh
+        return Parameters(weights / weights.sum(), means, covariances)
+
+    def _scatter(self) -> Float[Tensor, "D D"]:
+        """Σ x xᵀ over all rows."""
+        d = self.rows.width
+        total = ExactSum((d, d), self.about.bound**2 * self.rows.total, self.rows.device)
+        for _, x in self.rows.blocks():
+            total.add(x.double().T @ x.double())
+        return total.over(self.rows.sum_)
+
+
+def piece_length(kind: Covariance, rows: Rows) -> int:
+    """How many rows of a block are worked on at once, so that their statistics stay small."""
+    return max(1, min(rows.block, _PIECE // kind.statistics(rows.width)))
+
+
+def expect(
+    piece: Piece, width: int, tight: Int[Tensor, " M"], exact: Callable[[Tensor], Tensor]
+) -> tuple[Float[Tensor, ""], Float[Tensor, " K"], Float[Tensor, "K S"]]:
+    """(Σ_n log p(x_n), Σ_n r_nk, Σ_n r_nk F(x_n)) of some rows, F's first `width` columns; overwrites the scores.
+
+    In many dimensions nearly every responsibility is negligible, so the sums touch only the others.  Those of
+    tight components are taken over exact(x), the float64 statistics.
+    """
+    x, features, scores = piece.x, piece.features[:, :width], piece.scores
+    k = scores.shape[1]
+    top = scores.amax(1)
+    kept = scores.sub_(top[:, None]) > _NEGLIGIBLE
+    if scores.device.type == "cpu" and int(kept.sum()) <= kept.numel() // 8:
+        code, row = kept.T.nonzero().unbind(1)
+        weight = scores[row, code].exp()
+        norm = torch.zeros_like(top).index_add_(0, row, weight)
+        weight /= norm[row]
+        count, part = torch.bincount(code, weight.double(), k), sum_by(code, row, weight, features, k)
+        pairs = torch.isin(code, tight)
+        code, row, weight = code[pairs], row[pairs], weight[pairs].double()
+    else:
+        share = scores.exp_()
+        norm = share.sum(1)
+        share /= norm[:, None]
+        count, part = share.sum(0, dtype=torch.float64), share.T @ features
+        place, row = (share[:, tight] > 0).T.nonzero().unbind(1)
+        code = tight[place]
+        weight = share[row, code].double()
+    part = part.double()
+    if len(row):
+        terms = exact(x[row])
+        order = torch.arange(len(row), device=row.device)
+        part[tight] = sum_by(code, order, weight, terms, k)[tight]
+    return (top.double() + norm.double().log()).sum(), count, part

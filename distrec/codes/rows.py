@@ -1,0 +1,206 @@
+"""The rows of a table of item vectors, read in blocks, and sums over them that nobody's share changes.
+
+Each rank holds some whole blocks of a table of `total` rows.  Blocks are the same however many ranks there
+are, and sums over blocks are taken in integers, so every result is the same to the last bit on 1 or 64 ranks.
+
+Shapes: N rows on this rank, D dimensions, K components, M rows picked.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BLOCK = 2048  # rows; a block, its squares and its scores stay near the caches
+Reduce = Callable[..., None]
+State = dict[str, Tensor]  # what a fit needs to go on; the same on every rank
+
+
+def alone(*_: Tensor) -> None:
+    """The reduction of a single process: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """This rank's rows of a table, read as  (x − centre) · rotation − Σ codewords that earlier levels took.
+
+    `source` may be a memory map in any floating type; a block of it is converted when it is read.
+    """
+
+    source: Float[Tensor, "N D"]
+    total: int  # rows of all ranks
+    first: int = 0  # number of this rank's first row in the whole table: a multiple of `block`
+    sum_: Reduce = alone  # sums tensors over ranks, in place
+    block: int = BLOCK
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+    centre: Float[Tensor, " D"] | None = None
+    rotation: Float[Tensor, "D E"] | None = None
+    taken: tuple[tuple[Float[Tensor, "K E"], Int[Tensor, " N"]], ...] = ()
+
+    @classmethod
+    def whole(cls, source: Float[Tensor, "N D"], **more) -> "Rows":
+        """All rows on one process."""
+        return cls(source=source, total=len(source), **more)
+
+    @property
+    def width(self) -> int:
+        return (self.rotation if self.rotation is not None else self.source).shape[1]
+
+    def read(self, place: slice | Tensor) -> Float[Tensor, "n E"]:
+        """Some of this rank's rows, to be read only."""
+        x = self.source[place].to(self.device, self.dtype)
+        if self.centre is not None:
+            x = x - self.centre.to(x)
+        if self.rotation is not None:
+            x = x @ self.rotation.to(x)
+        for codebook, codes in self.taken:
+            x = x - codebook.to(x)[codes[place].to(x.device)]
+        return x
+
+    def blocks(self) -> Iterator[tuple[slice, Float[Tensor, "n E"]]]:
+        """(place among this rank's rows, the rows), block after block."""
+        for low in range(0, len(self.source), self.block):
+            place = slice(low, min(low + self.block, len(self.source)))
+            yield place, self.read(place)
+
+    def number(self, place: slice) -> int:
+        """Which block of the whole table stands at this place."""
+        return (self.first + place.start) // self.block
+
+    def less(self, codebook: Float[Tensor, "K E"], codes: Int[Tensor, " N"]) -> "Rows":
+        """The same rows without the codeword that each of them took."""
+        return replace(self, taken=(*self.taken, (codebook, codes)))
+
+    def held(self, limit: int = 2**29) -> "Rows":
+        """The same rows, worked out once and kept if the rank's share fits into `limit` bytes."""
+        worked = self.centre is not None or self.rotation is not None or self.taken or self.source.dtype != self.dtype
+        if not worked or len(self.source) * self.width * self.dtype.itemsize > limit:
+            return self
+        kept = torch.empty(len(self.source), self.width, dtype=self.dtype, device=self.device)
+        for place, x in self.blocks():
+            kept[place] = x
+        return replace(self, source=kept, centre=None, rotation=None, taken=())
+
+    def at(self, numbers: Int[Tensor, " M"]) -> Float[Tensor, "M E"]:
+        """The rows with these numbers in the whole table, on every rank."""
+        own = (numbers >= self.first) & (numbers < self.first + len(self.source))
+        rows = torch.zeros(len(numbers), self.width, dtype=self.dtype, device=self.device)
+        if own.any():
+            rows[own] = self.read((numbers[own] - self.first).to(self.source.device))
+        self.sum_(rows)
+        return rows
+
+    def together(self, values: Tensor) -> Tensor:
+        """One value a row on this rank → one value a row of the whole table, on every rank."""
+        whole = torch.zeros(self.total, *values.shape[1:], dtype=values.dtype, device=values.device)
+        whole[self.first : self.first + len(values)] = values
+        self.sum_(whole)
+        return whole
+
+    def best(self, keys: Callable[[slice, Tensor], Float[Tensor, " n"]], m: int) -> tuple[Tensor, Tensor]:
+        """(numbers, keys) of the m rows of the whole table with the largest keys, largest first, on every rank."""
+        n_blocks = -(-self.total // self.block)
+        width = min(m, self.block)
+        numbers = torch.zeros(n_blocks, width, dtype=torch.int64, device=self.device)
+        values = torch.zeros(n_blocks, width, dtype=torch.float64, device=self.device)
+        filled = torch.zeros(n_blocks, width, dtype=torch.int64, device=self.device)
+        for place, x in self.blocks():
+            top = keys(place, x).double().topk(min(width, len(x)))
+            row = self.number(place)
+            numbers[row, : len(top.indices)] = top.indices + self.first + place.start
+            values[row, : len(top.values)] = top.values
+            filled[row, : len(top.values)] = 1
+        self.sum_(numbers, values, filled)
+        top = values.masked_fill(filled == 0, -torch.inf).view(-1).topk(min(m, self.total))
+        return numbers.view(-1)[top.indices], top.values
+
+    def random(self, place: slice, *seed: int) -> Float[Tensor, " n"]:
+        """One exponentially distributed number a row, the same for a row whichever rank holds it."""
+        drawn = np.random.default_rng([*seed, self.number(place)]).exponential(size=place.stop - place.start)
+        return torch.from_numpy(drawn).to(self.device)
+
+
+def share(total: int, rank: int, size: int, block: int = BLOCK) -> slice:
+    """The rows of a rank: whole blocks, as equally as blocks allow."""
+    n_blocks = -(-total // block)
+    return slice(*(min(total, n_blocks * r // size * block) for r in (rank, rank + 1)))
+
+
+def sum_by(
+    codes: Int[Tensor, " P"], rows: Int[Tensor, " P"], weights: Tensor | None, x: Float[Tensor, "n E"], k: int
+) -> Float[Tensor, "K E"]:
+    """Σ weight · x[row] for each code; pairs (code, row) come sorted by code."""
+    ends = torch.bincount(codes, minlength=k).cumsum(0)
+    offsets = torch.cat([ends.new_zeros(1), ends])
+    return torch.nn.functional.embedding_bag(
+        rows, x, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )
+
+
+class ExactSum:
+    """A sum over all rows of all ranks in 62-bit fixed point: no order of addition changes a bit of it.
+
+    `bound`: what the absolute value of no partial sum exceeds, over any of the rows.
+    """
+
+    def __init__(self, shape: tuple[int, ...], bound: float, device: torch.device | str = "cpu"):
+        self.scale = 2.0 ** (61 - math.frexp(bound)[1])
+        self.units = torch.zeros(shape, dtype=torch.int64, device=device)
+
+    def add(self, part: Tensor) -> None:
+        self.units += (part.double() * self.scale).round().long()
+
+    def over(self, sum_: Reduce) -> Tensor:
+        """The sum over all ranks, float64."""
+        sum_(self.units)
+        return self.units.double() / self.scale
+
+
+def largest(rows: Rows) -> float:
+    """A power of two that no |x| reaches, over all ranks (1 for a table of zeros).
+
+    Raises: ValueError when a row is not finite.
+    """
+    exponents = torch.zeros(2200, dtype=torch.int64, device=rows.device)
+    bad = torch.zeros(1, dtype=torch.int64, device=rows.device)
+    for _, x in rows.blocks():
+        top = x.abs().max().item() if x.numel() else 0.0
+        if math.isfinite(top):
+            exponents[math.frexp(top)[1] + 1100] += 1
+        else:
+            bad += int((~x.isfinite()).any(1).sum())
+    rows.sum_(exponents, bad)
+    if bad:
+        raise ValueError(f"{int(bad)} of {rows.total:,} rows hold NaN or infinity: embed those items again")
+    return 2.0 ** (int(exponents.nonzero().max()) - 1100)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Where the rows lie: their mean and variance in each dimension, and a bound of |x|."""
+
+    mean: Float[Tensor, " E"]
+    variance: Float[Tensor, " E"]
+    bound: float
+
+    @property
+    def energy(self) -> float:
+        """E‖x‖²."""
+        return float((self.variance + self.mean.square()).sum())
+
+
+def spread(rows: Rows) -> Spread:
+    """Two passes: the bound, then the moments (float64).   Raises: ValueError when a row is not finite."""
+    bound = largest(rows)
+    first = ExactSum((rows.width,), bound * rows.total, rows.device)
+    second = ExactSum((rows.width,), bound**2 * rows.total, rows.device)
+    for _, x in rows.blocks():
+        first.add(x.sum(0, dtype=torch.float64))
+        second.add(x.square().sum(0, dtype=torch.float64))
+    mean, square = first.over(rows.sum_) / rows.total, second.over(rows.sum_) / rows.total
+    return Spread(mean, (square - mean.square()).clamp(min=0), bound)
