@@ -33,8 +33,8 @@ class Covariance(Protocol):
         """What no statistic beyond the first D exceeds while no |x| exceeds `largest`."""
         ...
 
-    def features(self, x: Float[Tensor, "n D"], covariances: Tensor) -> Float[Tensor, "n S"]:
-        """F(x); `covariances` are the present ones."""
+    def features(self, x: Float[Tensor, "n D"], covariances: Tensor, out: Tensor | None = None) -> Float[Tensor, "n S"]:
+        """F(x), in `out` where one is given; `covariances` are the present ones."""
         ...
 
     def natural(self, means: Float[Tensor, "K D"], covariances: Tensor) -> Natural:
@@ -63,8 +63,12 @@ class Diag:
     def limit(self, d: int, largest: float) -> float:
         return largest**2
 
-    def features(self, x: Tensor, covariances: Tensor) -> Tensor:
-        return torch.cat([x, x.square()], 1)
+    def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
+        d = x.shape[1]
+        out = x.new_empty(len(x), 2 * d) if out is None else out
+        out[:, :d] = x
+        torch.square(x, out=out[:, d:])
+        return out
 
     def natural(self, means: Tensor, covariances: Tensor) -> Natural:
         precision = covariances.reciprocal()
@@ -92,14 +96,12 @@ class Spherical:
     def limit(self, d: int, largest: float) -> float:
         return d * largest**2
 
-    def features(self, x: Tensor, covariances: Tensor) -> Tensor:
-        return torch.cat([x, x.square().sum(1, keepdim=True)], 1)
+    def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.cat([x, x.square().sum(1, keepdim=True)], 1, out=out)
 
     def natural(self, means: Tensor, covariances: Tensor) -> Natural:
         precision = covariances.reciprocal()[:, None]
-        constant = -0.5 * (
-            means.shape[1] * (2 * math.pi * covariances).log() + (means.square() * precision).sum(1)
-        )
+        constant = -0.5 * (means.shape[1] * (2 * math.pi * covariances).log() + (means.square() * precision).sum(1))
         return torch.cat([means * precision, -0.5 * precision], 1), constant
 
     def estimate(self, counts: Tensor, sums: Tensor, scatter: Tensor, floor: float) -> tuple[Tensor, Tensor]:
@@ -122,9 +124,9 @@ class Tied:
     def limit(self, d: int, largest: float) -> float:
         return 0.0
 
-    def features(self, x: Tensor, covariances: Tensor) -> Tensor:
+    def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
         white = torch.linalg.solve_triangular(cholesky(covariances), x.T, upper=False)
-        return torch.cat([x, -0.5 * white.square().sum(0)[:, None]], 1)
+        return torch.cat([x, -0.5 * white.square().sum(0)[:, None]], 1, out=out)
 
     def natural(self, means: Tensor, covariances: Tensor) -> Natural:
         factor = cholesky(covariances)
@@ -152,9 +154,9 @@ class Full:
     def limit(self, d: int, largest: float) -> float:
         return largest**2
 
-    def features(self, x: Tensor, covariances: Tensor) -> Tensor:
+    def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
         i, j = self._upper(x.shape[1], x.device)
-        return torch.cat([x, x[:, i] * x[:, j]], 1)
+        return torch.cat([x, x[:, i] * x[:, j]], 1, out=out)
 
     def natural(self, means: Tensor, covariances: Tensor) -> Natural:
         d = means.shape[1]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distrec.codes.covariance import KINDS, Covariance, Kind
 from distrec.codes.kmeans import KMeans, Means
-from distrec.codes.precision import Precision, product
+from distrec.codes.precision import ROUNDING, Precision, product
 from distrec.codes.rows import ExactSum, Rows, Spread, State, spread, sum_by
 
 _NEGLIGIBLE = -36.7  # log 2⁻⁵³: a responsibility that float64 could not add to 1
@@ -35,8 +35,8 @@ class Piece(NamedTuple):
     """Some rows of a block, ready for the E-step."""
 
     x: Float[Tensor, "n D"]
-    features: Float[Tensor, "n S"]
-    scores: Float[Tensor, "n K"]  # log π_k N(x | μ_k, Σ_k); may be overwritten
+    features: Float[Tensor, "n S"]  # the next piece overwrites them and the scores
+    scores: Float[Tensor, "n K"]  # log π_k N(x | μ_k, Σ_k)
 
 
 Scorer = Callable[[Tensor], Iterator[Piece]]  # a block of rows → its pieces
@@ -83,10 +83,9 @@ class GaussianMixture:
 
     def fit(self, rows: Rows, start: Parameters | None = None) -> "GaussianMixture":
         """The best of n_init fits by log-likelihood; with `start`, the one fit from there."""
-        state: State = {}
         for state in self.run(rows, start=start):
-            pass
-        self.adopt(state)
+            if state["done"]:
+                self.adopt(state)
         return self
 
     def adopt(self, state: State) -> None:
@@ -130,7 +129,8 @@ class Density:
     """
 
     def __init__(self, kind: Covariance, parameters: Parameters, rows: Rows, about: Spread, precision: Precision):
-        self._kind, self._precision = kind, precision
+        self._kind = kind
+        self._precision: Precision = precision
         self._covariances = parameters.covariances
         weight, constant = kind.natural(parameters.means, parameters.covariances)
         constant = constant + parameters.weights.log()
@@ -141,15 +141,18 @@ class Density:
         self.bound = float((largest.abs() @ weight.abs().T + constant.abs()).max())  # of |log-density|
         is_tight = (terms > _CANCELLATION) & (dtype == torch.float32)
         self.tight = is_tight.nonzero()[:, 0]
-        self._margin = (16 * torch.finfo(torch.float32).eps * terms[self.tight] - _NEGLIGIBLE).to(dtype)
+        self._margin = (16 * ROUNDING[precision] * terms[self.tight] - _NEGLIGIBLE).to(dtype)
         self._exact = weight[self.tight], constant[self.tight]
         self._weight, self._constant = weight.to(dtype), constant.to(dtype)
         self._piece = piece_length(kind, rows)
-        self._scores = torch.empty(self._piece, len(weight), dtype=dtype, device=weight.device)
+        # kept for all pieces: fresh memory costs a third of the product's time
+        self._scores, self._features = (
+            torch.empty(self._piece, m, dtype=dtype, device=weight.device) for m in weight.shape
+        )
 
     def __call__(self, x: Float[Tensor, "n D"]) -> Iterator[Piece]:
         for piece in x.to(self._weight.dtype).split(self._piece):
-            features = self._kind.features(piece, self._covariances)
+            features = self._kind.features(piece, self._covariances, self._features[: len(piece)])
             scores = product(features, self._weight, self._precision, self._scores[: len(piece)]).add_(self._constant)
             if len(self.tight):
                 self._refine(piece, scores)
@@ -219,10 +222,15 @@ class _Fit:
 
     def step(self, score: Scorer, bound: float, tight: Tensor) -> tuple[float, Parameters]:
         """(mean log-likelihood before, parameters after) one EM iteration."""
-        exact = lambda x: self.kind.features(x.double(), x)[:, :width]
         rows, k, d = self.rows, self.model.n_components, self.rows.width
         width, largest = self.kind.statistics(d), self.about.bound
-        make = lambda shape, limit: ExactSum(shape, limit * rows.total, rows.device)
+
+        def make(shape: tuple[int, ...], limit: float) -> ExactSum:
+            return ExactSum(shape, limit * rows.total, rows.device)
+
+        def exact(x: Tensor) -> Tensor:
+            return self.kind.features(x.double(), x)[:, :width]
+
         counts, firsts = make((k,), 1.0), make((k, d), largest)
         seconds = make((k, width - d), self.kind.limit(d, largest))
         likelihood = make((), 2 * bound + 64)

@@ -63,7 +63,12 @@ class KMeans:
             n_iter = state["n_iter"] + 1
             falls = inertia < state["inertia"] * (1 - self.tol)
             done = torch.tensor(not falls or int(n_iter) >= self.max_iter)
-            state = {"means": means, "inertia": torch.tensor(inertia, dtype=torch.float64), "n_iter": n_iter, "done": done}
+            state = {
+                "means": means,
+                "inertia": torch.tensor(inertia, dtype=torch.float64),
+                "n_iter": n_iter,
+                "done": done,
+            }
             yield state
 
 
@@ -156,7 +161,9 @@ def _draw(rows: Rows, wanted: int, seed: int) -> Float[Tensor, "M D"]:
         if not count:
             continue
 
-        def race(place: slice, x: Tensor, new: Means = Means(latest, rows), r: int = r) -> Tensor:
+        new = Means(latest, rows)
+
+        def race(place: slice, x: Tensor, new: Means = new, r: int = r) -> Tensor:
             least[place] = torch.minimum(least[place], new.distance(x))
             return least[place] / rows.random(place, seed, r + 1).clamp(min=1e-30)
 

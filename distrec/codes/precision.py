@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Precision = Literal["float32", "tf32", "bf16x3"]
+ROUNDING: dict[Precision, float] = {"float32": 2**-23, "tf32": 2**-11, "bf16x3": 2**-16}  # relative, of a product
 
 
 def product(

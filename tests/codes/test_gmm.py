@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from clouds import cloud, whole
 from ranks import run_on
 from sklearn.mixture import GaussianMixture as Reference
 
@@ -11,19 +12,6 @@ from distrec.codes.rows import Rows, share, spread
 from distrec.runtime import Ranks
 
 KINDS = ("diag", "spherical", "tied", "full")
-
-
-def cloud(n=600, d=6, k=5, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    centres = 3 * torch.randn(k, d, generator=generator)
-    mixing = torch.randn(k, d, d, generator=generator) / 2
-    label = torch.randint(k, (n,), generator=generator)
-    noise = torch.randn(n, d, generator=generator)
-    return (centres[label] + (mixing[label] @ noise[:, :, None])[:, :, 0]).to(dtype)
-
-
-def whole(x, **more):
-    return Rows.whole(x, dtype=x.dtype, **more)
 
 
 def start_of(x, k, kind, seed=0):

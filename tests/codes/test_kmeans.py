@@ -1,0 +1,138 @@
+"""k-means against scikit-learn and brute force; seeding; degenerate tables; ranks."""
+
+import numpy as np
+import pytest
+import torch
+from clouds import cloud, whole
+from ranks import run_on
+from sklearn.cluster import KMeans as Reference
+
+from distrec.codes.kmeans import KMeans, lloyd, nearest, random_rows, seeds
+from distrec.codes.rows import ExactSum, Rows, largest, share
+from distrec.runtime import Ranks
+
+
+def inertia(x, means):
+    return float(torch.cdist(x.double(), means.double()).amin(1).square().sum())
+
+
+def test_lloyd_is_scikit_learns_from_the_same_start():
+    x = cloud(n=2000, d=8)
+    start = x[:30].clone()
+    theirs = Reference(30, init=start.numpy(), n_init=1, algorithm="lloyd", max_iter=5, tol=0).fit(x.numpy())
+    rows, means = whole(x, block=300), start
+    for _ in range(theirs.n_iter_):
+        means, _ = lloyd(rows, means, largest(rows))
+    np.testing.assert_allclose(means, theirs.cluster_centers_, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fit_ends_no_worse_than_scikit_learns(seed):
+    x = cloud(n=4000, d=16, k=60, seed=seed, dtype=torch.float32)
+    ours = KMeans(64, seed=seed).fit(whole(x))
+    theirs = Reference(64, n_init=1, random_state=seed).fit(x.numpy())
+    assert ours.inertia_ < 1.01 * theirs.inertia_
+    assert ours.inertia_ == pytest.approx(inertia(x, ours.cluster_centers_), rel=0.01)
+
+
+def test_inertia_never_rises_and_codes_are_the_nearest_means():
+    x = cloud(n=1000, d=5, dtype=torch.float32)
+    states = list(KMeans(20, init="random", tol=0, max_iter=30).run(whole(x, block=128)))
+    assert np.diff([float(state["inertia"]) for state in states]).max() < 1e-3
+    means = states[-1]["means"]
+    torch.testing.assert_close(nearest(whole(x, block=128), means), torch.cdist(x.double(), means).argmin(1))
+
+
+def test_seeds_beat_random_rows():
+    x = cloud(n=3000, d=8, k=50, seed=1)
+    rows = whole(x)
+    drawn = np.mean([inertia(x, random_rows(rows, 50, s)) for s in range(5)])
+    assert np.mean([inertia(x, seeds(rows, 50, s)) for s in range(5)]) < 0.6 * drawn
+
+
+@pytest.mark.parametrize("init", ["k-means||", "random"])
+def test_ranks_do_not_change_a_bit(init):
+    x = cloud(n=700, d=6, dtype=torch.float32)
+
+    def fit():
+        ranks = Ranks.here()
+        own = share(len(x), ranks.rank, ranks.size, 64)
+        rows = Rows(source=x[own], total=len(x), first=own.start, sum_=ranks.sum_, block=64)
+        fitted = KMeans(12, init=init).fit(rows)
+        return (
+            fitted.cluster_centers_.numpy(),
+            fitted.inertia_,
+            rows.together(nearest(rows, fitted.cluster_centers_)).numpy(),
+        )
+
+    alone = KMeans(12, init=init).fit(whole(x, block=64))
+    for means, value, codes in run_on(3, fit):
+        np.testing.assert_array_equal(means, alone.cluster_centers_)
+        assert value == alone.inertia_
+        np.testing.assert_array_equal(codes, nearest(whole(x, block=64), alone.cluster_centers_))
+
+
+def test_a_rank_may_hold_nothing():
+    x = cloud(n=40, dtype=torch.float32)
+
+    def fit():
+        ranks = Ranks.here()
+        own = share(len(x), ranks.rank, ranks.size, 64)
+        rows = Rows(source=x[own], total=len(x), first=own.start, sum_=ranks.sum_, block=64)
+        return KMeans(4).fit(rows).inertia_
+
+    assert run_on(2, fit) == [KMeans(4).fit(whole(x, block=64)).inertia_] * 2
+
+
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_fewer_distinct_rows_than_clusters(n):
+    x = cloud(n=n, d=4, dtype=torch.float32).repeat(20, 1)
+    fitted = KMeans(min(10, len(x))).fit(whole(x))
+    assert torch.isfinite(fitted.cluster_centers_).all()
+    if n < 10:
+        assert fitted.inertia_ == pytest.approx(0, abs=1e-3)
+
+
+def test_empty_clusters_move_to_the_worst_rows():
+    x = cloud(n=500, d=4)
+    start = x[:8].clone()
+    start[3:6] = 1e5
+    means, _ = lloyd(whole(x), start, largest(whole(x)))
+    assert float(means.abs().max()) < 100
+    far = torch.cdist(x, start).amin(1).topk(3).indices
+    torch.testing.assert_close(means[3:6], x[far])
+
+
+def test_exact_sums_do_not_depend_on_order():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1000, 3, generator=generator, dtype=torch.float64) * 10.0 ** torch.randint(
+        -6, 1, (1000, 1), generator=generator
+    )
+    sums = []
+    for _ in range(3):
+        total = ExactSum((3,), 8.0 * 1000)
+        for row in values[torch.randperm(1000, generator=generator)]:
+            total.add(row)
+        sums.append(total.over(lambda *_: None))
+    assert torch.equal(sums[0], sums[1])
+    assert torch.equal(sums[0], sums[2])
+    torch.testing.assert_close(sums[0], values.sum(0), atol=1e-12, rtol=0)
+
+
+def test_rows_subtract_what_earlier_levels_took():
+    x = cloud(n=100, d=6)
+    centre, rotation = x.mean(0), torch.linalg.qr(torch.randn(6, 4, dtype=torch.float64))[0]
+    books = [torch.randn(5, 4, dtype=torch.float64) for _ in range(2)]
+    codes = [torch.randint(5, (100,)) for _ in range(2)]
+    rows = whole(x, centre=centre, rotation=rotation, block=32).less(books[0], codes[0]).less(books[1], codes[1])
+    expected = (x - centre) @ rotation - books[0][codes[0]] - books[1][codes[1]]
+    torch.testing.assert_close(torch.cat([part for _, part in rows.blocks()]), expected)
+    torch.testing.assert_close(rows.held().source, expected)
+    torch.testing.assert_close(rows.at(torch.tensor([99, 0, 50])), expected[[99, 0, 50]])
+
+
+def test_the_best_rows_are_found_across_blocks():
+    x = torch.arange(100.0)[:, None] * torch.ones(1, 2)
+    numbers, keys = whole(x, block=16).best(lambda _, part: part[:, 0] % 10, 10)
+    assert set(numbers.tolist()) == set(range(9, 100, 10))
+    assert keys.tolist() == [9.0] * 10
