@@ -24,7 +24,8 @@ from datasets.arrow_writer import ArrowWriter
 from jaxtyping import Int
 
 from distrec.config import Data, plain
-from distrec.data import lines, sources, split, statistics, store, synthetic
+from distrec.data import split, statistics, store
+from distrec.data.raw import lines, sources, synthetic
 from distrec.runtime import log
 
 Split = Literal["valid", "test"]

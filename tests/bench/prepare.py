@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from distrec import config
-from distrec.data import synthetic
+from distrec.data.raw import synthetic
 
 
 def main(rows: int) -> None:

@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from distrec import config as cfg
-from distrec.data import download, lines, prepared, sources
+from distrec.data import prepared
+from distrec.data.raw import download, lines, sources
 
 
 def read(*args):

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from distrec.config import Data
-from distrec.data import download, lines, synthetic
+from distrec.data.raw import download, lines, synthetic
 
 
 @dataclass
