@@ -6,15 +6,15 @@ from the command line, from a sweep or from a test.  `python -m distrec.config F
 prints the result.
 """
 
-import difflib
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
+
+from distrec.settings import Schema, plain
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -75,6 +75,103 @@ class Data:
     negatives: Annotated[int, Field(ge=0, le=10_000)] = 99  # of the secondary 1+N protocol
     text: str = "{title}"  # template of an item's text; fields are the columns of its attributes
     seed: Count = 0  # of ids, ties, negatives and the synthetic catalogue; apart from the run's seed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Embed:
+    """Item texts → vectors."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    encoder: str = "sentence-transformers/sentence-t5-base"  # a hub name, a folder, `minilm` (offline), `builtin`
+    revision: str | None = None  # of a hub name
+    max_tokens: AtLeastOne | None = None  # None: what the encoder was made for
+    batch: AtLeastOne = 64  # texts at once: memory and speed only
+    normalize: bool = True  # to unit length
+    dtype: Literal["float32", "float16"] = "float32"  # on disk
+    dimensions: AtLeastOne = 256  # of `builtin`
+    vocabulary: Annotated[int, Field(ge=300)] = 8192  # of `builtin`
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Levels:
+    """What every quantiser has."""
+
+    levels: Annotated[int, Field(ge=1, le=16)] = 3
+    size: Annotated[int, Field(ge=2, le=65_536)] | None = None  # codes a level; None: from the number of items
+    vectors: Path | None = None  # a folder of distrec embed, .npy or .safetensors; None: embed the items' texts
+    gate: bool = True  # a collapsed codebook stops the pipeline
+    min_used: Share = 0.5  # of a level's codes; below it the codebook counts as collapsed
+    max_collisions: Share = 0.5  # items that share all their codes with another; above it, the same
+    precision: Literal["float32", "tf32", "bf16x3"] = "float32"  # of products on a GPU
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Residual(_Levels):
+    """What the quantisers that work level by level have."""
+
+    assignment: Literal["cosine", "posterior", "euclid", "fitted"] | None = None  # None: what suits the quantiser
+    pca: AtLeastOne | None = None  # dimensions kept; None: all
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gmm(_Residual):
+    """ResGMM: a Gaussian mixture a level (TONE, Eq. 3-6).   assignment: cosine to the means"""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    name: Literal["gmm"] = "gmm"
+    covariance: Literal["diag", "spherical", "tied", "full"] = "diag"
+    n_init: AtLeastOne = 3
+    max_iter: AtLeastOne = 100
+    tol: NotNegative = 1e-3  # nats an item
+    reg_covar: Positive = 1e-6  # of the mean variance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KMeansCodes(_Residual):
+    """Lloyd's k-means a level.   assignment: euclid"""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    name: Literal["kmeans"] = "kmeans"
+    init: Literal["k-means||", "random"] = "k-means||"
+    max_iter: AtLeastOne = 100
+    tol: NotNegative = 1e-4  # relative fall of the inertia
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BalancedCodes(_Residual):
+    """k-means with clusters of equal size (ResBi-Kmeans).   assignment: fitted"""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    name: Literal["balanced"] = "balanced"
+    max_iter: AtLeastOne = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpectralCodes(_Residual):
+    """Spectral clustering a level; Nyström beyond `landmarks` items.   assignment: fitted"""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    name: Literal["spectral"] = "spectral"
+    neighbours: AtLeastOne = 10  # that set each item's scale in the affinity
+    landmarks: Annotated[int, Field(ge=2)] = 20_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RqVae(_Levels):
+    """Residual-quantised autoencoder, trained end to end (TIGER)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    name: Literal["rqvae"] = "rqvae"
+    hidden: tuple[AtLeastOne, ...] = (512, 256, 128)
+    latent: AtLeastOne = 32
+    epochs: AtLeastOne = 200
+    batch: AtLeastOne = 1024  # items, all processes together
+    lr: Positive = 1e-3
+    commitment: NotNegative = 0.25
+    usage: NotNegative = 0.0  # weight of the loss that evens out the use of codes
+
+
+Codes = Gmm | KMeansCodes | BalancedCodes | SpectralCodes | RqVae
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +257,8 @@ class Score:
 class Config:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     data: Data = field(default_factory=Data)
+    embed: Embed = field(default_factory=Embed)
+    codes: Annotated[Codes, Field(discriminator="name")] = field(default_factory=Gmm)
     model: Annotated[Model, Field(discriminator="name")] = field(default_factory=SasRec)
     train: Train = field(default_factory=Train)
     score: Score = field(default_factory=Score)
@@ -182,7 +281,7 @@ class Config:
         return self
 
 
-_SCHEMA = TypeAdapter(Config)
+_SCHEMA = Schema(Config, {"model": (Model, "sasrec"), "codes": (Codes, "gmm")}, verbatim=("data.text",))
 
 
 def load(args: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Config:
@@ -190,131 +289,12 @@ def load(args: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Con
 
     Raises: ValueError, one line, naming the file or key, what is allowed and the nearest right key.
     """
-    tree: dict[str, Any] = {}
-    for arg in args:
-        key, equals, text = arg.partition("=")
-        if equals and re.fullmatch(r"[\w.]+", key):
-            # a template is a text, braces and all
-            value = text if key == "data.text" else _parse(text, f"the value of {key}")
-            _merge(tree, _nest(key, value))
-        elif arg.endswith((".yaml", ".yml")):
-            _merge(tree, _read(Path(arg)))
-        else:
-            raise ValueError(f"{arg!r} is neither FILE.yaml nor section.key=value (see --help)")
-    for key, value in (overrides or {}).items():
-        _merge(tree, _nest(key, value))
-    if isinstance(tree.get("model"), dict):
-        tree["model"].setdefault("name", "sasrec")
-    try:
-        return _SCHEMA.validate_python(tree)
-    except ValidationError as error:
-        raise ValueError(_explain(error)) from None
+    return _SCHEMA.load(args, overrides)
 
 
 def dump(config: Config) -> str:
     """The whole config as YAML that `load` turns back into an equal one."""
     return yaml.safe_dump(plain(config), sort_keys=False)
-
-
-def plain(section: Any) -> Any:
-    """A config or a section of it as JSON-ready dictionaries (what stamps record)."""
-    return TypeAdapter(type(section)).dump_python(section, mode="json")
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, except that a key written twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, "a key is a word", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ValueError(f"{where}, line {line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not YAML: {str(error).splitlines()[0]}") from None
-    except (ValueError, RecursionError) as error:  # a date that is none; thousands of brackets
-        raise ValueError(f"{where}: not YAML: {error}") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"config file {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"config file {path}: not UTF-8 at byte {error.start}") from None
-    tree = _parse(text, str(path)) or {}
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: a config file is a mapping of sections, got {type(tree).__name__}")
-    return tree
-
-
-def _nest(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
-
-
-def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
-    """Merge in place.  Another `name` is another class of section: its earlier keys are dropped."""
-    if "name" in other and other["name"] != tree.get("name", other["name"]):
-        tree.clear()
-    for key, value in other.items():
-        if isinstance(value, Mapping):
-            below = tree.setdefault(key, {})
-            if not isinstance(below, dict):
-                below = tree[key] = {}
-            _merge(below, value)
-        else:
-            tree[key] = value
-
-
-def _explain(error: ValidationError) -> str:
-    """Pydantic's findings as one line in the terms of the command line."""
-    return "; ".join(_explain_one(finding) for finding in error.errors())
-
-
-def _explain_one(finding: Any) -> str:
-    path = [str(part) for part in finding["loc"]]
-    known = _keys(path[:-1])
-    key = ".".join(part for part in path if part not in _MODELS or part == path[-1])
-    if finding["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        near = difflib.get_close_matches(path[-1], known, 1, 0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return f"unknown config key {key!r}; {hint}"
-    if finding["type"] == "union_tag_invalid":
-        tag = finding["ctx"]["tag"]
-        near = difflib.get_close_matches(tag, _MODELS, 1, 0.5)
-        return f"unknown model.name {tag!r}; " + (
-            f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_MODELS)}"
-        )
-    if finding["type"] == "union_tag_not_found":
-        return f"model needs a name, one of: {', '.join(_MODELS)}"
-    message = finding["msg"].removeprefix("Value error, ")
-    return f"{key}={finding['input']!r}: {message}" if key else message
-
-
-_MODELS = {get_args(get_type_hints(model)["name"])[0]: model for model in get_args(Model)}
-
-
-def _keys(path: Sequence[str]) -> list[str]:
-    """The keys of the section at `path` (a model's tag stands in pydantic's path as a section)."""
-    section: Any = Config
-    for part in path:
-        section = _MODELS.get(part) or get_type_hints(section).get(part, section)
-    return [f.name for f in fields(section)] if is_dataclass(section) else []
 
 
 if __name__ == "__main__":
