@@ -17,7 +17,7 @@ from torch import Tensor
 from distrec.codes.covariance import KINDS, Covariance, Kind
 from distrec.codes.kmeans import KMeans, Means
 from distrec.codes.precision import ROUNDING, Precision, product
-from distrec.codes.rows import ExactSum, Rows, Spread, State, spread, sum_by
+from distrec.codes.rows import ExactSum, Rows, Spread, State, scatter, spread, sum_by
 
 _NEGLIGIBLE = -36.7  # log 2⁻⁵³: a responsibility that float64 could not add to 1
 _CANCELLATION = 1.7e4  # log-densities whose terms exceed this are off by 1e-3 nat in float32
@@ -196,7 +196,7 @@ class _Fit:
         self.about = spread(rows)
         # rows that are all the same leave no variance to be relative to
         self.floor = model.reg_covar * float(self.about.variance.mean()) or 1e-12 * self.about.bound**2
-        self.scatter = self._scatter() if self.kind.needs_scatter else torch.empty(0)
+        self.scatter = scatter(rows, self.about.bound) if self.kind.needs_scatter else torch.empty(0)
 
     def begin(self, init: int, start: Parameters | None = None) -> State:
         """The state before the first iteration of one of the n_init fits: k-means' clusters, or `start`."""
@@ -297,14 +297,6 @@ class _Fit:
         if kind.is_own:
             covariances[place] = fresh
         return Parameters(weights / weights.sum(), means, covariances)
-
-    def _scatter(self) -> Float[Tensor, "D D"]:
-        """Σ x xᵀ over all rows."""
-        d = self.rows.width
-        total = ExactSum((d, d), self.about.bound**2 * self.rows.total, self.rows.device)
-        for _, x in self.rows.blocks():
-            total.add(x.double().T @ x.double())
-        return total.over(self.rows.sum_)
 
 
 def piece_length(kind: Covariance, rows: Rows) -> int:

@@ -41,6 +41,7 @@ class Rows:
     centre: Float[Tensor, " D"] | None = None
     rotation: Float[Tensor, "D E"] | None = None
     taken: tuple[tuple[Float[Tensor, "K E"], Int[Tensor, " N"]], ...] = ()
+    memory: int = 2**29  # bytes that worked-out rows may take on this rank
 
     @classmethod
     def whole(cls, source: Float[Tensor, "N D"], **more) -> "Rows":
@@ -76,10 +77,10 @@ class Rows:
         """The same rows without the codeword that each of them took."""
         return replace(self, taken=(*self.taken, (codebook, codes)))
 
-    def held(self, limit: int = 2**29) -> "Rows":
-        """The same rows, worked out once and kept if the rank's share fits into `limit` bytes."""
+    def held(self) -> "Rows":
+        """The same rows, worked out once and kept if the rank's share fits into `memory`."""
         worked = self.centre is not None or self.rotation is not None or self.taken or self.source.dtype != self.dtype
-        if not worked or len(self.source) * self.width * self.dtype.itemsize > limit:
+        if not worked or len(self.source) * self.width * self.dtype.itemsize > self.memory:
             return self
         kept = torch.empty(len(self.source), self.width, dtype=self.dtype, device=self.device)
         for place, x in self.blocks():
@@ -204,3 +205,26 @@ def spread(rows: Rows) -> Spread:
         second.add(x.square().sum(0, dtype=torch.float64))
     mean, square = first.over(rows.sum_) / rows.total, second.over(rows.sum_) / rows.total
     return Spread(mean, (square - mean.square()).clamp(min=0), bound)
+
+
+def scatter(rows: Rows, bound: float) -> Float[Tensor, "E E"]:
+    """Σ x xᵀ over all rows, float64; `bound`: what no |x| reaches."""
+    total = ExactSum((rows.width, rows.width), bound**2 * rows.total, rows.device)
+    for _, x in rows.blocks():
+        total.add(x.T.double() @ x.double())
+    return total.over(rows.sum_)
+
+
+def principal_axes(rows: Rows, n: int) -> tuple[Float[Tensor, " E"], Float[Tensor, "E n"], float]:
+    """(centre, rotation onto the n axes of largest variance, the share of the variance they hold).
+
+    Raises: ValueError when there are not that many dimensions.
+    """
+    if n > rows.width:
+        raise ValueError(f"{n} principal axes of vectors with {rows.width} dimensions: lower codes.pca")
+    about = spread(rows)
+    second = scatter(rows, about.bound) / rows.total - about.mean[:, None] * about.mean
+    values, axes = torch.linalg.eigh(second)
+    axes = axes.flip(1)[:, :n]
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    return about.mean, axes, float(values.flip(0)[:n].sum() / values.sum().clamp(min=1e-300))

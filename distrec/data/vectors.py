@@ -33,7 +33,7 @@ def texts(data: Prepared, place: slice) -> list[str]:
     return list(data.items[place.start : min(place.stop, data.n_items)]["text"])
 
 
-def create(path: Path, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+def create(path: Path, shape: tuple[int, int], dtype: np.dtype) -> np.memmap:
     """A safetensors file with the one tensor `vectors`, mapped for writing."""
     names = {np.dtype(kind): name for name, kind in _TYPES.items()}
     n_bytes = int(np.prod(shape)) * dtype.itemsize

@@ -35,8 +35,6 @@ PART = 1024  # texts saved at once
 
 
 class Encoder(Protocol):
-    width: int
-
     def encode(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
@@ -161,7 +159,6 @@ class SentenceEncoder:
         if config.max_tokens:
             self._model.max_seq_length = config.max_tokens
         self._batch = config.batch
-        self.width = int(self._model.get_embedding_dimension() or 0)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         return self._model.encode(

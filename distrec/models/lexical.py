@@ -59,13 +59,9 @@ class LexicalEncoder:
         else:
             start = np.random.default_rng(seed).standard_normal(min(n, len(used)))
             _, _, found = svds(weighted[:, used].astype(np.float64), k=rank, v0=start)
-            found = found[::-1]
+            found = np.asarray(found)[::-1]
             axes[used] = (found * np.sign(found[np.arange(rank), np.abs(found).argmax(1)])[:, None]).T
         return cls(tokenizer, idf, axes)
-
-    @property
-    def width(self) -> int:
-        return self._axes.shape[1]
 
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "n D"]:
         return _weighted(_counts(self._tokenizer, texts), self._idf) @ self._axes
@@ -73,7 +69,7 @@ class LexicalEncoder:
     def save(self, folder: Path) -> None:
         self._tokenizer.save(str(folder / "tokenizer.json"))
         safetensors.numpy.save_file({"idf": self._idf, "axes": self._axes}, folder / "lexical.safetensors")
-        (folder / "encoder.json").write_text(json.dumps({"kind": KIND, "dimensions": self.width}))
+        (folder / "encoder.json").write_text(json.dumps({"kind": KIND, "dimensions": self._axes.shape[1]}))
 
     @classmethod
     def load(cls, folder: Path) -> "LexicalEncoder":

@@ -1,0 +1,177 @@
+"""Balanced k-means, spectral clustering and the RQ-VAE, each against an oracle."""
+
+import numpy as np
+import pytest
+import torch
+from clouds import cloud, whole
+from ranks import run_on
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import SpectralClustering
+from sklearn.metrics import adjusted_rand_score
+
+from distrec.codes.balanced import BalancedKMeans, deal, equal_shares
+from distrec.codes.kmeans import Means
+from distrec.codes.rows import Rows, share
+from distrec.codes.rqvae import RqVae, latents
+from distrec.codes.spectral import Neighbours, Spectral, leading
+from distrec.runtime import Ranks
+
+
+def shared(x, block=64):
+    """This rank's rows of x."""
+    ranks = Ranks.here()
+    own = share(len(x), ranks.rank, ranks.size, block)
+    return Rows(source=x[own], total=len(x), first=own.start, sum_=ranks.sum_, block=block, dtype=x.dtype)
+
+
+@pytest.mark.parametrize(("n", "k"), [(600, 8), (605, 8), (97, 32), (40, 40), (50, 1)])
+def test_balanced_sizes_differ_by_at_most_one(n, k):
+    x = cloud(n=n, d=5, k=4, dtype=torch.float32)
+    x[: n // 2] = x[0]  # half of the rows are the same
+    fitted = BalancedKMeans(k)
+    for state in fitted.run(whole(x)):
+        fitted.adopt(state)
+    sizes = torch.bincount(fitted.labels_, minlength=k)
+    assert int(sizes.max()) - int(sizes.min()) <= 1
+    assert int(sizes.sum()) == n
+
+
+def test_the_balanced_assignment_is_nearly_the_best_there_is():
+    x = cloud(n=480, d=6, k=5)
+    means = x[torch.randperm(480, generator=torch.Generator().manual_seed(1))[:12]]
+    near = Means(means, whole(x))
+    labels, cost = deal(whole(x), near, equal_shares(whole(x), near, torch.zeros(12, dtype=torch.float64), 60))
+    square = torch.cdist(x, means).square().repeat_interleave(40, 1)
+    best = square[linear_sum_assignment(square.numpy())].sum()
+    assert cost == pytest.approx(float(torch.cdist(x, means).square()[torch.arange(480), labels.long()].sum()))
+    assert float(best) <= cost < 1.02 * float(best)
+
+
+def test_balanced_goes_on_bit_for_bit_and_ranks_do_not_change_a_label():
+    x = cloud(n=500, d=6, k=9, dtype=torch.float32)
+    states = list(BalancedKMeans(10).run(whole(x, block=64)))
+    assert np.diff([float(state["inertia"]) for state in states if not state["done"]]).max(initial=0) <= 0
+    resumed = list(BalancedKMeans(10).run(whole(x, block=64), states[1]))
+    assert torch.equal(resumed[-1]["labels"], states[-1]["labels"])
+    for labels in run_on(3, lambda: list(BalancedKMeans(10).run(shared(x)))[-1]["labels"].tolist()):
+        assert labels == states[-1]["labels"].tolist()
+
+
+def rings(n=600, dtype=torch.float32):
+    """Two rings around each other, which no k-means separates, and a far cluster."""
+    rng = np.random.default_rng(0)
+    angle = rng.uniform(0, 2 * np.pi, n)
+    label = rng.integers(3, size=n)
+    radius = np.array([1.0, 4.0, 0.3])[label]
+    x = np.stack([radius * np.cos(angle) + 9 * (label == 2), radius * np.sin(angle)], 1)
+    return torch.from_numpy(x + 0.05 * rng.standard_normal((n, 2))).to(dtype), label
+
+
+def spectral(rows, k, **settings):
+    fitted = Spectral(k, **settings)
+    for state in fitted.run(rows):
+        fitted.adopt(state)
+    return fitted
+
+
+def test_spectral_clustering_separates_rings_as_scikit_learn_does():
+    x, label = rings()
+    ours = spectral(whole(x), 3)
+    theirs = SpectralClustering(3, affinity="nearest_neighbors", random_state=0).fit_predict(x.numpy())
+    assert adjusted_rand_score(label, theirs) > 0.99
+    assert adjusted_rand_score(label, ours.labels_) > 0.99
+
+
+def test_eigenvectors_are_those_of_the_dense_affinity():
+    x = cloud(n=200, d=4, k=3)
+    affinity, root = Neighbours(x, 10).normalised_affinity()
+    dense = np.linalg.eigvalsh(affinity.toarray())
+    assert abs(affinity - affinity.T).max() < 1e-15
+    np.testing.assert_allclose(spectral(whole(x), 5).eigenvalues_, dense[::-1][:5], atol=1e-6)
+    np.testing.assert_allclose(affinity @ root, root, atol=1e-12)
+
+
+def test_eigenvectors_of_a_graph_in_many_parts():
+    x = torch.cat([cloud(n=30, d=3, k=1, seed=i) + 1000 * i for i in range(12)])
+    affinity, root = Neighbours(x, 5).normalised_affinity()
+    dense = np.linalg.eigvalsh(affinity.toarray())[::-1]
+    for k in (5, 12, 20):
+        values, vectors = leading(affinity, root, k, 0)
+        np.testing.assert_allclose(values, dense[:k], atol=1e-6)
+        np.testing.assert_allclose(affinity @ vectors, vectors * values, atol=1e-5)
+        np.testing.assert_allclose(vectors.T @ vectors, np.eye(k), atol=1e-6)
+
+
+def test_nystroem_labels_the_rows_beyond_the_landmarks():
+    x, label = rings(3000)
+    assert adjusted_rand_score(label, spectral(whole(x), 3, landmarks=900).labels_) > 0.99
+
+
+def test_spectral_on_ranks_and_on_equal_rows():
+    x, _ = rings(400)
+    alone = spectral(whole(x, block=64), 3, landmarks=200)
+    for labels in run_on(2, lambda: spectral(shared(x), 3, landmarks=200).labels_.tolist()):
+        assert labels == alone.labels_.tolist()
+    same = torch.ones(300, 4)
+    same[200:] = cloud(n=100, d=4, dtype=torch.float32)
+    assert torch.isfinite(spectral(whole(same), 5).cluster_centers_).all()
+    with pytest.raises(ValueError, match="needs more rows than clusters"):
+        spectral(whole(torch.ones(5, 2)), 5)
+
+
+def small_rqvae(**settings):
+    return RqVae(2, 16, **{"hidden": (32,), "latent": 8, "epochs": 12, "batch": 128, **settings})
+
+
+def drained(model, rows, state=None):
+    return list(model.run(rows, state))
+
+
+def test_the_rqvae_learns_to_reconstruct_and_uses_its_codes():
+    x = cloud(n=1000, d=12, k=16, dtype=torch.float32)
+    model = small_rqvae(epochs=40)
+    states = drained(model, whole(x))
+    assert float(states[-1]["loss"]) < 0.6 * float(states[0]["loss"])
+    assert model.reports_[-1]["reconstruction"] < 0.5
+    assert len(model.codes_[:, 0].unique()) > 8
+    left = latents(model.model_, whole(x)).source
+    for number, level in enumerate(model.levels_):
+        code = torch.cdist(left, level.codebook.float()).argmin(1)
+        assert (code == model.codes_[:, number]).double().mean() > 0.999
+        left = left - level.codebook.float()[code]
+
+
+def test_the_rqvae_goes_on_bit_for_bit():
+    x = cloud(n=500, d=10, dtype=torch.float32)
+    model = small_rqvae(usage=0.1)
+    states = drained(model, whole(x))
+    for cut in (0, 5, 11):
+        again = small_rqvae(usage=0.1)
+        rest = drained(again, whole(x), states[cut])
+        assert len(rest) == 11 - cut
+        assert torch.equal(again.codes_, model.codes_)
+        for name, value in model.model_.state_dict().items():
+            assert torch.equal(again.model_.state_dict()[name], value), name
+
+
+def test_the_rqvae_on_ranks_learns_the_same():
+    x = cloud(n=600, d=10, dtype=torch.float32)
+    alone = small_rqvae(epochs=3)
+    drained(alone, whole(x, block=64))
+
+    def fit():
+        model = small_rqvae(epochs=3)
+        drained(model, shared(x))
+        return model.model_.codebooks.detach().numpy(), model.codes_.numpy()
+
+    answers = run_on(2, fit)
+    for books, codes in answers:
+        np.testing.assert_allclose(books, alone.model_.codebooks.detach(), atol=1e-4)
+        assert (codes == alone.codes_.numpy()).mean() > 0.98
+    np.testing.assert_array_equal(answers[0][1], answers[1][1])
+
+
+def test_the_rqvae_does_not_touch_the_global_random_state():
+    before = torch.random.get_rng_state()
+    drained(small_rqvae(epochs=1), whole(cloud(n=200, d=6, dtype=torch.float32)))
+    assert torch.equal(before, torch.random.get_rng_state())
