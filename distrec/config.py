@@ -99,6 +99,7 @@ class _Levels:
     levels: Annotated[int, Field(ge=1, le=16)] = 3
     size: Annotated[int, Field(ge=2, le=65_536)] | None = None  # codes a level; None: from the number of items
     vectors: Path | None = None  # a folder of distrec embed, .npy or .safetensors; None: embed the items' texts
+    category: str | None = None  # column of the items for the category figures; None: `category` if there is one
     gate: bool = True  # a collapsed codebook stops the pipeline
     min_used: Share = 0.5  # of a level's codes; below it the codebook counts as collapsed
     max_collisions: Share = 0.5  # items that share all their codes with another; above it, the same

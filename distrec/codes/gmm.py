@@ -182,9 +182,13 @@ class Density:
     def _refine(self, x: Float[Tensor, "n D"], scores: Float[Tensor, "n K"]) -> None:
         others = scores.index_fill(1, self.tight, -torch.inf).amax(1, keepdim=True)
         row, place = (scores[:, self.tight] > others - self._margin).nonzero().unbind(1)
-        weight, constant = (part[place] for part in self._exact)
-        exact = (self._kind.features(x[row].double(), self._covariances) * weight).sum(1) + constant
-        scores[row, self.tight[place]] = exact.to(scores)
+        weight, constant = self._exact
+        if len(row) > len(x):  # one product is cheaper than so many pairs
+            double = self._kind.features(x.double(), self._covariances)
+            scores[:, self.tight] = (double @ weight.T + constant).to(scores)
+        else:
+            double = self._kind.features(x[row].double(), self._covariances)
+            scores[row, self.tight[place]] = ((double * weight[place]).sum(1) + constant[place]).to(scores)
 
 
 class _Fit:

@@ -27,6 +27,9 @@ from distrec.codes.rows import Rows, State, spread
 class Autoencoder(nn.Module):
     """The two halves and the codebooks (L × K × E).  Rows come centred and scaled to unit mean energy."""
 
+    centre: Tensor
+    scale: Tensor
+
     def __init__(self, width: int, hidden: Sequence[int], latent: int, n_levels: int, size: int):
         super().__init__()
         self.encoder = _mlp([width, *hidden, latent])

@@ -110,13 +110,14 @@ def leading(
     m = len(root)
     n_parts, part = connected_components(affinity, directed=False)
     largest_first = np.argsort(-np.bincount(part), kind="stable")
-    known = sparse.csr_array((root, (np.arange(m), np.argsort(largest_first)[part])), shape=(m, n_parts))
+    known: Any = sparse.csr_array((root, (np.arange(m), np.argsort(largest_first)[part])), shape=(m, n_parts))
     known = known @ sparse.diags_array(1 / np.sqrt(np.asarray(known.power(2).sum(0)).ravel()))
     if n_parts >= k:
         return np.ones(k), known[:, :k].toarray()
-    rest = LinearOperator((m, m), lambda x: affinity @ x - known @ (known.T @ x), dtype=np.float64)
+    settings: Any = {"shape": (m, m), "matvec": lambda x: affinity @ x - known @ (known.T @ x), "dtype": np.float64}
+    rest = LinearOperator(**settings)
     start = np.random.default_rng(seed).standard_normal(m)
-    values, vectors = eigsh(rest, k=k - n_parts, which="LA", v0=start, tol=1e-6)
+    values, vectors = eigsh(rest, k=k - n_parts, which="LA", v0=start)
     order = np.argsort(-values)
     return np.r_[np.ones(n_parts), values[order]], np.hstack([known.toarray(), vectors[:, order]])
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import safetensors.torch
 import torch
@@ -92,5 +91,6 @@ def load(folder: Path, data: Prepared | None = None) -> ItemCodes:
     return ItemCodes(tensors["codes"], sizes, tensors["keys"], tensors["order"])
 
 
-def raw_ids(folder: Path) -> np.ndarray:
-    return pl.read_ipc(folder / "items.arrow")["raw"].to_numpy()
+def raw_ids(folder: Path) -> list[str]:
+    """The items' own names in the order of ids."""
+    return pl.read_ipc(folder / "items.arrow")["raw"].to_list()

@@ -84,16 +84,20 @@ def embed(config: cfg.Embed, root: Path, data: Prepared, ranks: Ranks, stop: Sto
 
 def made_by(config: cfg.Embed, place: Path, data: Prepared) -> dict[str, Any]:
     """What vectors depend on: the encoder's bytes, the texts, and what shapes the numbers."""
-    files = sorted(path for path in place.rglob("*") if path.is_file() and path.name != store.STAMP)
-    bytes_of = {path.relative_to(place).as_posix(): store.file_digest(path) for path in files}
     return {
         "fitted_on": "text",
         "texts": vectors.texts_digest(data),
-        "encoder": store.digest(bytes_of),
+        "encoder": encoder_digest(place),
         "max_tokens": config.max_tokens,
         "normalize": config.normalize,
         "dtype": config.dtype,
     }
+
+
+def encoder_digest(place: Path) -> str:
+    """The hash of every file of an encoder."""
+    files = sorted(path for path in place.rglob("*") if path.is_file() and path.name != store.STAMP)
+    return store.digest({path.relative_to(place).as_posix(): store.file_digest(path) for path in files})
 
 
 def locate(config: cfg.Embed, root: Path, data: Prepared) -> Path:

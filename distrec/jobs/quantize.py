@@ -19,26 +19,31 @@ Example:  distrec quantize configs/data/beauty.yaml configs/codes/resgmm.yaml em
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from distrec import config as cfg
 from distrec import train
 from distrec.codes import health
-from distrec.codes.residual import Assignment, zero_rows
+from distrec.codes.collisions import running_digit
+from distrec.codes.residual import zero_rows
 from distrec.codes.rows import BLOCK, Rows, principal_axes, share
 from distrec.data import item_codes, prepared, store, vectors
+from distrec.data.item_codes import ItemCodes
 from distrec.data.prepared import Prepared
+from distrec.engine.states import SavedStates, drain
 from distrec.jobs import codes_report, embed
-from distrec.runtime import FAILED, REQUEUE, Ranks, Stop, log
+from distrec.models import quantisers
+from distrec.runtime import FAILED, REQUEUE, Ranks, Stop, log, run
 
-SAVE_SECONDS = 5  # between saved states of a fit
-_OWN: dict[str, Assignment] = {"gmm": "cosine", "kmeans": "euclid", "balanced": "fitted", "spectral": "fitted"}
 _FREE = ("gate", "min_used", "max_collisions", "vectors", "category")  # shape no code
 
 
@@ -47,20 +52,21 @@ class Collapsed(Exception):
 
 
 def main(argv: Sequence[str]) -> int | None:
-    known = [arg.removeprefix("--assign-only=") for arg in argv if arg.startswith("--assign-only")]
-    if known and (len(known) > 1 or known[0].startswith("-")):
+    flags = [arg for arg in argv if arg.startswith("--assign-only")]
+    known = flags[0].partition("=")[2] if flags else None
+    if flags and (len(flags) > 1 or not known):
         raise ValueError("--assign-only=CODES names one folder of codes, made by distrec quantize")
-    config = cfg.load([arg for arg in argv if not arg.startswith("--assign-only")])
+    config = cfg.load([arg for arg in argv if arg not in flags])
     accelerator = train.join(config)
     ranks = Ranks.here()
     data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
-    with Stop() as stop:
-        make = partial(extend, Path(known[0])) if known else quantize
-        try:
+    try:
+        with Stop() as stop:
+            make = partial(extend, Path(known)) if known else quantize
             folder = make(config, data, ranks, stop, accelerator.device)
-        except Collapsed as error:
-            log(f"error: {error}")
-            return FAILED
+    except Collapsed as error:
+        log(str(error))
+        return FAILED
     if folder is None:
         log("stopped; the same command goes on from there")
         return REQUEUE
@@ -73,60 +79,133 @@ def main(argv: Sequence[str]) -> int | None:
 def quantize(config: cfg.Config, data: Prepared, ranks: Ranks, stop: Stop, device: torch.device) -> Path | None:
     """The folder of the items' codes, made now unless it is there and intact; None when stopped before the end.
 
-    Raises: ValueError on vectors that cannot be quantised; Collapsed, after the report, when the gate is shut.
+    Raises: ValueError on vectors that cannot be quantised; Collapsed, with the report, when the gate is shut.
     """
+    check_category(config.codes, data)
+    size = config.codes.size or code_size(data.n_items)
+    check_size(size, data.n_items)
+    fit = quantisers.build(config.codes, size, config.seed)
     source = config.codes.vectors or embed.embed(config.embed, config.data.root, data, ranks, stop)
     if source is None:
         return None
     table, identity = vectors.load(source, data)
-    size = config.codes.size or code_size(data.n_items)
-    made = made_by(config, data, source, identity, size)
+    settings = {key: value for key, value in cfg.plain(config.codes).items() if key not in _FREE}
+    made = origin(source, identity, data) | {"codes": settings | {"size": size}, "seed": config.seed}
     target = store.folder(config.data.root, "codes", made)
     if ranks.gather(target.exists())[0]:
         store.verify(target, made)
         return target
-    check_size(size, data.n_items)
-    rows = rows_of(table, ranks, device, config.codes)
+    rows = rows_of(table, ranks, device)
+    n_zero = zero_rows(rows)
     log(f"quantising {data.n_items:,} × {table.shape[1]} vectors into {config.codes.levels} × {size} codes: {target}")
     started = time.perf_counter()
-    rows, basis = turned(rows, config.codes)
-    fit = fitter(config.codes, size, config.seed)
+    rows, basis = turned(rows, getattr(config.codes, "pca", None))
     saved = SavedStates(config.data.root / "checkpoints" / target.name, made, ranks)
-    if not drain(fit.run(rows, saved.load(device)), saved, ranks, stop):
+    if not drain(fit.run(rows, saved.load(device)), saved, ranks, stop, how_far):
         return None
+    codes = fit.codes_.cpu()
     report = {
         "quantiser": config.codes.name,
         "items": data.n_items,
         "dimensions": table.shape[1],
-        "zero_vectors": zero_rows(rows_of(table, ranks, device, config.codes)),
-        "levels": [health.use(fit.codes_[:, number].cpu(), size) | told for number, told in enumerate(fit.reports_)],
-        "seconds": time.perf_counter() - started,
+        "zero_vectors": n_zero,
+        "seconds": round(time.perf_counter() - started, 1),
+        "levels": [health.use(codes[:, i], size) | told for i, told in enumerate(fit.reports_)],
     }
-    tensors = basis | tensors_of(fit)
-    ranks.main_first(partial(_write, target, made, fit.codes_.cpu(), size, tensors, report, config.codes, data))
+    tensors = {name: value.cpu() for name, value in basis.items()} | quantisers.tensors_of(fit)
+    sizes = (size,) * (config.codes.levels + 1)
+    fill = partial(_fill, codes=codes, sizes=sizes, report=report, tensors=tensors, config=config.codes, data=data)
+    ranks.main_first(partial(store.make, target, made, fill))
     saved.remove()
     return target
 
 
-def made_by(config: cfg.Config, data: Prepared, source: Path, identity: str, size: int) -> dict[str, Any]:
-    """What codes depend on."""
-    settings = {key: value for key, value in cfg.plain(config.codes).items() if key not in _FREE}
-    origin = store.read_stamp(source)["made_by"] if source.is_dir() else {}
+def extend(
+    known: Path, config: cfg.Config, data: Prepared, ranks: Ranks, stop: Stop, device: torch.device
+) -> Path | None:
+    """Codes for a grown catalogue by a finished artefact: its items keep theirs, nothing is fitted.
+
+    Raises: ValueError when the vectors come from another encoder than the artefact's, or a bucket is full.
+    """
+    stamp = store.verify(known)["made_by"]
+    check_category(config.codes, data)
+    embedding = config.embed
+    if config.codes.vectors is None and embedding.encoder == "builtin":
+        embedding = replace(embedding, encoder=str(find_encoder(config.data.root, stamp["encoder"])))
+    source = config.codes.vectors or embed.embed(embedding, config.data.root, data, ranks, stop)
+    if source is None:
+        return None
+    table, identity = vectors.load(source, data)
+    made = origin(source, identity, data)
+    if made["encoder"] != stamp["encoder"]:
+        raise ValueError(
+            f"{known} was made from another encoder's vectors: give embed.encoder the one it was made with"
+        )
+    made |= {"codes": stamp["codes"], "seed": stamp["seed"], "extends": store.content(known)}
+    target = store.folder(config.data.root, "codes", made)
+    if ranks.gather(target.exists())[0]:
+        store.verify(target, made)
+        return target
+    tensors = safetensors.torch.load_file(known / "levels.safetensors")
+    if (width := quantisers.width_of(tensors)) != table.shape[1]:
+        raise ValueError(f"{known} is about vectors of {width} dimensions, {source} has {table.shape[1]}")
+    rows = rows_of(table, ranks, device)
+    asked = cfg.load([], {f"codes.{key}": value for key, value in stamp["codes"].items()}).codes
+    found = rows.together(quantisers.codes_of(rows, tensors, asked)).cpu()
+    before = item_codes.load(known)
+    codes, digit, is_new = grown(before, item_codes.raw_ids(known), list(data.items["raw"]), found)
+    report = {
+        "quantiser": asked.name,
+        "items": data.n_items,
+        "kept_items": int((~is_new).sum()),
+        "new_items": int(is_new.sum()),
+        "dimensions": table.shape[1],
+        "zero_vectors": zero_rows(rows),
+        "levels": [health.use(codes[:, i], size) for i, size in enumerate(before.sizes[:-1])],
+    }
+    common = {"report": report, "tensors": tensors, "config": config.codes, "data": data}
+    fill = partial(_fill, codes=codes, sizes=before.sizes, digit=digit, **common)
+    ranks.main_first(partial(store.make, target, made, fill))
+    return target
+
+
+def grown(
+    before: ItemCodes, known: Sequence[str], items: Sequence[str], found: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes, last codes, which items are new): known items keep theirs, new ones take the next free last code."""
+    places = {raw: i for i, raw in enumerate(known)}
+    was = torch.tensor([places.get(raw, -1) for raw in items])
+    is_new = was < 0
+    kept = before.codes[was.clamp(min=0)].long()
+    codes = torch.where(is_new[:, None], found.long(), kept[:, :-1])
+    digit = kept[:, -1].clone()
+    digit[is_new] = running_digit(codes[is_new], before.sizes[:-1], before.sizes[-1], before.codes)
+    return codes, digit, is_new
+
+
+def origin(source: Path, identity: str, data: Prepared) -> dict[str, Any]:
+    """What a stamp of codes says about the items and vectors they were made from."""
+    stamp = store.read_stamp(source)["made_by"] if source.is_dir() else {}
     return {
-        "fitted_on": origin.get("fitted_on", "file"),
+        "fitted_on": stamp.get("fitted_on", "file"),
         "items": item_codes.items_digest(data),
         "vectors": identity,
-        "encoder": origin.get("encoder"),
-        "codes": settings | {"size": size},
-        "seed": config.seed,
+        "encoder": stamp.get("encoder"),
     }
 
 
+def find_encoder(root: Path, digest: str | None) -> Path:
+    """The built-in encoder with these bytes under data.root."""
+    for folder in sorted(root.glob("encoder-*")):
+        if embed.encoder_digest(folder) == digest:
+            return folder
+    raise ValueError(f"{root} holds no built-in encoder that these codes were made with: give embed.encoder=FOLDER")
+
+
 def code_size(n_items: int) -> int:
-    """Codes a level: a power of two with about 50 items a code, 4096 at most."""
-    return int(
-        min(4096, max(2 ** round(np.log2(max(1, n_items / 50))), 2 ** int(np.log2(max(2, min(64, n_items / 4))))))
-    )
+    """Codes a level for so many items: a power of two, about 50 items a code; 64 to 4096 where items suffice."""
+    wanted = 2 ** round(np.log2(max(1, n_items / 50)))
+    return int(min(max(wanted, 64), 4096, 2 ** int(np.log2(max(2, n_items / 4)))))
 
 
 def check_size(size: int, n_items: int) -> None:
@@ -137,39 +216,80 @@ def check_size(size: int, n_items: int) -> None:
         log(f"warning: {n_items / size:,.0f} items a code in the first level; consider a larger codes.size than {size}")
 
 
-def rows_of(table: np.ndarray, ranks: Ranks, device: torch.device, config: cfg.Codes) -> Rows:
+def check_category(config: cfg.Codes, data: Prepared) -> None:
+    if config.category and config.category not in data.items.column_names:
+        known = ", ".join(data.items.column_names)
+        raise ValueError(f"codes.category={config.category}: items have no such column; they have: {known}")
+
+
+def rows_of(table: np.ndarray, ranks: Ranks, device: torch.device) -> Rows:
     """This rank's rows of the table, in blocks that suit the device."""
-    on_gpu = device.type == "cuda"
-    block = 65_536 if on_gpu else BLOCK
+    block, memory = BLOCK, 2**29
+    if device.type == "cuda":
+        block, memory = 65_536, torch.cuda.mem_get_info(device)[0] // 3
     own = share(len(table), ranks.rank, ranks.size, block)
     source = torch.from_numpy(table)[own]
-    memory = 2**29
-    if on_gpu:
-        memory = torch.cuda.mem_get_info(device)[0] // 3
-        source = source.to(device) if source.nbytes <= memory else source
+    if device.type == "cuda" and source.nbytes <= memory:
+        source = source.to(device)
     return Rows(
         source=source,
         total=len(table),
         first=own.start,
         sum_=ranks.sum_,
         block=block,
-        dtype=torch.float32,
         device=device,
         memory=memory,
     )
 
 
-def turned(rows: Rows, config: cfg.Codes) -> tuple[Rows, dict[str, torch.Tensor]]:
-    """(the rows along their principal axes, the rotation to keep) when config.pca asks for it."""
-    n = getattr(config, "pca", None)
-    if not n:
+def turned(rows: Rows, n: int | None) -> tuple[Rows, dict[str, Tensor]]:
+    """(the rows along their n principal axes, centre and rotation to keep); as they are when n is None."""
+    if n is None:
         return rows, {}
     centre, rotation, held = principal_axes(rows, n)
     log(f"{n} principal axes hold {held:.1%} of the variance")
-    return rotated(rows, {"centre": centre, "rotation": rotation}), {"centre": centre, "rotation": rotation}
+    return replace(rows, centre=centre, rotation=rotation), {"centre": centre, "rotation": rotation}
 
 
-def rotated(rows: Rows, kept: dict[str, torch.Tensor]) -> Rows:
-    import dataclasses
+def how_far(state: Mapping[str, Tensor]) -> str:
+    if "epoch" in state:
+        return f"loss {float(state['loss']):.4f}"
+    level = max(int(key.split(".")[0]) for key in state)
+    told = [f"level {level + 1}"]
+    for key, word in (("lower_bound", "nat"), ("inertia", "inertia")):
+        if f"{level}.{key}" in state and state[f"{level}.{key}"].isfinite():
+            told.append(f"{float(state[f'{level}.{key}']):.2f} {word}")
+    return ", ".join(told)
 
-    return dataclasses.replace(rows, centre=kept["centre"], rotation=kept["rotation"]) if "rotation" in kept else rows
+
+def _fill(
+    folder: Path,
+    codes: Tensor,
+    sizes: tuple[int, ...],
+    report: dict[str, Any],
+    tensors: dict[str, Tensor],
+    config: cfg.Codes,
+    data: Prepared,
+    digit: Tensor | None = None,
+) -> None:
+    """Judge the codes, tell items with equal ones apart, write everything."""
+    report = report | {"collisions": health.collisions(codes, sizes[:-1])}
+    category = codes_report.category_of(config.category or "category", data.items)
+    if category is not None:
+        codes_report.add_nmi(report["levels"], category, codes.numpy())
+    limits = (config.min_used, config.max_collisions)
+    report["complaints"] = health.complaints(report["levels"], report["collisions"], *limits)
+    if report["complaints"] and config.gate:
+        raise Collapsed(
+            f"{codes_report.table(report)}\nerror: the codebook collapsed; codes.gate=false takes it all the same"
+        )
+    digit = running_digit(codes, sizes[:-1], sizes[-1]) if digit is None else digit
+    whole = ItemCodes.of(torch.cat([codes, digit[:, None].to(codes)], 1), sizes)
+    item_codes.save(folder, whole, tensors, report, data)
+    if category is not None:
+        title = f"{report['quantiser']}: {report['items']:,} items, first level"
+        codes_report.picture(folder / "categories.png", category, codes[:, 0].numpy(), sizes[0], title)
+
+
+if __name__ == "__main__":
+    run(main, __doc__)
