@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import safetensors.numpy
+import safetensors
 from datasets import Dataset
 from scipy import sparse
 
 from distrec.data import store
+from distrec.data.item_codes import items_digest
 from distrec.data.prepared import Prepared
+from distrec.data.vectors import texts_digest
 
 SHOWN = 5  # rows named in a finding
 
@@ -177,11 +179,7 @@ def held_out_in_artefact(data: Prepared, folder: Path) -> Iterator[Finding]:
     fitted_on = made_by.get("fitted_on")
     if fitted_on not in ("train", "text"):
         yield Finding(f"{folder.name} was fitted on {fitted_on!r}, not on 'train' or 'text'", 1, (str(folder),))
-    tensors = {
-        name: value
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, value in safetensors.numpy.load_file(path).items()
-    }
+    tensors = _tensors(folder, ("seen", "row", "column"))
     train = np.bincount(data.item[data.is_train()], minlength=data.n_items)
     seen = tensors.get("seen")
     if fitted_on == "train" and seen is None:
@@ -201,12 +199,22 @@ def held_out_in_artefact(data: Prepared, folder: Path) -> Iterator[Finding]:
         yield from _finding(f"{folder.name} joins items that no user has together in training", shown, len(bad))
 
 
+def _tensors(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The tensors of these names in an artefact; the others, which may be large, are not read."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(path, framework="np") as file:
+            found |= {name: file.get_tensor(name) for name in names if name in file.keys()}  # noqa: SIM118
+    return found
+
+
 def artefacts_of(data: Prepared, *roots: Path) -> tuple[list[Path], list[Path]]:
     """(finished artefacts below `roots` that were made from this data, those made from other data).
 
     Raises: ValueError naming a root that is not there, a broken stamp, or a folder of tensors without one.
     """
     own, other = [], []
+    marks = {"data": data.stamp, "texts": texts_digest(data), "items": items_digest(data)}
     for root in roots:
         if not root.is_dir():
             raise ValueError(f"{root}: no such folder; there is nothing to audit")
@@ -215,7 +223,9 @@ def artefacts_of(data: Prepared, *roots: Path) -> tuple[list[Path], list[Path]]:
             is_run = (folder / "config.yaml").exists()
             if folder.name.startswith((".", "prepared-")) or "checkpoints" in folder.parts or is_run:
                 continue
-            (own if store.read_stamp(folder)["made_by"].get("data") == data.stamp else other).append(folder)
+            made_by = store.read_stamp(folder)["made_by"]
+            is_own = any(made_by.get(key) == value for key, value in marks.items())
+            (own if is_own else other).append(folder)
     return own, other
 
 
