@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
+import pyarrow as pa
 import safetensors.torch
 import torch
 from jaxtyping import Int
@@ -77,7 +77,9 @@ def save(
     safetensors.torch.save_file(
         {name: value.contiguous() for name, value in levels.items()}, folder / "levels.safetensors"
     )
-    pl.DataFrame({"raw": list(data.items["raw"])}).write_ipc(folder / "items.arrow")
+    names = pa.table({"raw": list(data.items["raw"])})
+    with pa.OSFile(str(folder / "items.arrow"), "wb") as sink, pa.ipc.new_file(sink, names.schema) as writer:
+        writer.write_table(names)
     (folder / "health.json").write_text(json.dumps({**health, "sizes": codes.sizes}, indent=1))
 
 
@@ -93,4 +95,5 @@ def load(folder: Path, data: Prepared | None = None) -> ItemCodes:
 
 def raw_ids(folder: Path) -> list[str]:
     """The items' own names in the order of ids."""
-    return pl.read_ipc(folder / "items.arrow")["raw"].to_list()
+    with pa.memory_map(str(folder / "items.arrow")) as source:
+        return pa.ipc.open_file(source).read_all().column("raw").to_pylist()

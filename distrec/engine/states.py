@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distrec.data import store
-from distrec.runtime import Ranks, Stop, log
+from distrec.runtime import Ranks, log
 
 SAVE_SECONDS = 5  # between saved states
 
@@ -63,7 +63,7 @@ def drain(
     states: Iterator[dict[str, Tensor]],
     saved: SavedStates,
     ranks: Ranks,
-    stop: Stop,
+    stop: Callable[[], bool],
     told: Callable[[Mapping[str, Tensor]], str],
 ) -> bool:
     """Run a fit to its end under a progress bar, saving now and then; False when stopped (and saved) before.

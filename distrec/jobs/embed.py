@@ -14,10 +14,10 @@ Example:  distrec embed configs/data/beauty.yaml embed.encoder=minilm data.text=
 
 import importlib.util
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from distrec.runtime import REQUEUE, Ranks, Stop, log, run
 PART = 1024  # texts saved at once
 
 
+@runtime_checkable
 class Encoder(Protocol):
     def encode(self, texts: Sequence[str]) -> np.ndarray: ...
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int | None:
     return None
 
 
-def embed(config: cfg.Embed, root: Path, data: Prepared, ranks: Ranks, stop: Stop) -> Path | None:
+def embed(config: cfg.Embed, root: Path, data: Prepared, ranks: Ranks, stop: Callable[[], bool]) -> Path | None:
     """The folder of the vectors of these items, made now unless it is there and intact; None when stopped before the end."""
     place = ranks.main_first(partial(locate, config, root, data))
     made = made_by(config, place, data)

@@ -19,7 +19,7 @@ Example:  distrec quantize configs/data/beauty.yaml configs/codes/resgmm.yaml em
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,9 @@ def main(argv: Sequence[str]) -> int | None:
     return None
 
 
-def quantize(config: cfg.Config, data: Prepared, ranks: Ranks, stop: Stop, device: torch.device) -> Path | None:
+def quantize(
+    config: cfg.Config, data: Prepared, ranks: Ranks, stop: Callable[[], bool], device: torch.device
+) -> Path | None:
     """The folder of the items' codes, made now unless it is there and intact; None when stopped before the end.
 
     Raises: ValueError on vectors that cannot be quantised; Collapsed, with the report, when the gate is shut.
@@ -121,7 +123,7 @@ def quantize(config: cfg.Config, data: Prepared, ranks: Ranks, stop: Stop, devic
 
 
 def extend(
-    known: Path, config: cfg.Config, data: Prepared, ranks: Ranks, stop: Stop, device: torch.device
+    known: Path, config: cfg.Config, data: Prepared, ranks: Ranks, stop: Callable[[], bool], device: torch.device
 ) -> Path | None:
     """Codes for a grown catalogue by a finished artefact: its items keep theirs, nothing is fitted.
 

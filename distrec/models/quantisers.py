@@ -3,9 +3,9 @@
 Shapes: N rows on this rank, L levels.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Int
@@ -17,21 +17,14 @@ from distrec.codes.covariance import Kind
 from distrec.codes.gmm import GaussianMixture, Parameters
 from distrec.codes.kmeans import KMeans
 from distrec.codes.residual import Assignment, Level, Levels, assign
-from distrec.codes.rows import Rows, State
+from distrec.codes.rows import Rows
 from distrec.codes.rqvae import RqVae, latents
 from distrec.codes.spectral import Spectral
 
 _KINDS, _ASSIGNMENTS = get_args(Kind), get_args(Assignment)
 
 
-class Fit(Protocol):
-    """What all quantisers come down to."""
-
-    levels_: list[Level]
-    codes_: Int[Tensor, "I L"]
-    reports_: list[dict[str, Any]]
-
-    def run(self, rows: Rows, state: State | None = None) -> Iterator[State]: ...
+Fit = Levels | RqVae  # after a fit: levels_, codes_ (I × L), reports_
 
 
 def build(config: cfg.Codes, size: int, seed: int) -> Fit:

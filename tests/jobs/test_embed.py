@@ -1,0 +1,206 @@
+"""Item texts → vectors: through a real sentence encoder from disk, through the built-in one; shared, killed, broken."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, prepare_small
+from ranks import run_on
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Pooling, Transformer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from distrec import config as cfg
+from distrec.data import store, vectors
+from distrec.jobs import embed
+from distrec.models.lexical import LexicalEncoder
+from distrec.runtime import Ranks
+
+never = lambda: False  # noqa: E731
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory, small):
+    """A tiny sentence encoder on disk, in the layout of sentence-transformers."""
+    folder = tmp_path_factory.mktemp("encoder")
+    words = sorted({word for text in small.items["text"] for word in text.lower().split()})
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, **{word: i + 2 for i, word in enumerate(words)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(vocabulary), **shape)).save_pretrained(folder / "bert")
+    fast.save_pretrained(folder / "bert")
+    body = Transformer(str(folder / "bert"))
+    SentenceTransformer(modules=[body, Pooling(32, "mean")], device="cpu").save(str(folder / "whole"))
+    return folder / "whole"
+
+
+def config(*args):
+    return cfg.load(list(args)).embed
+
+
+def test_vectors_are_those_of_sentence_transformers(encoder, small, tmp_path):
+    folder = embed.embed(config(f"embed.encoder={encoder}"), tmp_path, small, Ranks(), never)
+    table = vectors.open_file(folder / vectors.FILE)
+    expected = SentenceTransformer(str(encoder), device="cpu").encode(
+        list(small.items["text"]), normalize_embeddings=True
+    )
+    np.testing.assert_allclose(table, expected, atol=1e-5)
+    assert store.verify(folder)["made_by"]["fitted_on"] == "text"
+    assert not (tmp_path / "checkpoints" / folder.name).exists()
+
+
+def test_a_vector_does_not_depend_on_its_batch(encoder, small):
+    texts = list(small.items["text"])
+    one = embed.SentenceEncoder(encoder, config("embed.batch=1")).encode(texts)
+    many = embed.SentenceEncoder(encoder, config("embed.batch=128")).encode(texts)
+    np.testing.assert_allclose(one, many, atol=1e-5)
+
+
+def test_nothing_is_embedded_twice_and_other_texts_or_encoders_are(encoder, small, tmp_path, monkeypatch):
+    first = embed.embed(config(f"embed.encoder={encoder}"), tmp_path, small, Ranks(), never)
+    monkeypatch.setattr(embed, "open_encoder", lambda *_: pytest.fail("embedded again"))
+    assert embed.embed(config(f"embed.encoder={encoder}", "embed.batch=7"), tmp_path, small, Ranks(), never) == first
+    other = prepare_small(tmp_path, "data.text={item} {title}")
+    for settings, data in (((), other), (("embed.normalize=false",), small), (("embed.dtype=float16",), small)):
+        with pytest.raises(pytest.fail.Exception):
+            embed.embed(config(f"embed.encoder={encoder}", *settings), tmp_path, data, Ranks(), never)
+
+
+@pytest.mark.parametrize("kind", ["folder", "builtin"])
+def test_processes_share_the_work_and_write_the_same_bytes(encoder, small, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(embed, "PART", 32)
+    settings = config(f"embed.encoder={encoder if kind == 'folder' else 'builtin'}")
+    alone = embed.embed(settings, tmp_path / "one", small, Ranks(), never)
+    folders = run_on(3, lambda: str(embed.embed(settings, tmp_path / "three", small, Ranks.here(), never)))
+    assert len(set(folders)) == 1
+    assert (tmp_path / "three" / alone.name / vectors.FILE).read_bytes() == (alone / vectors.FILE).read_bytes()
+
+
+def test_a_stopped_job_goes_on_where_it_was(encoder, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "PART", 32)
+    calls = iter([False, False, True, True, True])
+    settings = config(f"embed.encoder={encoder}")
+    assert embed.embed(settings, tmp_path, small, Ranks(), lambda: next(calls)) is None
+    parts = sorted(tmp_path.glob("checkpoints/*/part-*"))
+    assert len(parts) == 2
+    assert not list(tmp_path.glob("vectors-*"))
+    before = [part.stat().st_mtime_ns for part in parts]
+    monkeypatch.setattr(embed.shutil, "rmtree", lambda *_, **__: None)
+    folder = embed.embed(settings, tmp_path, small, Ranks(), never)
+    assert [part.stat().st_mtime_ns for part in parts] == before
+    whole = embed.embed(settings, tmp_path / "whole", small, Ranks(), never)
+    assert (folder / vectors.FILE).read_bytes() == (whole / vectors.FILE).read_bytes()
+
+
+def test_a_broken_part_is_refused_by_name(encoder, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "PART", 32)
+    calls = iter([False, True, True, True])
+    settings = config(f"embed.encoder={encoder}")
+    embed.embed(settings, tmp_path, small, Ranks(), lambda: next(calls))
+    (part,) = tmp_path.glob("checkpoints/*/part-*")
+    raw = bytearray((part / vectors.FILE).read_bytes())
+    raw[-1] ^= 1
+    (part / vectors.FILE).write_bytes(raw)
+    with pytest.raises(ValueError, match=r"part-000000 is corrupt: vectors\.safetensors"):
+        embed.embed(settings, tmp_path, small, Ranks(), never)
+
+
+def test_half_precision_and_raw_lengths(encoder, small, tmp_path):
+    half = embed.embed(config(f"embed.encoder={encoder}", "embed.dtype=float16"), tmp_path, small, Ranks(), never)
+    long = embed.embed(config(f"embed.encoder={encoder}", "embed.normalize=false"), tmp_path, small, Ranks(), never)
+    table, raw = vectors.open_file(half / vectors.FILE), vectors.open_file(long / vectors.FILE)
+    assert table.dtype == np.float16
+    np.testing.assert_allclose(np.linalg.norm(table.astype(np.float64), axis=1), 1, atol=2e-3)
+    assert np.abs(np.linalg.norm(raw, axis=1) - 1).max() > 0.1
+
+
+def test_the_builtin_encoder_knows_which_words_go_together(small, tmp_path):
+    place = embed.locate(config("embed.encoder=builtin"), tmp_path, small)
+    assert store.verify(place)["made_by"]["fitted_on"] == "text"
+    folder = embed.embed(config("embed.encoder=builtin"), tmp_path, small, Ranks(), never)
+    again = embed.embed(config(f"embed.encoder={place}"), tmp_path, small, Ranks(), never)
+    assert again == folder
+    table = np.asarray(vectors.open_file(folder / vectors.FILE))
+    category = np.array(small.items["category"])
+    cosine = table @ table.T
+    same = category[:, None] == category
+    np.fill_diagonal(same, False)
+    assert cosine[same].mean() > 2 * cosine[category[:, None] != category].mean()
+
+
+def test_the_builtin_encoder_is_tfidf_and_svd():
+    """Against the dense decomposition of its own weights."""
+    texts = ["red nail polish", "blue nail polish", "red lipstick", "hair oil", "argan hair oil", ""] * 3
+    encoder = LexicalEncoder.train(texts, 300, 4, seed=0)
+    found = encoder.encode(texts)
+    whole = LexicalEncoder(encoder._tokenizer, encoder._idf, np.eye(len(encoder._idf), dtype=np.float32)).encode(texts)
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1)[:5], 1, atol=1e-6)
+    _, singular, _ = np.linalg.svd(whole)
+    np.testing.assert_allclose(np.sort(np.linalg.norm(found, axis=0))[::-1], singular[:4], rtol=1e-5)
+    assert not found[5].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no/such-encoder", "neither a folder nor to be had from the hub"),
+        ("EMPTY", "no encoder in this folder"),
+        ("WRONG", "not a sentence encoder"),
+    ],
+)
+def test_an_encoder_that_is_none_is_one_clear_line(small, tmp_path, name, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for kind in ("EMPTY", "WRONG"):
+        (tmp_path / kind).mkdir()
+    (tmp_path / "WRONG" / "config.json").write_text("{}")
+    place = tmp_path / name if name in ("EMPTY", "WRONG") else name
+    with pytest.raises(ValueError, match=message) as error:
+        embed.embed(config(f"embed.encoder={place}"), tmp_path, small, Ranks(), never)
+    assert "\n" not in str(error.value)
+
+
+def test_catalogues_without_words_and_of_one_item():
+    with pytest.raises(ValueError, match="no item has a text"):
+        LexicalEncoder.train(["", ""], 300, 8, seed=0)
+    assert LexicalEncoder.train(["one item"], 300, 8, seed=0).encode(["one item"]).shape == (1, 1)
+
+
+@pytest.mark.slow
+def test_killed_at_random_it_ends_with_the_same_bytes(encoder, tmp_path):
+    driver = (
+        "import sys, time; from distrec.jobs import embed; embed.PART = 16; fill = embed._fill_part\n"
+        "def slow(*a, **k): time.sleep(.15); fill(*a, **k)\n"
+        "embed._fill_part = slow; sys.exit(embed.main(sys.argv[1:]) or 0)"
+    )
+    settings = [f"embed.encoder={encoder}", "data.synthetic.users=100", "data.synthetic.items=300"]
+
+    def start(root):
+        return subprocess.Popen(
+            [sys.executable, "-c", driver, *settings, f"data.root={root}"],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    assert start(tmp_path / "whole").wait(120) == 0
+    for wanted in (1, 4, 9, 15):
+        run = start(tmp_path / "killed")
+        while len(list(tmp_path.glob("killed/checkpoints/*/part-*"))) < wanted and run.poll() is None:
+            time.sleep(0.02)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        assert not list(tmp_path.glob("killed/vectors-*"))
+    assert start(tmp_path / "killed").wait(120) == 0
+    (one,), (other,) = tmp_path.glob("whole/vectors-*"), tmp_path.glob("killed/vectors-*")
+    store.verify(other)
+    assert (one / vectors.FILE).read_bytes() == (other / vectors.FILE).read_bytes()
