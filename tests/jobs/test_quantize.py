@@ -194,7 +194,7 @@ def broken(case, table, small, tmp_path):
         place.write_bytes(place.read_bytes()[:-100])
     if case in ("truncated safetensors", "two tensors", "no safetensors"):
         place = tmp_path / "v.safetensors"
-        two = {"a": torch.from_numpy(table), "b": torch.from_numpy(table)}
+        two = {"a": torch.from_numpy(table), "b": torch.from_numpy(table + 1)}
         safetensors.torch.save_file(two if case == "two tensors" else {"a": two["a"]}, place)
         if case == "truncated safetensors":
             place.write_bytes(place.read_bytes()[:-100])
@@ -213,8 +213,8 @@ def broken(case, table, small, tmp_path):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("nan", "3 of 150 rows hold NaN or infinity"),
-        ("fewer rows", "holds 149 vectors, .* has 150 items"),
+        ("nan", "3 of 149 rows hold NaN or infinity"),
+        ("fewer rows", "holds 148 vectors, .* has 149 items"),
         ("integers", "a table of floating-point numbers, got int64"),
         ("one axis", "of shape"),
         ("truncated npy", "not a complete .npy file"),
@@ -227,7 +227,6 @@ def broken(case, table, small, tmp_path):
     ],
 )
 def test_bad_vectors_are_one_clear_line(small, tmp_path, table, case, message):
-    assert small.n_items == 150
     place = broken(case, table, small, tmp_path)
     with pytest.raises(ValueError, match=message) as error:
         run(tmp_path / "a", small, f"codes.vectors={place}")
@@ -237,7 +236,7 @@ def test_bad_vectors_are_one_clear_line(small, tmp_path, table, case, message):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("codes.size=200",), "codes.size=200 for 150 items"),
+        (("codes.size=200",), "codes.size=200 for 149 items"),
         (("codes.covariance=full",), "covariance_type=full needs more rows a component than dimensions"),
         (("codes.pca=500",), "500 principal axes of vectors with"),
         (("codes.name=kmeans", "codes.assignment=posterior"), "posterior needs codes.name=gmm"),
