@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distrec.codes.covariance import Kind
-from distrec.codes.gmm import GaussianMixture, Parameters
+from distrec.codes.gmm import GaussianMixture
 from distrec.codes.kmeans import nearest
+from distrec.codes.mixture.covariance import Kind
+from distrec.codes.mixture.density import Parameters
 from distrec.codes.rows import ExactSum, Rows, State, largest, spread
 
 Assignment = Literal["cosine", "posterior", "euclid", "fitted"]

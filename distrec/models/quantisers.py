@@ -13,9 +13,10 @@ from torch import Tensor
 
 from distrec import config as cfg
 from distrec.codes.balanced import BalancedKMeans
-from distrec.codes.covariance import Kind
-from distrec.codes.gmm import GaussianMixture, Parameters
+from distrec.codes.gmm import GaussianMixture
 from distrec.codes.kmeans import KMeans
+from distrec.codes.mixture.covariance import Kind
+from distrec.codes.mixture.density import Parameters
 from distrec.codes.residual import Assignment, Level, Levels, assign
 from distrec.codes.rows import Rows
 from distrec.codes.rqvae import RqVae, latents

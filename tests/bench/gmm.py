@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distrec.codes.covariance import KINDS
-from distrec.codes.gmm import Density, GaussianMixture, Parameters, _Fit
+from distrec.codes.gmm import GaussianMixture, _Fit
+from distrec.codes.mixture.covariance import KINDS
+from distrec.codes.mixture.density import Density, Parameters
 from distrec.codes.rows import Rows, spread
 
 N, D, K = 12_101, 768, 256

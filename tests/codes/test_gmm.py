@@ -7,7 +7,8 @@ from clouds import cloud, whole
 from ranks import run_on
 from sklearn.mixture import GaussianMixture as Reference
 
-from distrec.codes.gmm import GaussianMixture, Parameters
+from distrec.codes.gmm import GaussianMixture
+from distrec.codes.mixture.density import Parameters
 from distrec.codes.rows import Rows, share, spread
 from distrec.runtime import Ranks
 

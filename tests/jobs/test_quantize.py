@@ -331,7 +331,9 @@ def test_killed_at_random_it_ends_with_the_same_codes(tmp_path, size, name):
     def start(root):
         alone = [sys.executable]
         both = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
-        words = [*(alone if size == 1 else both), str(driver), *SMALL, *FAST, *QUANTISERS[name], f"data.root={root}"]
+        more = ["codes.epochs=40"] if name == "rqvae" else []
+        settings = [*SMALL, *FAST, *QUANTISERS[name], *more, f"data.root={root}"]
+        words = [*(alone if size == 1 else both), str(driver), *settings]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
         log = (tmp_path / "log.txt").open("ab")
         return subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
