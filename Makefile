@@ -15,6 +15,7 @@ setup: .venv/.done
 
 demo: setup
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no distrec/train.py configs/experiment/demo.yaml
+	$(BIN)/distrec quantize configs/experiment/demo.yaml
 	$(BIN)/distrec audit configs/experiment/demo.yaml
 
 test: setup

@@ -11,7 +11,7 @@ _CATEGORIES = 12  # shown in the picture
 
 def table(report: Mapping[str, Any]) -> str:
     """The report as lines."""
-    heads = ["level", "used", "perplexity", "entropy", "largest", "residual", "mismatch", "NMI", "fit"]
+    heads = ["level", "used", "perplexity", "entropy", "largest", "norm left", "energy left", "mismatch", "NMI", "fit"]
     rows = [heads, *([*_cells(number, level)] for number, level in enumerate(report["levels"]))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -43,6 +43,7 @@ def _cells(number: int, level: Mapping[str, Any]) -> list[str]:
         shown("perplexity", "{:.0f}"),
         shown("entropy", "{:.2f}"),
         shown("largest", "{}"),
+        f"{level['residual_before'] ** 0.5:.3f}→{level['residual'] ** 0.5:.3f}" if "residual" in level else "–",
         shown("residual_share", "{:.3f}"),
         shown("mismatch", "{:.1%}"),
         shown("nmi", "{:.3f}"),
