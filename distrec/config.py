@@ -103,7 +103,6 @@ class _Levels:
     gate: bool = True  # a collapsed codebook stops the pipeline
     min_used: Share = 0.5  # of a level's codes; below it the codebook counts as collapsed
     max_collisions: Share = 0.5  # items that share all their codes with another; above it, the same
-    precision: Literal["float32", "tf32", "bf16x3"] = "float32"  # of products on a GPU
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +124,9 @@ class Gmm(_Residual):
     max_iter: AtLeastOne = 100
     tol: NotNegative = 1e-3  # nats an item
     reg_covar: Positive = 1e-6  # of the mean variance
+    precision: Literal["float32", "tf32", "bf16x3"] = (
+        "float32"  # of the E-step's products; the others are for tensor cores
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

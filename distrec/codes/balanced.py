@@ -19,11 +19,12 @@ from distrec.codes.kmeans import Means, nearest, seeds
 from distrec.codes.rows import ExactSum, Rows, State, largest, sum_by
 
 _FIRST, _LATER = 60, 10  # passes that find the prices: at the first iteration, at each later one
+_ROUNDS = 100  # of dealing
 _HOTTEST, _COOLEST = 4.0, 0.1  # temperatures between which the first prices are found, in typical regrets
 
 
 class BalancedKMeans:
-    """Attributes after a fit: cluster_centers_ (K × D), labels_ (I, of all rows), inertia_, n_iter_."""
+    """Attributes after a fit: cluster_centers_ (K × D), labels_ (I, of all rows), inertia_ (of the means before their last update), n_iter_."""
 
     cluster_centers_: Float[Tensor, "K D"]
     labels_: Int[Tensor, " I"]
@@ -114,7 +115,9 @@ def deal(rows: Rows, near: Means, prices: Float[Tensor, " K"]) -> tuple[Int[Tens
     room = torch.full((k,), rows.total // k, dtype=torch.int64, device=rows.device)
     for extra in (0, 1):  # first the equal part, then at most one row more a cluster
         room = room + extra
-        while bool((labels < 0).any()) and bool((room > 0).any()):
+        for _ in range(_ROUNDS):
+            if not bool((labels < 0).any()) or not bool((room > 0).any()):
+                break
             choice, regret = _choices(rows, near, prices, labels[own] < 0, room > 0)
             choice, regret = rows.together(choice), rows.together(regret)
             pending = (labels < 0).nonzero()[:, 0]
@@ -125,6 +128,10 @@ def deal(rows: Rows, near: Means, prices: Float[Tensor, " K"]) -> tuple[Int[Tens
             taken = order[place < room[choice[order]]]
             labels[taken] = choice[taken]
             room = room - torch.bincount(choice[taken], minlength=k)
+        # what is left after so many rounds are equal rows, for which any order is as good
+        left = (labels < 0).nonzero()[: int(room.sum()), 0]
+        labels[left] = torch.arange(k, device=rows.device).repeat_interleave(room)[: len(left)]
+        room = room - torch.bincount(labels[left], minlength=k)
     inertia = ExactSum((), 4 * largest(rows) ** 2 * rows.width * rows.total, rows.device)
     for place, x in rows.blocks():
         mean = near.means[labels[own][place]]

@@ -3,6 +3,7 @@
 Shapes: I items, L levels.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,18 +11,20 @@ from jaxtyping import Int
 from torch import Tensor
 
 
+def check_space(sizes: Sequence[int]) -> None:
+    """Raises: ValueError when the code space exceeds 63 bits."""
+    if math.prod(sizes) >= 2**63:
+        raise ValueError(
+            f"{' × '.join(map(str, sizes))} codes exceed 63 bits: take fewer levels (codes.levels) or codes (codes.size)"
+        )
+
+
 def pack(codes: Int[Tensor, "I L"], sizes: Sequence[int]) -> Int[Tensor, " I"]:
     """Each row of codes as one number, ordered as the rows are.
 
     Raises: ValueError when the code space exceeds 63 bits.
     """
-    space = 1
-    for size in sizes:
-        space *= size
-    if space >= 2**63:
-        raise ValueError(
-            f"{' × '.join(map(str, sizes))} codes exceed 63 bits: take fewer levels (codes.levels) or codes (codes.size)"
-        )
+    check_space(sizes)
     key = torch.zeros(len(codes), dtype=torch.int64)
     for level, size in enumerate(sizes):
         key = key * size + codes[:, level].long()
@@ -35,6 +38,8 @@ def running_digit(
 
     Raises: ValueError naming the largest group when a digit would not be below `space`.
     """
+    if not len(codes):
+        return torch.empty(0, dtype=torch.int64)
     key = pack(codes, sizes)
     groups, group = key.unique(return_inverse=True)
     first = torch.zeros(len(groups), dtype=torch.int64)

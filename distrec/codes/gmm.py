@@ -94,7 +94,7 @@ class GaussianMixture:
     def log_joint(self, rows: Rows) -> Iterator[tuple[slice, Float[Tensor, "n K"]]]:
         """log π_k N(x | μ_k, Σ_k), block after block; its argmax is the likeliest component."""
         parameters = Parameters(self.weights_, self.means_, self.covariances_)
-        density = Density(KINDS[self.covariance_type], parameters, rows, spread(rows), self.precision)
+        density = Density(KINDS[self.covariance_type], parameters, rows, spread(rows), "float32")
         for place, x in rows.blocks():
             yield place, torch.cat([piece.scores.clone() for piece in density(x)])
 
@@ -144,6 +144,7 @@ class _Fit:
 
             def one_hot(x: Tensor) -> Iterator[Piece]:
                 codes = near.scores(x).argmin(1, keepdim=True)
+                x = x.double() if self.kind.needs_double else x
                 n = piece_length(self.kind, rows)
                 for piece, code in zip(x.split(n), codes.split(n), strict=True):
                     scores = torch.full((len(piece), k), -torch.inf, dtype=piece.dtype, device=x.device)
@@ -190,7 +191,7 @@ class _Fit:
 
         counts, firsts = make((k,), 1.0), make((k, d), largest)
         seconds = make((k, width - d), self.kind.limit(d, largest))
-        likelihood = make((), 2 * bound + 64)
+        likelihood = ExactSum((), (2 * bound + 64) * rows.total, rows.device, words=2)
         for _, x in rows.blocks():
             for piece in score(x):
                 total, count, part = expect(piece, width, tight, exact)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distrec.codes.rows import ExactSum, Rows, State, largest, spread, sum_by
+from distrec.codes.rows import ExactSum, Rows, State, largest, sum_by
 
 Init = Literal["k-means||", "random"]
 _DRAWS, _PRUNINGS, _SURPLUS = 4, 8, 2  # rounds of drawing, rounds of pruning, candidates for each seed
@@ -19,8 +19,10 @@ _DRAWS, _PRUNINGS, _SURPLUS = 4, 8, 2  # rounds of drawing, rounds of pruning, c
 class KMeans:
     """min Σ_n min_k ‖x_n − μ_k‖².
 
-    An empty cluster moves to the worst served row.  Attributes after a fit are scikit-learn's:
-    cluster_centers_ (K × D), inertia_, n_iter_.
+    An empty cluster moves to the worst served row.  Attributes after a fit: cluster_centers_ (K × D), inertia_ (of the
+    means before their last update), n_iter_.
+
+    Raises: ValueError when there are fewer rows than clusters.
     """
 
     cluster_centers_: Float[Tensor, "K D"]
@@ -57,8 +59,9 @@ class KMeans:
 
     def run(self, rows: Rows, state: State | None = None) -> Iterator[State]:
         """The state after each iteration, the last with done = 1; goes on from `state` bit for bit."""
-        about = spread(rows)
-        energy = about.energy * rows.total
+        if self.n_clusters > rows.total:
+            raise ValueError(f"{self.n_clusters} clusters for {rows.total:,} rows: lower the number of clusters")
+        bound = largest(rows)
         if state is None:
             start = random_rows if self.init == "random" else seeds
             state = {
@@ -68,8 +71,7 @@ class KMeans:
                 "done": torch.tensor(self.max_iter == 0),
             }
         while not state["done"]:
-            means, least = lloyd(rows, state["means"], about.bound)
-            inertia = least + energy
+            means, inertia = lloyd(rows, state["means"], bound)
             n_iter = state["n_iter"] + 1
             falls = inertia < state["inertia"] * (1 - self.tol)
             done = torch.tensor(not falls or int(n_iter) >= self.max_iter)
@@ -87,18 +89,30 @@ class Means:
 
     def __init__(self, means: Float[Tensor, "K D"], rows: Rows):
         self.means = means.to(rows.device, rows.dtype)
-        self._norms = self.means.square().sum(1)
+        middle = means.mean(0, dtype=torch.float64)
+        # means that lie far from the origin and near each other would cancel in ‖μ‖² − 2 x·μ
+        is_far = bool(middle.square().sum() > 4 * (means - middle).square().sum(1).mean())
+        self._shift = middle.to(self.means) if is_far else None
+        self._moved = (means - middle).to(self.means) if is_far else self.means
+        self._norms = self._moved.square().sum(1)
         self._scores = torch.empty(min(rows.block, len(rows.source)), len(means), dtype=rows.dtype, device=rows.device)
 
     def scores(self, x: Float[Tensor, "n D"]) -> Float[Tensor, "n K"]:
-        """‖x − μ‖² − ‖x‖², which orders the means of a row; overwritten by the next call."""
-        return torch.addmm(self._norms, x, self.means.T, alpha=-2, out=self._scores[: len(x)])
+        """‖x − μ‖² less what depends on x alone, which orders the means of a row; overwritten by the next call."""
+        return torch.addmm(self._norms, self._near(x), self._moved.T, alpha=-2, out=self._scores[: len(x)])
 
     def distance(self, x: Float[Tensor, "n D"]) -> Float[Tensor, " n"]:
         """‖x − μ‖² to the nearest mean, 0 where rounding hides it."""
-        square = x.square().sum(1)
+        square = self.square(x)
         least = self.scores(x).amin(1) + square
         return torch.where(least > 16 * torch.finfo(x.dtype).eps * square, least, 0)
+
+    def square(self, x: Float[Tensor, "n D"]) -> Float[Tensor, " n"]:
+        """What `scores` leave out of ‖x − μ‖²."""
+        return self._near(x).square().sum(1)
+
+    def _near(self, x: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
+        return x if self._shift is None else x - self._shift
 
 
 def nearest(rows: Rows, means: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
@@ -111,7 +125,7 @@ def nearest(rows: Rows, means: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
 
 
 def lloyd(rows: Rows, means: Float[Tensor, "K D"], bound: float) -> tuple[Float[Tensor, "K D"], float]:
-    """(the means of the rows nearest to each of `means`, Σ_n min_k ‖x − μ_k‖² − ‖x‖²)."""
+    """(the means of the rows nearest to each of `means`, the inertia of `means`)."""
     k = len(means)
     near = Means(means, rows)
     sums = ExactSum((k, rows.width), bound * rows.total, rows.device)
@@ -122,7 +136,7 @@ def lloyd(rows: Rows, means: Float[Tensor, "K D"], bound: float) -> tuple[Float[
         order = code.argsort(stable=True)
         sums.add(sum_by(code[order], order, None, x, k))
         counts += torch.bincount(code, minlength=k)
-        least.add(value.sum(dtype=torch.float64))
+        least.add((value + near.square(x)).sum(dtype=torch.float64))
     rows.sum_(counts)
     new = sums.over(rows.sum_) / counts.clamp(min=1)[:, None]
     empty = (counts == 0).nonzero()[:, 0]

@@ -90,6 +90,7 @@ class Levels:
         Keys: `0.…`, `1.…` for the quantisers' states; those of finished levels have done = 1.
         """
         state = dict(state or {})
+        is_turned = rows.centre is not None
         rows = rows.held()
         energies = [energy(rows)]
         self.levels_, self.reports_, codes = [], [], []
@@ -98,7 +99,7 @@ class Levels:
             if self.assignment == "posterior" and not isinstance(quantiser, GaussianMixture):
                 raise ValueError("assignment=posterior needs a mixture (codes.name=gmm)")
             # what is fitted does not depend on the centre, but its rounding does
-            centre = spread(rows).mean if number == 0 and rows.centre is None else None
+            centre = spread(rows).mean if number == 0 and not is_turned else None
             fitted_on = rows if centre is None else replace(rows, centre=centre).held()
             for inner in quantiser.run(fitted_on, _below(state, prefix) or None):
                 state = state | {prefix + key: value for key, value in inner.items()}
@@ -111,6 +112,7 @@ class Levels:
                 level = replace(level, mixture=mixture, covariance_type=quantiser.covariance_type)
             own = quantiser.codes(fitted_on)
             chosen = own if self.assignment in ("posterior", "fitted") else level.codes(rows)
+            del fitted_on
             rows = rows.less(codebook, chosen).held()
             energies.append(energy(rows))
             codes.append(rows.together(chosen.int()))

@@ -91,8 +91,13 @@ class Rows:
         """The rows with these numbers in the whole table, on every rank."""
         own = (numbers >= self.first) & (numbers < self.first + len(self.source))
         rows = torch.zeros(len(numbers), self.width, dtype=self.dtype, device=self.device)
-        if own.any():
+        if self.rotation is None and own.any():
             rows[own] = self.read((numbers[own] - self.first).to(self.source.device))
+        elif own.any():  # a product of a few rows rounds otherwise than that of their block
+            for low in (numbers[own] - self.first).div(self.block, rounding_mode="floor").unique().tolist():
+                place = slice(low * self.block, min((low + 1) * self.block, len(self.source)))
+                inside = own & ((numbers - self.first).div(self.block, rounding_mode="floor") == low)
+                rows[inside] = self.read(place)[numbers[inside] - self.first - place.start]
         self.sum_(rows)
         return rows
 
@@ -146,20 +151,27 @@ def sum_by(
 class ExactSum:
     """A sum over all rows of all ranks in 62-bit fixed point: no order of addition changes a bit of it.
 
-    `bound`: what the absolute value of no partial sum exceeds, over any of the rows.
+    `bound`: what the absolute value of no partial sum exceeds, over any of the rows.  A second word takes up what
+    the first rounds off, where the bound is far above the sum.
     """
 
-    def __init__(self, shape: tuple[int, ...], bound: float, device: torch.device | str = "cpu"):
-        self.scale = 2.0 ** (61 - math.frexp(bound)[1])
-        self.units = torch.zeros(shape, dtype=torch.int64, device=device)
+    def __init__(self, shape: tuple[int, ...], bound: float, device: torch.device | str = "cpu", words: int = 1):
+        scale = 2.0 ** (61 - math.frexp(bound)[1])
+        self.scales = [scale * 2.0 ** (30 * word) for word in range(words)]
+        self.units = [torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(words)]
 
     def add(self, part: Tensor) -> None:
-        self.units += (part.double() * self.scale).round().long()
+        left = part.double()
+        for scale, units in zip(self.scales, self.units, strict=True):
+            whole = (left * scale).round()
+            units += whole.long()
+            left = left - whole / scale
 
     def over(self, sum_: Reduce) -> Tensor:
         """The sum over all ranks, float64."""
-        sum_(self.units)
-        return self.units.double() / self.scale
+        sum_(*self.units)
+        parts = [units.double() / scale for scale, units in zip(self.scales, self.units, strict=True)]
+        return torch.stack(parts).sum(0)
 
 
 def largest(rows: Rows) -> float:
@@ -170,7 +182,9 @@ def largest(rows: Rows) -> float:
     exponents = torch.zeros(2200, dtype=torch.int64, device=rows.device)
     bad = torch.zeros(1, dtype=torch.int64, device=rows.device)
     for _, x in rows.blocks():
-        top = x.abs().max().item() if x.numel() else 0.0
+        top = x.abs().max().item()
+        if top == 0:
+            continue
         if math.isfinite(top):
             exponents[math.frexp(top)[1] + 1100] += 1
         else:
@@ -178,7 +192,8 @@ def largest(rows: Rows) -> float:
     rows.sum_(exponents, bad)
     if bad:
         raise ValueError(f"{int(bad)} of {rows.total:,} rows hold NaN or infinity: embed those items again")
-    return 2.0 ** (int(exponents.nonzero().max()) - 1100)
+    reached = exponents.nonzero()
+    return 2.0 ** (int(reached.max()) - 1100) if len(reached) else 1.0
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from distrec.codes.kmeans import KMeans
 from distrec.codes.residual import Level, assign, energy
-from distrec.codes.rows import Rows, State, spread
+from distrec.codes.rows import Reduce, Rows, State, alone, spread
 
 
 class Autoencoder(nn.Module):
@@ -42,9 +42,10 @@ class Autoencoder(nn.Module):
         return self.encoder((x - self.centre) * self.scale)
 
     def forward(
-        self, x: Float[Tensor, "n D"], commitment: float, usage: float
+        self, x: Float[Tensor, "n D"], commitment: float, usage: float, sum_: Reduce = alone
     ) -> tuple[Float[Tensor, ""], Int[Tensor, "n L"]]:
-        """(loss summed over rows, codes)."""
+        """(loss summed over rows, codes).  The usage term, minus the entropy of a batch's mean soft assignment, is one
+        for the batch: every rank has its whole value, and its gradient through its own rows."""
         x = (x - self.centre) * self.scale
         latent = self.encoder(x)
         left, quantised, codes, loss = latent, torch.zeros_like(latent), [], latent.new_zeros(())
@@ -54,8 +55,7 @@ class Autoencoder(nn.Module):
             word = book[code]
             loss = loss + (left.detach() - word).square().sum() + commitment * (left - word.detach()).square().sum()
             if usage:
-                share = (-square / square.detach().mean().clamp(min=1e-12)).softmax(1).mean(0)
-                loss = loss + usage * len(x) * (share * (share + 1e-12).log()).sum()
+                loss = loss + usage * _unevenness(square, sum_)
             left, quantised = left - word, quantised + word
             codes.append(code)
         decoded = self.decoder(latent + (quantised - latent).detach())
@@ -114,7 +114,7 @@ class RqVae:
         model.scale.fill_(1 / max(float(about.variance.sum()), 1e-300) ** 0.5)
         left = latents(model, rows)
         for level in range(self.n_levels):
-            clusters = KMeans(self.size, max_iter=10, seed=self.seed + level).fit(left)
+            clusters = KMeans(self.size, max_iter=10, seed=1000 * self.seed + level).fit(left)
             model.codebooks.data[level] = clusters.cluster_centers_.to(model.codebooks)
             left = left.less(clusters.cluster_centers_, clusters.codes(left)).held()
         return model, 0
@@ -129,7 +129,7 @@ class RqVae:
         for batch in order.split(self.batch):
             own = batch[(batch >= rows.first) & (batch < last)] - rows.first
             optimiser.zero_grad()
-            loss, codes = model(rows.read(own), self.commitment, self.usage)
+            loss, codes = model(rows.read(own), self.commitment, self.usage, rows.sum_)
             (loss / len(batch)).backward()
             gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
             rows.sum_(*gradients)
@@ -199,6 +199,19 @@ def latents(model: Autoencoder, rows: Rows) -> Rows:
     for place, x in rows.blocks():
         table[place] = model.encode(x)
     return replace(rows, source=table, centre=None, rotation=None, taken=())
+
+
+def _unevenness(square: Float[Tensor, "n K"], sum_: Reduce) -> Float[Tensor, ""]:
+    """Rows of the batch × Σ_k p_k log p_k, p the mean soft assignment of the batch's rows on all ranks."""
+    total = torch.stack([square.detach().amin(1).sum(), square.new_tensor(len(square))]).double()
+    sum_(total)
+    n, typical = total[1], total[0] / total[1]  # softened by how far the rows' own codes are
+    own = (-square / typical.clamp(min=1e-12).to(square)).softmax(1).sum(0)
+    others = -own.detach()
+    everywhere = own.detach().clone()
+    sum_(everywhere)
+    share = (own + (others + everywhere)) / n.to(square)
+    return n.to(square) * (share * (share + 1e-12).log()).sum()
 
 
 def _mlp(widths: Sequence[int]) -> nn.Sequential:

@@ -17,12 +17,14 @@ import torch
 from jaxtyping import Float, Int
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from distrec.codes.balanced import cluster_means
-from distrec.codes.kmeans import KMeans, Means, nearest
+from distrec.codes.kmeans import KMeans, nearest
 from distrec.codes.rows import Rows, State, largest
+
+_PIECE = 1024  # rows compared with all landmarks at once
 
 
 class Spectral:
@@ -72,13 +74,10 @@ class Spectral:
         embedding, values = self._eigenvectors(rows, marks)
         embedded = Rows.whole(embedding, block=rows.block, dtype=rows.dtype, device=rows.device)
         clusters = KMeans(k, seed=self.seed).fit(embedded)
-        near = Means(clusters.cluster_centers_, embedded)
-        labels = torch.zeros(len(rows.source), dtype=torch.int32, device=rows.device)
-        for place, x in rows.blocks():
-            labels[place] = near.scores(marks.extend(x, embedding)).argmin(1).int()
-        whole = rows.together(labels)
         if m == rows.total:
             whole = nearest(embedded, clusters.cluster_centers_).int()
+        else:
+            whole = rows.together(self._labels(rows, marks, embedding, clusters.cluster_centers_))
         yield {
             "means": cluster_means(rows, whole, k, largest(rows)),
             "labels": whole,
@@ -86,16 +85,34 @@ class Spectral:
             "done": torch.tensor(True),
         }
 
+    def _labels(
+        self, rows: Rows, marks: "Neighbours", embedding: Float[Tensor, "M K"], means: Float[Tensor, "K K"]
+    ) -> Int[Tensor, " N"]:
+        """The nearest mean of each of this rank's rows in the landmarks' embedding."""
+        labels = torch.zeros(len(rows.source), dtype=torch.int32, device=rows.device)
+        for place, x in rows.blocks():
+            parts = [torch.cdist(marks.extend(part, embedding), means.to(x)).argmin(1) for part in x.split(_PIECE)]
+            labels[place] = torch.cat(parts).int()
+        return labels
+
     def _eigenvectors(self, rows: Rows, marks: "Neighbours") -> tuple[Float[Tensor, "M K"], Float[Tensor, " K"]]:
         """(embedding of the landmarks, eigenvalues): worked out by the rank that holds the first row, sent to all."""
         m, k = len(marks.x), self.n_clusters
         vectors = torch.zeros(m, k, dtype=rows.dtype, device=rows.device)
         values = torch.zeros(k, dtype=torch.float64, device=rows.device)
+        failed = torch.zeros(1, dtype=torch.int64, device=rows.device)
         if rows.first == 0 and len(rows.source):
-            found, basis = leading(*marks.normalised_affinity(), k, self.seed)
-            vectors += torch.from_numpy(basis).to(vectors)
-            values += torch.from_numpy(found).to(values)
-        rows.sum_(vectors, values)
+            try:
+                found, basis = leading(*marks.normalised_affinity(), k, self.seed)
+                vectors += torch.from_numpy(basis).to(vectors)
+                values += torch.from_numpy(found).to(values)
+            except ArpackError:
+                failed += 1
+        rows.sum_(vectors, values, failed)
+        if failed:
+            raise ValueError(
+                f"no {k} eigenvectors of {m:,} rows' affinity were found: lower codes.size, raise codes.neighbours"
+            )
         return torch.nn.functional.normalize(vectors, dim=1), values
 
 
@@ -117,7 +134,7 @@ def leading(
     settings: Any = {"shape": (m, m), "matvec": lambda x: affinity @ x - known @ (known.T @ x), "dtype": np.float64}
     rest = LinearOperator(**settings)
     start = np.random.default_rng(seed).standard_normal(m)
-    values, vectors = eigsh(rest, k=k - n_parts, which="LA", v0=start)
+    values, vectors = eigsh(rest, k=k - n_parts, which="LA", v0=start, rng=seed)
     order = np.argsort(-values)
     return np.r_[np.ones(n_parts), values[order]], np.hstack([known.toarray(), vectors[:, order]])
 
@@ -129,13 +146,13 @@ class Neighbours:
         self.x = x
         self.k = min(k, len(x) - 1)
         self._norms = x.square().sum(1)
-        parts = [self._nearest(block, self.k + 1) for block in x.split(1024)]
+        parts = [self._nearest(block, self.k + 1) for block in x.split(_PIECE)]
         square, place = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         itself = place == torch.arange(len(x), device=x.device)[:, None]
         itself[:, -1] |= ~itself.any(1)  # among many equal rows it may not be in its own list
         self.square = square[~itself].view(len(x), self.k)
         self.place = place[~itself].view(len(x), self.k)
-        self.scale = self.square[:, -1].sqrt().clamp(min=1e-6 * float(self._norms.mean().sqrt()) + 1e-30)
+        self.scale = self.square[:, -1].sqrt().clamp(min=1e-6 * float(self._norms.mean().sqrt()) + 1e-18)
 
     def _nearest(self, x: Float[Tensor, "n D"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
         square = torch.addmm(self._norms, x, self.x.T, alpha=-2) + x.square().sum(1, keepdim=True)

@@ -4,7 +4,7 @@ An artefact `codes-…` holds
     codes.safetensors    codes: int32, I × L, the last one a running number; keys, order: the way back
     levels.safetensors   what gives codes to new items: codebooks, mixtures, rotation, encoder
     items.arrow          raw: the items' own names, in the order of ids
-    health.json          settings and report
+    health.json          sizes and report
 """
 
 import hashlib

@@ -60,9 +60,9 @@ def open_file(path: Path) -> Float[np.ndarray, "I D"]:
         table = _map_safetensors(path)
     else:
         raise ValueError(f"{path}: vectors come as a folder of distrec embed, as .npy or as .safetensors")
-    if table.ndim != 2 or table.dtype.kind != "f" or not table.size:
+    if table.ndim != 2 or table.dtype not in _TYPES.values() or not table.size:
         raise ValueError(
-            f"{path}: vectors are a table of floating-point numbers, got {table.dtype} of shape {table.shape}"
+            f"{path}: vectors are a table of float16, float32 or float64 numbers, got {table.dtype} of shape {table.shape}"
         )
     return table
 
@@ -78,6 +78,8 @@ def _map_safetensors(path: Path) -> np.ndarray:
         entry = tensors["vectors"] if "vectors" in tensors else next(iter(tensors.values()))
         if len(tensors) > 1 and "vectors" not in tensors:
             raise ValueError(f"which tensor? it holds {', '.join(tensors)} and none is named vectors")
+        if entry["dtype"] not in _TYPES:
+            raise ValueError(f"its numbers are {entry['dtype']}, wanted: {', '.join(_TYPES)}")
         dtype, shape, (low, high) = _TYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
     except (ValueError, KeyError, TypeError, StopIteration, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a safetensors file of floating-point vectors: {error}") from None

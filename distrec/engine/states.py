@@ -37,15 +37,21 @@ class SavedStates:
 
     def load(self, device: torch.device) -> dict[str, Tensor] | None:
         """The latest intact state, the same on every rank; a broken one is named and left out."""
-        for number in reversed(self._ranks.gather(self._numbers())[0]):
+        number = self._ranks.gather(self._latest() if self._ranks.is_main else None)[0]
+        if number is None:
+            return None
+        store.verify(self._place(number), self._made)
+        log(f"going on from {self._place(number)}")
+        state = safetensors.torch.load_file(self._place(number) / "state.safetensors")
+        return {name: value.to(device) for name, value in state.items()}
+
+    def _latest(self) -> int | None:
+        for number in reversed(self._numbers()):
             try:
                 store.verify(self._place(number), self._made)
+                return number
             except ValueError as error:
                 log(f"warning: {error}")
-                continue
-            log(f"going on from {self._place(number)}")
-            state = safetensors.torch.load_file(self._place(number) / "state.safetensors")
-            return {name: value.to(device) for name, value in state.items()}
         return None
 
     def remove(self) -> None:
@@ -70,14 +76,16 @@ def drain(
 
     `told`: how far a state is, in a few words.
     """
-    latest = time.monotonic()
+    latest, pause = time.monotonic(), SAVE_SECONDS
     with tqdm(states, unit="iteration", mininterval=0.5, disable=not ranks.is_main) as bar:
         for state in bar:
             bar.set_postfix_str(told(state), refresh=False)
             asked = any(ranks.gather(stop()))
-            if asked or time.monotonic() - latest > SAVE_SECONDS:
+            if asked or time.monotonic() - latest > pause:
+                started = time.monotonic()
                 saved.save(state)
                 latest = time.monotonic()
+                pause = max(SAVE_SECONDS, 10 * (latest - started))  # saving takes a tenth of the time at most
             if asked:
                 return False
     return True

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int | None:
     ranks = Ranks.here()
     data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
     with Stop() as stop:
-        folder = embed(config.embed, config.data.root, data, ranks, stop)
+        folder = embed(config.embed, config.data, data, ranks, stop)
     if folder is None:
         log("stopped; the same command goes on from there")
         return REQUEUE
@@ -55,10 +55,11 @@ def main(argv: Sequence[str]) -> int | None:
     return None
 
 
-def embed(config: cfg.Embed, root: Path, data: Prepared, ranks: Ranks, stop: Callable[[], bool]) -> Path | None:
+def embed(config: cfg.Embed, source: cfg.Data, data: Prepared, ranks: Ranks, stop: Callable[[], bool]) -> Path | None:
     """The folder of the vectors of these items, made now unless it is there and intact; None when stopped before the end."""
+    root, template = source.root, source.text
     place = ranks.main_first(partial(locate, config, root, data))
-    made = made_by(config, place, data)
+    made = made_by(config, template, place, data)
     target = store.folder(root, "vectors", made)
     if ranks.gather(target.exists())[0]:
         store.verify(target, made)
@@ -68,13 +69,21 @@ def embed(config: cfg.Embed, root: Path, data: Prepared, ranks: Ranks, stop: Cal
     own = numbers[ranks.shard(len(numbers))]
     encoder = open_encoder(place, config)
     log(f"embedding {data.n_items:,} texts with {config.encoder} into {target}")
+    failure: Exception | None = None
     with tqdm(total=sum(_length(data, n) for n in own), unit="text", disable=not ranks.is_main) as bar:
         for number in own:
             if stop():
                 break
             fill = partial(_fill_part, encoder=encoder, config=config, data=data, number=number)
-            store.make(parts / f"part-{number:06d}", made, fill)
+            try:
+                store.make(parts / f"part-{number:06d}", made, fill)
+            except (ValueError, OSError) as error:
+                failure = error  # told to the other ranks, which would wait for this one
+                break
             bar.update(_length(data, number))
+    for failed in ranks.gather(failure):
+        if failed is not None:
+            raise failed
     if any(ranks.gather(stop())):
         return None
     ranks.main_first(partial(store.make, target, made, partial(_join, parts=parts, data=data, made=made)))
@@ -83,11 +92,12 @@ def embed(config: cfg.Embed, root: Path, data: Prepared, ranks: Ranks, stop: Cal
     return target
 
 
-def made_by(config: cfg.Embed, place: Path, data: Prepared) -> dict[str, Any]:
+def made_by(config: cfg.Embed, template: str, place: Path, data: Prepared) -> dict[str, Any]:
     """What vectors depend on: the encoder's bytes, the texts, and what shapes the numbers."""
     return {
         "fitted_on": "text",
         "texts": vectors.texts_digest(data),
+        "text": template,
         "encoder": encoder_digest(place),
         "max_tokens": config.max_tokens,
         "normalize": config.normalize,
@@ -200,11 +210,13 @@ def _fill_part(folder: Path, encoder: Encoder, config: cfg.Embed, data: Prepared
     found = encoder.encode(vectors.texts(data, slice(number * PART, (number + 1) * PART)))
     if config.normalize:
         found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-    if not np.isfinite(found).all():
-        row = number * PART + int(np.flatnonzero(~np.isfinite(found).all(1))[0])
-        raise ValueError(f"the encoder gives NaN or infinity for item {data.items[row]['raw']}")
+    with np.errstate(over="ignore"):
+        stored = found.astype(config.dtype)
+    if not np.isfinite(stored).all():
+        row = number * PART + int(np.flatnonzero(~np.isfinite(stored).all(1))[0])
+        raise ValueError(f"the encoder gives NaN or infinity ({config.dtype}) for item {data.items[row]['raw']}")
     table = vectors.create(folder / vectors.FILE, found.shape, np.dtype(config.dtype))
-    table[:] = found
+    table[:] = stored
     table.flush()
 
 

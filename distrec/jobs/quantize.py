@@ -33,9 +33,9 @@ from torch import Tensor
 from distrec import config as cfg
 from distrec import train
 from distrec.codes import health
-from distrec.codes.collisions import running_digit
+from distrec.codes.collisions import check_space, running_digit
 from distrec.codes.residual import zero_rows
-from distrec.codes.rows import BLOCK, Rows, principal_axes, share
+from distrec.codes.rows import BLOCK, Rows, principal_axes, share, spread
 from distrec.data import item_codes, prepared, store, vectors
 from distrec.data.item_codes import ItemCodes
 from distrec.data.prepared import Prepared
@@ -44,6 +44,7 @@ from distrec.jobs import codes_report, embed
 from distrec.models import quantisers
 from distrec.runtime import FAILED, REQUEUE, Ranks, Stop, log, run
 
+_KEYS = {"text": "data.text", "max_tokens": "embed.max_tokens", "normalize": "embed.normalize"}
 _FREE = ("gate", "min_used", "max_collisions", "vectors", "category")  # shape no code
 
 
@@ -86,8 +87,10 @@ def quantize(
     check_category(config.codes, data)
     size = config.codes.size or code_size(data.n_items)
     check_size(size, data.n_items)
+    sizes = (size,) * (config.codes.levels + 1)
+    check_space(sizes)
     fit = quantisers.build(config.codes, size, config.seed)
-    source = config.codes.vectors or embed.embed(config.embed, config.data.root, data, ranks, stop)
+    source = config.codes.vectors or embed.embed(config.embed, config.data, data, ranks, stop)
     if source is None:
         return None
     table, identity = vectors.load(source, data)
@@ -98,6 +101,7 @@ def quantize(
         store.verify(target, made)
         return target
     rows = rows_of(table, ranks, device)
+    check_spread(rows)
     n_zero = zero_rows(rows)
     log(f"quantising {data.n_items:,} × {table.shape[1]} vectors into {config.codes.levels} × {size} codes: {target}")
     started = time.perf_counter()
@@ -115,7 +119,6 @@ def quantize(
         "levels": [health.use(codes[:, i], size) | told for i, told in enumerate(fit.reports_)],
     }
     tensors = {name: value.cpu() for name, value in basis.items()} | quantisers.tensors_of(fit)
-    sizes = (size,) * (config.codes.levels + 1)
     fill = partial(_fill, codes=codes, sizes=sizes, report=report, tensors=tensors, config=config.codes, data=data)
     ranks.main_first(partial(store.make, target, made, fill))
     saved.remove()
@@ -134,7 +137,7 @@ def extend(
     embedding = config.embed
     if config.codes.vectors is None and embedding.encoder == "builtin":
         embedding = replace(embedding, encoder=str(find_encoder(config.data.root, stamp["encoder"])))
-    source = config.codes.vectors or embed.embed(embedding, config.data.root, data, ranks, stop)
+    source = config.codes.vectors or embed.embed(embedding, config.data, data, ranks, stop)
     if source is None:
         return None
     table, identity = vectors.load(source, data)
@@ -143,6 +146,11 @@ def extend(
         raise ValueError(
             f"{known} was made from another encoder's vectors: give embed.encoder the one it was made with"
         )
+    for key in ("text", "max_tokens", "normalize"):
+        if made[key] != stamp[key]:
+            raise ValueError(f"{known} was made with {_KEYS[key]}={stamp[key]!r}, now {made[key]!r}: give the former")
+    if made["encoder"] is None:
+        log("warning: nothing says that these vectors are of the same kind as those the codes were made from")
     made |= {"codes": stamp["codes"], "seed": stamp["seed"], "extends": store.content(known)}
     target = store.folder(config.data.root, "codes", made)
     if ranks.gather(target.exists())[0]:
@@ -192,7 +200,7 @@ def origin(source: Path, identity: str, data: Prepared) -> dict[str, Any]:
         "fitted_on": stamp.get("fitted_on", "file"),
         "items": item_codes.items_digest(data),
         "vectors": identity,
-        "encoder": stamp.get("encoder"),
+        **{key: stamp.get(key) for key in ("encoder", "text", "max_tokens", "normalize")},
     }
 
 
@@ -213,9 +221,23 @@ def code_size(n_items: int) -> int:
 def check_size(size: int, n_items: int) -> None:
     """Raises: ValueError when there are more codes than items."""
     if size > n_items:
-        raise ValueError(f"codes.size={size} for {n_items:,} items: take at most {max(1, n_items // 2)}")
+        raise ValueError(
+            f"codes.size={size} for {n_items:,} items: "
+            + (f"take at most {max(2, n_items // 2)}" if n_items > 1 else "codes need more items than one")
+        )
     if n_items / size > 1000:
         log(f"warning: {n_items / size:,.0f} items a code in the first level; consider a larger codes.size than {size}")
+
+
+def check_spread(rows: Rows) -> None:
+    """Raises: ValueError when vectors are not finite, all the same, or of a size that float32 cannot square."""
+    about = spread(rows)
+    if not 1e-15 < about.bound < 1e15:
+        raise ValueError(f"vectors reach {about.bound:.0e}: scale them to about 1")
+    if float(about.variance.sum()) <= 1e-12 * about.energy:
+        raise ValueError(
+            f"all {rows.total:,} vectors are the same: nothing tells the items apart (codes.vectors, data.text)"
+        )
 
 
 def check_category(config: cfg.Codes, data: Prepared) -> None:
@@ -227,8 +249,9 @@ def check_category(config: cfg.Codes, data: Prepared) -> None:
 def rows_of(table: np.ndarray, ranks: Ranks, device: torch.device) -> Rows:
     """This rank's rows of the table, in blocks that suit the device."""
     block, memory = BLOCK, 2**29
-    if device.type == "cuda":
-        block, memory = 65_536, torch.cuda.mem_get_info(device)[0] // 3
+    if device.type == "cuda":  # large blocks, but enough of them for every GPU; three copies may be alive at once
+        block = min(max(2 ** int(np.log2(max(1, len(table) / 64))), BLOCK), 65_536)
+        memory = torch.cuda.mem_get_info(device)[0] // 5
     own = share(len(table), ranks.rank, ranks.size, block)
     source = torch.from_numpy(table)[own]
     if device.type == "cuda" and source.nbytes <= memory:

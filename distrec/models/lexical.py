@@ -58,8 +58,9 @@ class LexicalEncoder:
             axes[used] = 1
         else:
             start = np.random.default_rng(seed).standard_normal(min(n, len(used)))
-            _, _, found = svds(weighted[:, used].astype(np.float64), k=rank, v0=start)
-            found = np.asarray(found)[::-1]
+            _, strength, found = svds(weighted[:, used].astype(np.float64), k=rank, v0=start, rng=seed)
+            strength, found = np.asarray(strength)[::-1], np.asarray(found)[::-1]
+            found = found * (strength > 1e-6 * strength[0])[:, None]  # no axes of rounding alone
             axes[used] = (found * np.sign(found[np.arange(rank), np.abs(found).argmax(1)])[:, None]).T
         return cls(tokenizer, idf, axes)
 

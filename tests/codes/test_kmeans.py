@@ -7,7 +7,7 @@ from clouds import cloud, whole
 from ranks import run_on
 from sklearn.cluster import KMeans as Reference
 
-from distrec.codes.kmeans import KMeans, lloyd, nearest, random_rows, seeds
+from distrec.codes.kmeans import KMeans, _draw, lloyd, nearest, random_rows, seeds
 from distrec.codes.rows import ExactSum, Rows, largest, share
 from distrec.runtime import Ranks
 
@@ -136,3 +136,24 @@ def test_the_best_rows_are_found_across_blocks():
     numbers, keys = whole(x, block=16).best(lambda _, part: part[:, 0] % 10, 10)
     assert set(numbers.tolist()) == set(range(9, 100, 10))
     assert keys.tolist() == [9.0] * 10
+
+
+def test_seeds_are_drawn_towards_what_is_far():
+    """One far group of ten rows in a thousand is always found; uniform draws would often miss it."""
+    x = cloud(n=1000, d=4, k=1, dtype=torch.float32)
+    x[:10] += 200
+    for seed in range(5):
+        means = _draw(whole(x), 4, seed)
+        assert bool((means.mean(1) > 100).any())
+
+
+def test_more_clusters_than_rows_are_refused():
+    for init in ("random", "k-means||"):
+        with pytest.raises(ValueError, match="10 clusters for 5 rows"):
+            KMeans(10, init=init).fit(whole(cloud(n=5)))
+
+
+def test_blocks_of_zeros_do_not_set_the_scale():
+    x = torch.zeros(256, 2)
+    x[128:] = 1e-6
+    assert largest(whole(x, block=128)) < 1e-5

@@ -175,3 +175,56 @@ def test_the_rqvae_does_not_touch_the_global_random_state():
     before = torch.random.get_rng_state()
     drained(small_rqvae(epochs=1), whole(cloud(n=200, d=6, dtype=torch.float32)))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_the_usage_loss_evens_out_the_codes():
+    x = cloud(n=1000, d=12, k=3, dtype=torch.float32)
+    entropy = []
+    for usage in (0.0, 0.1):
+        model = small_rqvae(epochs=15, usage=usage)
+        drained(model, whole(x))
+        share = torch.bincount(model.codes_[:, 0].long(), minlength=16).double() / 1000
+        entropy.append(float(-(share[share > 0] * share[share > 0].log()).sum()))
+    assert entropy[1] > entropy[0] + 0.2
+
+
+def test_the_usage_loss_is_the_same_on_ranks_even_on_an_empty_one():
+    x = cloud(n=100, d=8, dtype=torch.float32)
+    alone = small_rqvae(epochs=2, usage=0.5)
+    drained(alone, whole(x, block=128))
+
+    def fit():
+        model = small_rqvae(epochs=2, usage=0.5)
+        drained(model, shared(x, 128))
+        return model.model_.codebooks.detach().numpy()
+
+    for books in run_on(2, fit):
+        np.testing.assert_allclose(books, alone.model_.codebooks.detach(), atol=1e-5)
+
+
+def test_codes_that_no_row_took_are_revived():
+    x = cloud(n=400, d=6, dtype=torch.float32)
+    model = small_rqvae(epochs=2)
+    start, _ = model._start(whole(x))
+    start.codebooks.data[0, 3:9] = 1e4
+    used = torch.ones(2, 16, dtype=torch.int64)
+    used[0, 3:9] = 0
+    model._revive(whole(x), start, used, np.random.default_rng(0))
+    assert float(start.codebooks.abs().max()) < 100
+    spread_out = torch.cdist(start.codebooks[0, 3:9], latents(start, whole(x)).source).amin(1)
+    torch.testing.assert_close(spread_out, torch.zeros(6), atol=1e-3, rtol=0)
+
+
+def test_dealing_equal_rows_takes_few_passes():
+    x = torch.ones(2000, 4)
+    x[:200] = cloud(n=200, d=4, dtype=torch.float32)
+    near = Means(x[:250].clone(), whole(x))
+    labels, _ = deal(whole(x), near, torch.zeros(250, dtype=torch.float64))
+    assert torch.bincount(labels, minlength=250).tolist() == [8] * 250
+
+
+def test_few_distinct_rows_are_no_crash_for_spectral_clustering():
+    x = cloud(n=8, d=4, dtype=torch.float32).repeat_interleave(20, 0)
+    labels = spectral(whole(x), 10).labels_
+    assert torch.equal(labels, labels[::20].repeat_interleave(20))
+    assert len(labels.unique()) == 8

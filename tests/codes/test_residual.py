@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from distrec.codes import collisions, health
 from distrec.codes.gmm import GaussianMixture
 from distrec.codes.kmeans import KMeans
 from distrec.codes.residual import Level, Levels, assign, energy, most_similar
-from distrec.codes.rows import Rows, share
+from distrec.codes.rows import Rows, principal_axes, share
 from distrec.runtime import Ranks
 
 
@@ -159,3 +160,41 @@ def test_health_of_known_codes():
     assert "83.3% of the items share" in complaints[1]
     assert math.isclose(even["entropy"], 3)
     assert health.complaints([even], shared, 0.5, 0.9) == []
+
+
+@pytest.mark.parametrize("assignment", ["euclid", "cosine"])
+def test_an_offset_common_to_all_vectors_does_not_blur_the_codes(assignment):
+    """float32 against float64, a hundred times further out than the clusters are wide."""
+    x = cloud(n=600, d=8, k=10) + 300
+    levels, _ = fitted(kmeans, Rows.whole(x.float()), assignment, 1)
+    exact = Level(levels.levels_[0].codebook, assignment).codes(Rows.whole(x.float(), dtype=torch.float64))
+    limit = 0.002 if assignment == "euclid" else 0.2
+    assert float((levels.codes_[:, 0] != exact).double().mean()) <= limit
+
+
+def test_turned_rows_give_the_same_codes_on_ranks_held_or_not():
+    x = cloud(n=900, d=8, k=40, dtype=torch.float32)
+    centre, rotation, _ = principal_axes(whole(x, block=128), 5)
+    alone, _ = fitted(gmm, whole(x, block=128, centre=centre, rotation=rotation), "cosine")
+
+    def fit():
+        ranks = Ranks.here()
+        own = share(len(x), ranks.rank, ranks.size, 128)
+        rows = Rows(source=x[own], total=len(x), first=own.start, sum_=ranks.sum_, block=128, centre=centre)
+        levels, _ = fitted(gmm, replace(rows, rotation=rotation, memory=0), "cosine")
+        return levels.codes_.tolist()
+
+    assert run_on(3, fit) == [alone.codes_.tolist()] * 3
+
+
+def test_principal_axes_are_numpys():
+    x = cloud(n=300, d=6)
+    centre, rotation, held = principal_axes(whole(x), 3)
+    values, axes = torch.linalg.eigh(x.T.cov(correction=0))
+    assert held == pytest.approx(float(values[3:].sum() / values.sum()))
+    torch.testing.assert_close(centre, x.mean(0))
+    torch.testing.assert_close(
+        (rotation.T @ axes.flip(1)[:, :3]).abs(), torch.eye(3, dtype=torch.float64), atol=1e-9, rtol=0
+    )
+    with pytest.raises(ValueError, match="7 principal axes of vectors with 6 dimensions"):
+        principal_axes(whole(x), 7)

@@ -43,12 +43,16 @@ def encoder(tmp_path_factory, small):
     return folder / "whole"
 
 
+def at(root, *args):
+    return cfg.load([f"data.root={root}", *args]).data
+
+
 def config(*args):
     return cfg.load(list(args)).embed
 
 
 def test_vectors_are_those_of_sentence_transformers(encoder, small, tmp_path):
-    folder = embed.embed(config(f"embed.encoder={encoder}"), tmp_path, small, Ranks(), never)
+    folder = embed.embed(config(f"embed.encoder={encoder}"), at(tmp_path), small, Ranks(), never)
     table = vectors.open_file(folder / vectors.FILE)
     expected = SentenceTransformer(str(encoder), device="cpu").encode(
         list(small.items["text"]), normalize_embeddings=True
@@ -66,21 +70,23 @@ def test_a_vector_does_not_depend_on_its_batch(encoder, small):
 
 
 def test_nothing_is_embedded_twice_and_other_texts_or_encoders_are(encoder, small, tmp_path, monkeypatch):
-    first = embed.embed(config(f"embed.encoder={encoder}"), tmp_path, small, Ranks(), never)
+    first = embed.embed(config(f"embed.encoder={encoder}"), at(tmp_path), small, Ranks(), never)
     monkeypatch.setattr(embed, "open_encoder", lambda *_: pytest.fail("embedded again"))
-    assert embed.embed(config(f"embed.encoder={encoder}", "embed.batch=7"), tmp_path, small, Ranks(), never) == first
+    assert (
+        embed.embed(config(f"embed.encoder={encoder}", "embed.batch=7"), at(tmp_path), small, Ranks(), never) == first
+    )
     other = prepare_small(tmp_path, "data.text={item} {title}")
     for settings, data in (((), other), (("embed.normalize=false",), small), (("embed.dtype=float16",), small)):
         with pytest.raises(pytest.fail.Exception):
-            embed.embed(config(f"embed.encoder={encoder}", *settings), tmp_path, data, Ranks(), never)
+            embed.embed(config(f"embed.encoder={encoder}", *settings), at(tmp_path), data, Ranks(), never)
 
 
 @pytest.mark.parametrize("kind", ["folder", "builtin"])
 def test_processes_share_the_work_and_write_the_same_bytes(encoder, small, tmp_path, monkeypatch, kind):
     monkeypatch.setattr(embed, "PART", 32)
     settings = config(f"embed.encoder={encoder if kind == 'folder' else 'builtin'}")
-    alone = embed.embed(settings, tmp_path / "one", small, Ranks(), never)
-    folders = run_on(3, lambda: str(embed.embed(settings, tmp_path / "three", small, Ranks.here(), never)))
+    alone = embed.embed(settings, at(tmp_path / "one"), small, Ranks(), never)
+    folders = run_on(3, lambda: str(embed.embed(settings, at(tmp_path / "three"), small, Ranks.here(), never)))
     assert len(set(folders)) == 1
     assert (tmp_path / "three" / alone.name / vectors.FILE).read_bytes() == (alone / vectors.FILE).read_bytes()
 
@@ -89,15 +95,15 @@ def test_a_stopped_job_goes_on_where_it_was(encoder, small, tmp_path, monkeypatc
     monkeypatch.setattr(embed, "PART", 32)
     calls = iter([False, False, True, True, True])
     settings = config(f"embed.encoder={encoder}")
-    assert embed.embed(settings, tmp_path, small, Ranks(), lambda: next(calls)) is None
+    assert embed.embed(settings, at(tmp_path), small, Ranks(), lambda: next(calls)) is None
     parts = sorted(tmp_path.glob("checkpoints/*/part-*"))
     assert len(parts) == 2
     assert not list(tmp_path.glob("vectors-*"))
     before = [part.stat().st_mtime_ns for part in parts]
     monkeypatch.setattr(embed.shutil, "rmtree", lambda *_, **__: None)
-    folder = embed.embed(settings, tmp_path, small, Ranks(), never)
+    folder = embed.embed(settings, at(tmp_path), small, Ranks(), never)
     assert [part.stat().st_mtime_ns for part in parts] == before
-    whole = embed.embed(settings, tmp_path / "whole", small, Ranks(), never)
+    whole = embed.embed(settings, at(tmp_path / "whole"), small, Ranks(), never)
     assert (folder / vectors.FILE).read_bytes() == (whole / vectors.FILE).read_bytes()
 
 
@@ -105,18 +111,18 @@ def test_a_broken_part_is_refused_by_name(encoder, small, tmp_path, monkeypatch)
     monkeypatch.setattr(embed, "PART", 32)
     calls = iter([False, True, True, True])
     settings = config(f"embed.encoder={encoder}")
-    embed.embed(settings, tmp_path, small, Ranks(), lambda: next(calls))
+    embed.embed(settings, at(tmp_path), small, Ranks(), lambda: next(calls))
     (part,) = tmp_path.glob("checkpoints/*/part-*")
     raw = bytearray((part / vectors.FILE).read_bytes())
     raw[-1] ^= 1
     (part / vectors.FILE).write_bytes(raw)
     with pytest.raises(ValueError, match=r"part-000000 is corrupt: vectors\.safetensors"):
-        embed.embed(settings, tmp_path, small, Ranks(), never)
+        embed.embed(settings, at(tmp_path), small, Ranks(), never)
 
 
 def test_half_precision_and_raw_lengths(encoder, small, tmp_path):
-    half = embed.embed(config(f"embed.encoder={encoder}", "embed.dtype=float16"), tmp_path, small, Ranks(), never)
-    long = embed.embed(config(f"embed.encoder={encoder}", "embed.normalize=false"), tmp_path, small, Ranks(), never)
+    half = embed.embed(config(f"embed.encoder={encoder}", "embed.dtype=float16"), at(tmp_path), small, Ranks(), never)
+    long = embed.embed(config(f"embed.encoder={encoder}", "embed.normalize=false"), at(tmp_path), small, Ranks(), never)
     table, raw = vectors.open_file(half / vectors.FILE), vectors.open_file(long / vectors.FILE)
     assert table.dtype == np.float16
     np.testing.assert_allclose(np.linalg.norm(table.astype(np.float64), axis=1), 1, atol=2e-3)
@@ -126,8 +132,8 @@ def test_half_precision_and_raw_lengths(encoder, small, tmp_path):
 def test_the_builtin_encoder_knows_which_words_go_together(small, tmp_path):
     place = embed.locate(config("embed.encoder=builtin"), tmp_path, small)
     assert store.verify(place)["made_by"]["fitted_on"] == "text"
-    folder = embed.embed(config("embed.encoder=builtin"), tmp_path, small, Ranks(), never)
-    again = embed.embed(config(f"embed.encoder={place}"), tmp_path, small, Ranks(), never)
+    folder = embed.embed(config("embed.encoder=builtin"), at(tmp_path), small, Ranks(), never)
+    again = embed.embed(config(f"embed.encoder={place}"), at(tmp_path), small, Ranks(), never)
     assert again == folder
     table = np.asarray(vectors.open_file(folder / vectors.FILE))
     category = np.array(small.items["category"])
@@ -164,7 +170,7 @@ def test_an_encoder_that_is_none_is_one_clear_line(small, tmp_path, name, messag
     (tmp_path / "WRONG" / "config.json").write_text("{}")
     place = tmp_path / name if name in ("EMPTY", "WRONG") else name
     with pytest.raises(ValueError, match=message) as error:
-        embed.embed(config(f"embed.encoder={place}"), tmp_path, small, Ranks(), never)
+        embed.embed(config(f"embed.encoder={place}"), at(tmp_path), small, Ranks(), never)
     assert "\n" not in str(error.value)
 
 

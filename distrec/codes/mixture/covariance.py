@@ -33,6 +33,10 @@ class Covariance(Protocol):
         """What no statistic beyond the first D exceeds while no |x| exceeds `largest`."""
         ...
 
+    def extreme(self, d: int, largest: float, covariances: Tensor) -> Float[Tensor, " S"]:
+        """What no |F| exceeds while no |x| exceeds `largest`."""
+        ...
+
     def features(self, x: Float[Tensor, "n D"], covariances: Tensor, out: Tensor | None = None) -> Float[Tensor, "n S"]:
         """F(x), in `out` where one is given; `covariances` are the present ones."""
         ...
@@ -62,6 +66,9 @@ class Diag:
 
     def limit(self, d: int, largest: float) -> float:
         return largest**2
+
+    def extreme(self, d: int, largest: float, covariances: Tensor) -> Tensor:
+        return self.features(torch.full((1, d), largest).to(covariances), covariances)[0]
 
     def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
         d = x.shape[1]
@@ -96,6 +103,9 @@ class Spherical:
     def limit(self, d: int, largest: float) -> float:
         return d * largest**2
 
+    def extreme(self, d: int, largest: float, covariances: Tensor) -> Tensor:
+        return self.features(torch.full((1, d), largest).to(covariances), covariances)[0]
+
     def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.cat([x, x.square().sum(1, keepdim=True)], 1, out=out)
 
@@ -123,6 +133,10 @@ class Tied:
 
     def limit(self, d: int, largest: float) -> float:
         return 0.0
+
+    def extreme(self, d: int, largest: float, covariances: Tensor) -> Tensor:
+        least = torch.linalg.eigvalsh(covariances)[:1].clamp(min=1e-300)
+        return torch.cat([torch.full((d,), largest).to(covariances), 0.5 * d * largest**2 / least])
 
     def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
         white = torch.linalg.solve_triangular(cholesky(covariances), x.T, upper=False)
@@ -153,6 +167,9 @@ class Full:
 
     def limit(self, d: int, largest: float) -> float:
         return largest**2
+
+    def extreme(self, d: int, largest: float, covariances: Tensor) -> Tensor:
+        return self.features(torch.full((1, d), largest).to(covariances), covariances)[0]
 
     def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
         i, j = self._upper(x.shape[1], x.device)

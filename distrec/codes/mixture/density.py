@@ -52,8 +52,8 @@ class Density:
         dtype = torch.float64 if kind.needs_double else rows.dtype
         typical = (about.variance + about.mean.square()).sqrt()[None]
         terms = (kind.features(typical, self._covariances).abs() @ weight.abs().T)[0]
-        largest = kind.features(torch.full_like(typical, about.bound), self._covariances)
-        self.bound = float((largest.abs() @ weight.abs().T + constant.abs()).max())  # of |log-density|
+        extreme = kind.extreme(rows.width, about.bound, self._covariances)
+        self.bound = float((weight.abs() @ extreme + constant.abs()).max())  # of |log-density|
         is_tight = (terms > _CANCELLATION) & (dtype == torch.float32)
         self.tight = is_tight.nonzero()[:, 0]
         self._margin = (16 * ROUNDING[precision] * terms[self.tight] - _NEGLIGIBLE).to(dtype)
