@@ -247,7 +247,7 @@ def broken(case, table, small, tmp_path):
     [
         ("nan", "3 of 149 rows hold NaN or infinity"),
         ("fewer rows", "holds 148 vectors, .* has 149 items"),
-        ("integers", "a table of floating-point numbers, got int64"),
+        ("integers", "float64 numbers, got int64"),
         ("one axis", "of shape"),
         ("truncated npy", "not a complete .npy file"),
         ("truncated safetensors", "truncated: "),
