@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distrec.codes.rows import ExactSum, Rows, State, largest, sum_by
+from distrec.codes.rows import ExactSum, Rows, State, largest, spread, sum_by
 
 Init = Literal["k-means||", "random"]
 _DRAWS, _PRUNINGS, _SURPLUS = 4, 8, 2  # rounds of drawing, rounds of pruning, candidates for each seed
@@ -61,7 +61,8 @@ class KMeans:
         """The state after each iteration, the last with done = 1; goes on from `state` bit for bit."""
         if self.n_clusters > rows.total:
             raise ValueError(f"{self.n_clusters} clusters for {rows.total:,} rows: lower the number of clusters")
-        bound = largest(rows)
+        about = spread(rows)
+        energy = about.energy * rows.total
         if state is None:
             start = random_rows if self.init == "random" else seeds
             state = {
@@ -71,7 +72,7 @@ class KMeans:
                 "done": torch.tensor(self.max_iter == 0),
             }
         while not state["done"]:
-            means, inertia = lloyd(rows, state["means"], bound)
+            means, inertia = lloyd(rows, state["means"], about.bound, energy)
             n_iter = state["n_iter"] + 1
             falls = inertia < state["inertia"] * (1 - self.tol)
             done = torch.tensor(not falls or int(n_iter) >= self.max_iter)
@@ -91,9 +92,9 @@ class Means:
         self.means = means.to(rows.device, rows.dtype)
         middle = means.mean(0, dtype=torch.float64)
         # means that lie far from the origin and near each other would cancel in ‖μ‖² − 2 x·μ
-        is_far = bool(middle.square().sum() > 4 * (means - middle).square().sum(1).mean())
-        self._shift = middle.to(self.means) if is_far else None
-        self._moved = (means - middle).to(self.means) if is_far else self.means
+        self.is_plain = not bool(middle.square().sum() > 4 * (means - middle).square().sum(1).mean())
+        self._shift = middle.to(self.means) if not self.is_plain else None
+        self._moved = (means - middle).to(self.means) if not self.is_plain else self.means
         self._norms = self._moved.square().sum(1)
         self._scores = torch.empty(min(rows.block, len(rows.source)), len(means), dtype=rows.dtype, device=rows.device)
 
@@ -124,8 +125,8 @@ def nearest(rows: Rows, means: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
     return codes
 
 
-def lloyd(rows: Rows, means: Float[Tensor, "K D"], bound: float) -> tuple[Float[Tensor, "K D"], float]:
-    """(the means of the rows nearest to each of `means`, the inertia of `means`)."""
+def lloyd(rows: Rows, means: Float[Tensor, "K D"], bound: float, energy: float) -> tuple[Float[Tensor, "K D"], float]:
+    """(the means of the rows nearest to each of `means`, the inertia of `means`); `energy`: Σ ‖x‖² over all rows."""
     k = len(means)
     near = Means(means, rows)
     sums = ExactSum((k, rows.width), bound * rows.total, rows.device)
@@ -136,7 +137,7 @@ def lloyd(rows: Rows, means: Float[Tensor, "K D"], bound: float) -> tuple[Float[
         order = code.argsort(stable=True)
         sums.add(sum_by(code[order], order, None, x, k))
         counts += torch.bincount(code, minlength=k)
-        least.add((value + near.square(x)).sum(dtype=torch.float64))
+        least.add((value if near.is_plain else value + near.square(x)).sum(dtype=torch.float64))
     rows.sum_(counts)
     new = sums.over(rows.sum_) / counts.clamp(min=1)[:, None]
     empty = (counts == 0).nonzero()[:, 0]
@@ -145,7 +146,7 @@ def lloyd(rows: Rows, means: Float[Tensor, "K D"], bound: float) -> tuple[Float[
         numbers, far = rows.best(lambda _, x: near.distance(x), len(empty))
         moved = numbers[far > 0]
         new[empty[: len(moved)]] = rows.at(moved).double()
-    return new, float(least.over(rows.sum_))
+    return new, float(least.over(rows.sum_)) + energy * near.is_plain
 
 
 def random_rows(rows: Rows, k: int, seed: int) -> Float[Tensor, "K D"]:

@@ -22,7 +22,7 @@ def test_lloyd_is_scikit_learns_from_the_same_start():
     theirs = Reference(30, init=start.numpy(), n_init=1, algorithm="lloyd", max_iter=5, tol=0).fit(x.numpy())
     rows, means = whole(x, block=300), start
     for _ in range(theirs.n_iter_):
-        means, _ = lloyd(rows, means, largest(rows))
+        means, _ = lloyd(rows, means, largest(rows), 0.0)
     np.testing.assert_allclose(means, theirs.cluster_centers_, atol=1e-9)
 
 
@@ -97,7 +97,7 @@ def test_empty_clusters_move_to_the_worst_rows():
     x = cloud(n=500, d=4)
     start = x[:8].clone()
     start[3:6] = 1e5
-    means, _ = lloyd(whole(x), start, largest(whole(x)))
+    means, _ = lloyd(whole(x), start, largest(whole(x)), 0.0)
     assert float(means.abs().max()) < 100
     far = torch.cdist(x, start).amin(1).topk(3).indices
     torch.testing.assert_close(means[3:6], x[far])
