@@ -209,7 +209,7 @@ def _tensors(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def artefacts_of(data: Prepared, *roots: Path) -> tuple[list[Path], list[Path]]:
-    """(finished artefacts below `roots` that were made from this data, those made from other data).
+    """(finished artefacts below `roots` that were made from this data, those made from other data or from a file).
 
     Raises: ValueError naming a root that is not there, a broken stamp, or a folder of tensors without one.
     """
@@ -225,7 +225,8 @@ def artefacts_of(data: Prepared, *roots: Path) -> tuple[list[Path], list[Path]]:
                 continue
             made_by = store.read_stamp(folder)["made_by"]
             is_own = any(made_by.get(key) == value for key, value in marks.items())
-            (own if is_own else other).append(folder)
+            is_known = made_by.get("fitted_on") != "file"  # of vectors made elsewhere nothing can be said
+            (own if is_own and is_known else other).append(folder)
     return own, other
 
 

@@ -4,6 +4,7 @@ Every artefact and every checkpoint is a folder with a `stamp.json`: what it is,
 the sha256 and size of each file in it.  The stamp's last key is the hash of all its other bytes.
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -11,11 +12,11 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distrec.runtime import write_atomically
+from distrec.runtime import Ranks, write_atomically
 
 STAMP = "stamp.json"
 
@@ -154,6 +155,31 @@ def sweep(parent: Path) -> None:
             continue
         finally:
             os.close(handle)
+
+
+@contextlib.contextmanager
+def alone(place: Path, ranks: Ranks) -> Iterator[None]:
+    """Be the only launch at work on what will stand at `place`; a lock of the main process, gone with it.
+
+    Raises: ValueError, on every rank, when another is.
+    """
+    handle = ranks.main_first(lambda: _lock(place) if ranks.is_main else None)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(place: Path) -> int:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(place.with_name(f".{place.name}.lock"), os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(f"another process is making {place.name}: wait for it, then give the command again") from None
+    return handle
 
 
 def _claim(target: Path) -> tuple[Path, int]:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,8 @@ def create(path: Path, shape: tuple[int, int], dtype: np.dtype) -> np.memmap:
     header += b" " * (-len(header) % 8)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + n_bytes)
+        file.flush()
+        os.posix_fallocate(file.fileno(), 0, 8 + len(header) + n_bytes)  # a full disk says so here
     return np.memmap(path, dtype, "r+", 8 + len(header), shape)
 
 
@@ -62,7 +65,7 @@ def open_file(path: Path) -> Float[np.ndarray, "I D"]:
         raise ValueError(f"{path}: vectors come as a folder of distrec embed, as .npy or as .safetensors")
     if table.ndim != 2 or table.dtype not in _TYPES.values() or not table.size:
         raise ValueError(
-            f"{path}: vectors are a table of float16, float32 or float64 numbers, got {table.dtype} of shape {table.shape}"
+            f"{path}: vectors are a table of float16, float32 or float64 numbers in native byte order, got {table.dtype} of shape {table.shape}"
         )
     return table
 
@@ -80,10 +83,13 @@ def _map_safetensors(path: Path) -> np.ndarray:
             raise ValueError(f"which tensor? it holds {', '.join(tensors)} and none is named vectors")
         if entry["dtype"] not in _TYPES:
             raise ValueError(f"its numbers are {entry['dtype']}, wanted: {', '.join(_TYPES)}")
-        dtype, shape, (low, high) = _TYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        dtype, shape = _TYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
+        low, high = (int(place) for place in entry["data_offsets"])
+        if min(shape, default=0) < 1 or low < 0 or high - low != math.prod(shape) * np.dtype(dtype).itemsize:
+            raise ValueError(f"shape {shape} does not fit its bytes {low} to {high}")
     except (ValueError, KeyError, TypeError, StopIteration, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a safetensors file of floating-point vectors: {error}") from None
-    if size < 8 + length + high or high - low != int(np.prod(shape)) * np.dtype(dtype).itemsize:
+    if size < 8 + length + high:
         raise ValueError(f"{path}: truncated: {size:,} bytes, {8 + length + high:,} are announced")
     return np.memmap(path, dtype, "c", 8 + length + low, shape)
 

@@ -27,7 +27,9 @@ def main(argv: Sequence[str]) -> int:
         print(finding)
     names = ", ".join(folder.name for folder in folders) or "no further artefact"
     if others:
-        print(f"not judged, for they were made from other data: {', '.join(map(str, others))}")
+        print(
+            f"not judged, for they were made from other data or from a file of vectors: {', '.join(map(str, others))}"
+        )
     print(
         f"{data.folder} and {names}: {len(findings)} leaks found"
         if findings

@@ -22,10 +22,12 @@ def table(report: Mapping[str, Any]) -> str:
     )
     if report.get("zero_vectors"):
         lines.append(
-            f"{report['zero_vectors']:,} items have a zero vector (no text): under cosine they take the nearest code"
+            f"{report['zero_vectors']:,} items have a zero vector (no text); by cosine they take the code nearest to zero"
         )
-    if report.get("new_items"):
+    if "new_items" in report:
         lines.append(f"{report['new_items']:,} new items, {report['kept_items']:,} kept their codes")
+    if report.get("gone_items"):
+        lines.append(f"{report['gone_items']:,} known items are not in this catalogue; their codes are not carried on")
     lines += [f"collapsed: {complaint}" for complaint in report.get("complaints", [])]
     return "\n".join(lines)
 
@@ -93,9 +95,9 @@ def picture(path: Path, category: np.ndarray, codes: np.ndarray, size: int, titl
     )
     above.bar(np.arange(size), counts.sum(0)[order], width=1.0, color="0.4")
     above.set_ylabel("items")
-    above.set_title(title)
+    above.set_title(title, parse_math=False)
     image = below.imshow(share[:, order], aspect="auto", vmin=0, vmax=1, cmap="magma_r", interpolation="nearest")
-    below.set_yticks(range(len(top) + 1), [*top, "all others"])
+    below.set_yticks(range(len(top) + 1), [*top, "all others"], parse_math=False)
     below.set_xlabel("first code, ordered by its main category")
     figure.colorbar(image, ax=below, label="share of the code's items")
     figure.savefig(path, dpi=120)

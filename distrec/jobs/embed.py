@@ -65,6 +65,21 @@ def embed(config: cfg.Embed, source: cfg.Data, data: Prepared, ranks: Ranks, sto
         store.verify(target, made)
         return target
     parts = root / "checkpoints" / target.name
+    with store.alone(parts, ranks):
+        return _embed(config, place, parts, target, made, data, ranks, stop)
+
+
+def _embed(
+    config: cfg.Embed,
+    place: Path,
+    parts: Path,
+    target: Path,
+    made: dict[str, Any],
+    data: Prepared,
+    ranks: Ranks,
+    stop: Callable[[], bool],
+) -> Path | None:
+    """Encode this rank's parts, those that are not there yet, then join all; None when stopped."""
     numbers = range(-(-data.n_items // PART))
     own = numbers[ranks.shard(len(numbers))]
     encoder = open_encoder(place, config)
@@ -151,7 +166,11 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def open_encoder(place: Path, config: cfg.Embed) -> Encoder:
-    return LexicalEncoder.load(place) if lexical.is_lexical(place) else SentenceEncoder(place, config)
+    """Raises: ValueError, one line, when the folder's files are no encoder."""
+    try:
+        return LexicalEncoder.load(place) if lexical.is_lexical(place) else SentenceEncoder(place, config)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ValueError(f"{place}: not a sentence encoder: {str(error).strip().splitlines()[0]}") from None
 
 
 class SentenceEncoder:
@@ -161,17 +180,17 @@ class SentenceEncoder:
         from sentence_transformers import SentenceTransformer
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self._model = SentenceTransformer(
-                str(place),
-                device=device,
-                trust_remote_code=False,
-                local_files_only=True,
-                model_kwargs={"use_safetensors": True},
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{place}: not a sentence encoder: {str(error).strip().splitlines()[0]}") from None
+        self._model = SentenceTransformer(
+            str(place),
+            device=device,
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True},
+        )
         if config.max_tokens:
+            least, most = 1 + self._model.tokenizer.num_special_tokens_to_add(), self._model.max_seq_length
+            if config.max_tokens < least or config.max_tokens > (most or config.max_tokens):
+                raise ValueError(f"embed.max_tokens={config.max_tokens}: this encoder takes {least} to {most}")
             self._model.max_seq_length = config.max_tokens
         self._batch = config.batch
 

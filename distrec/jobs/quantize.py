@@ -3,8 +3,9 @@ distrec quantize --assign-only=CODES [FILE.yaml …] [section.key=value …]
 
 Item vectors → codes (semantic ids): levels of a quantiser, each on what the ones before left over, and a last
 code that tells items apart.  Prints and saves a health report; a collapsed codebook stops here (codes.gate=false:
-goes on).  A killed fit goes on from its last iteration; every process of a launch takes its share, and the codes
-are the same on any number of them: accelerate launch -m distrec.jobs.quantize …
+goes on).  A killed fit goes on from its last iteration (spectral: its last level); every process of a launch takes
+its share, and the codes are the same on any number of them (rqvae: to rounding only, so that the number of
+processes is part of its artefact): accelerate launch -m distrec.jobs.quantize …
 
   codes.name=gmm|kmeans|balanced|spectral|rqvae      codes.levels=3     codes.size=256 (default: from the catalogue)
   codes.assignment=cosine|posterior|euclid|fitted    codes.pca=64       codes.covariance=diag|spherical|tied|full
@@ -19,6 +20,7 @@ Example:  distrec quantize configs/data/beauty.yaml configs/codes/resgmm.yaml em
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -35,7 +37,7 @@ from distrec import train
 from distrec.codes import health
 from distrec.codes.collisions import check_space, running_digit
 from distrec.codes.residual import zero_rows
-from distrec.codes.rows import BLOCK, Rows, principal_axes, share, spread
+from distrec.codes.rows import BLOCK, Rows, largest, principal_axes, share, spread
 from distrec.data import item_codes, prepared, store, vectors
 from distrec.data.item_codes import ItemCodes
 from distrec.data.prepared import Prepared
@@ -53,10 +55,13 @@ class Collapsed(Exception):
 
 
 def main(argv: Sequence[str]) -> int | None:
-    flags = [arg for arg in argv if arg.startswith("--assign-only")]
+    flags = [arg for arg in argv if arg.partition("=")[0] == "--assign-only"]
     known = flags[0].partition("=")[2] if flags else None
     if flags and (len(flags) > 1 or not known):
-        raise ValueError("--assign-only=CODES names one folder of codes, made by distrec quantize")
+        raise ValueError("--assign-only=CODES, with an equals sign, names one folder of codes made by distrec quantize")
+    settled = [arg for arg in argv if arg.startswith("codes.") and arg[6:].partition("=")[0] not in _FREE]
+    if known and settled:
+        raise ValueError(f"{settled[0]}: with --assign-only the codes' settings are those of {known}")
     config = cfg.load([arg for arg in argv if arg not in flags])
     accelerator = train.join(config)
     ranks = Ranks.here()
@@ -87,8 +92,7 @@ def quantize(
     check_category(config.codes, data)
     size = config.codes.size or code_size(data.n_items)
     check_size(size, data.n_items)
-    sizes = (size,) * (config.codes.levels + 1)
-    check_space(sizes)
+    check_space((size,) * (config.codes.levels + 1))
     fit = quantisers.build(config.codes, size, config.seed)
     source = config.codes.vectors or embed.embed(config.embed, config.data, data, ranks, stop)
     if source is None:
@@ -96,10 +100,32 @@ def quantize(
     table, identity = vectors.load(source, data)
     settings = {key: value for key, value in cfg.plain(config.codes).items() if key not in _FREE}
     made = origin(source, identity, data) | {"codes": settings | {"size": size}, "seed": config.seed}
+    if isinstance(config.codes, cfg.RqVae):
+        made["processes"] = ranks.size  # gradients are summed in floating point
     target = store.folder(config.data.root, "codes", made)
     if ranks.gather(target.exists())[0]:
         store.verify(target, made)
+        judge_again(target, config.codes)
         return target
+    check_texts(data, config.codes, size)
+    with store.alone(config.data.root / "checkpoints" / target.name, ranks):
+        return _fit(config, fit, table, size, made, target, data, ranks, stop, device)
+
+
+def _fit(
+    config: cfg.Config,
+    fit: quantisers.Fit,
+    table: np.ndarray,
+    size: int,
+    made: dict[str, Any],
+    target: Path,
+    data: Prepared,
+    ranks: Ranks,
+    stop: Callable[[], bool],
+    device: torch.device,
+) -> Path | None:
+    """Run the fit from where it was left, judge and write its codes; None when stopped."""
+    sizes = (size,) * (config.codes.levels + 1)
     rows = rows_of(table, ranks, device)
     check_spread(rows)
     n_zero = zero_rows(rows)
@@ -132,34 +158,37 @@ def extend(
 
     Raises: ValueError when the vectors come from another encoder than the artefact's, or a bucket is full.
     """
+    if not (known / "levels.safetensors").is_file():
+        raise ValueError(f"--assign-only={known} is no folder of codes (made by distrec quantize)")
     stamp = store.verify(known)["made_by"]
     check_category(config.codes, data)
     embedding = config.embed
-    if config.codes.vectors is None and embedding.encoder == "builtin":
-        embedding = replace(embedding, encoder=str(find_encoder(config.data.root, stamp["encoder"])))
+    if config.codes.vectors is None:
+        if stamp["encoder"] is None:
+            raise ValueError(f"{known} was made from a file of vectors: give codes.vectors=FILE for these items too")
+        if embedding.encoder == "builtin":
+            embedding = replace(embedding, encoder=str(find_encoder(config.data.root, stamp["encoder"])))
+        place = ranks.main_first(partial(embed.locate, embedding, config.data.root, data))
+        check_same(known, stamp, embed.made_by(embedding, config.data.text, place, data))
     source = config.codes.vectors or embed.embed(embedding, config.data, data, ranks, stop)
     if source is None:
         return None
     table, identity = vectors.load(source, data)
     made = origin(source, identity, data)
-    if made["encoder"] != stamp["encoder"]:
-        raise ValueError(
-            f"{known} was made from another encoder's vectors: give embed.encoder the one it was made with"
-        )
-    for key in ("text", "max_tokens", "normalize"):
-        if made[key] != stamp[key]:
-            raise ValueError(f"{known} was made with {_KEYS[key]}={stamp[key]!r}, now {made[key]!r}: give the former")
+    check_same(known, stamp, made)
     if made["encoder"] is None:
         log("warning: nothing says that these vectors are of the same kind as those the codes were made from")
     made |= {"codes": stamp["codes"], "seed": stamp["seed"], "extends": store.content(known)}
     target = store.folder(config.data.root, "codes", made)
     if ranks.gather(target.exists())[0]:
         store.verify(target, made)
+        judge_again(target, config.codes)
         return target
     tensors = safetensors.torch.load_file(known / "levels.safetensors")
     if (width := quantisers.width_of(tensors)) != table.shape[1]:
         raise ValueError(f"{known} is about vectors of {width} dimensions, {source} has {table.shape[1]}")
     rows = rows_of(table, ranks, device)
+    largest(rows)  # refuses what is not finite
     asked = cfg.load([], {f"codes.{key}": value for key, value in stamp["codes"].items()}).codes
     found = rows.together(quantisers.codes_of(rows, tensors, asked)).cpu()
     before = item_codes.load(known)
@@ -169,6 +198,7 @@ def extend(
         "items": data.n_items,
         "kept_items": int((~is_new).sum()),
         "new_items": int(is_new.sum()),
+        "gone_items": len(before.codes) - int((~is_new).sum()),
         "dimensions": table.shape[1],
         "zero_vectors": zero_rows(rows),
         "levels": [health.use(codes[:, i], size) for i, size in enumerate(before.sizes[:-1])],
@@ -202,6 +232,44 @@ def origin(source: Path, identity: str, data: Prepared) -> dict[str, Any]:
         "vectors": identity,
         **{key: stamp.get(key) for key in ("encoder", "text", "max_tokens", "normalize")},
     }
+
+
+def check_same(known: Path, stamp: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+    """Raises: ValueError when vectors are made otherwise than those that known codes were made from."""
+    if made["encoder"] != stamp.get("encoder"):
+        raise ValueError(
+            f"{known} was made from another encoder's vectors: give embed.encoder the one it was made with"
+        )
+    for key, name in _KEYS.items():
+        if made[key] != stamp.get(key):
+            raise ValueError(f"{known} was made with {name}={stamp.get(key)!r}, now {made[key]!r}: give the former")
+
+
+def check_texts(data: Prepared, config: cfg.Codes, size: int) -> None:
+    """Raises: ValueError when more items share a text than their last code can tell apart."""
+    if config.vectors or isinstance(config, cfg.BalancedCodes):
+        return
+    count = Counter(text for batch in vectors.text_batches(data, 65_536) for text in batch)
+    text, n = count.most_common(1)[0]
+    if n > size:
+        raise ValueError(
+            f"{n:,} items have the same text {text[:40]!r}, the last code tells {size} apart: "
+            "take a richer data.text, a larger codes.size, or codes.name=balanced"
+        )
+
+
+def judge_again(folder: Path, config: cfg.Codes) -> None:
+    """Raises: Collapsed when finished codes do not pass the limits asked now."""
+    report = json.loads((folder / "health.json").read_text())
+    report["complaints"] = health.complaints(
+        report["levels"], report["collisions"], config.min_used, config.max_collisions
+    )
+    if report["complaints"] and config.gate:
+        raise Collapsed(_collapse(report))
+
+
+def _collapse(report: Mapping[str, Any]) -> str:
+    return f"{codes_report.table(report)}\nerror: the codebook collapsed; codes.gate=false takes it all the same"
 
 
 def find_encoder(root: Path, digest: str | None) -> Path:
@@ -305,9 +373,7 @@ def _fill(
     limits = (config.min_used, config.max_collisions)
     report["complaints"] = health.complaints(report["levels"], report["collisions"], *limits)
     if report["complaints"] and config.gate:
-        raise Collapsed(
-            f"{codes_report.table(report)}\nerror: the codebook collapsed; codes.gate=false takes it all the same"
-        )
+        raise Collapsed(_collapse(report))
     digit = running_digit(codes, sizes[:-1], sizes[-1]) if digit is None else digit
     whole = ItemCodes.of(torch.cat([codes, digit[:, None].to(codes)], 1), sizes)
     item_codes.save(folder, whole, tensors, report, data)

@@ -161,17 +161,27 @@ def test_the_builtin_encoder_is_tfidf_and_svd():
         ("no/such-encoder", "neither a folder nor to be had from the hub"),
         ("EMPTY", "no encoder in this folder"),
         ("WRONG", "not a sentence encoder"),
+        ("CUT", "not a sentence encoder"),
     ],
 )
 def test_an_encoder_that_is_none_is_one_clear_line(small, tmp_path, name, message, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for kind in ("EMPTY", "WRONG"):
+    for kind in ("EMPTY", "WRONG", "CUT"):
         (tmp_path / kind).mkdir()
+    LexicalEncoder.train(["red nail", "blue nail"], 300, 1, seed=0).save(tmp_path / "CUT")
+    cut = tmp_path / "CUT" / "lexical.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-9])
     (tmp_path / "WRONG" / "config.json").write_text("{}")
-    place = tmp_path / name if name in ("EMPTY", "WRONG") else name
+    place = tmp_path / name if name in ("EMPTY", "WRONG", "CUT") else name
     with pytest.raises(ValueError, match=message) as error:
         embed.embed(config(f"embed.encoder={place}"), at(tmp_path), small, Ranks(), never)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("n", [1, 100_000])
+def test_a_length_that_the_encoder_cannot_take_is_refused(encoder, n):
+    with pytest.raises(ValueError, match=f"embed.max_tokens={n}: this encoder takes"):
+        embed.open_encoder(encoder, config(f"embed.max_tokens={n}"))
 
 
 def test_catalogues_without_words_and_of_one_item():
