@@ -178,10 +178,9 @@ def test_an_encoder_that_is_none_is_one_clear_line(small, tmp_path, name, messag
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("n", [1, 100_000])
-def test_a_length_that_the_encoder_cannot_take_is_refused(encoder, n):
-    with pytest.raises(ValueError, match=f"embed.max_tokens={n}: this encoder takes"):
-        embed.open_encoder(encoder, config(f"embed.max_tokens={n}"))
+def test_a_length_that_the_encoder_cannot_take_is_refused(encoder):
+    with pytest.raises(ValueError, match=r"embed\.max_tokens=100000: this encoder takes 1 to 512"):
+        embed.open_encoder(encoder, config("embed.max_tokens=100000"))
 
 
 def test_catalogues_without_words_and_of_one_item():
