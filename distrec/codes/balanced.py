@@ -15,19 +15,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from distrec.codes.kmeans import Means, nearest, seeds
-from distrec.codes.rows import ExactSum, Rows, State, largest, sum_by
+from distrec.codes.kmeans import Labelled, Means, cluster_means, seeds
+from distrec.codes.rows import ExactSum, Rows, State, largest
 
 _FIRST, _LATER = 60, 10  # passes that find the prices: at the first iteration, at each later one
 _ROUNDS = 100  # of dealing
 _HOTTEST, _COOLEST = 4.0, 0.1  # temperatures between which the first prices are found, in typical regrets
 
 
-class BalancedKMeans:
-    """Attributes after a fit: cluster_centers_ (K × D), labels_ (I, of all rows), inertia_ (of the means before their last update), n_iter_."""
+class BalancedKMeans(Labelled):
+    """Attributes after a fit: cluster_centers_ (K × D), labels_ (I, of all rows), inertia_ (of the means before their
+    last update), n_iter_."""
 
-    cluster_centers_: Float[Tensor, "K D"]
-    labels_: Int[Tensor, " I"]
     inertia_: float
     n_iter_: int
 
@@ -39,16 +38,6 @@ class BalancedKMeans:
     def adopt(self, state: State) -> None:
         self.cluster_centers_, self.labels_ = state["means"], state["labels"]
         self.inertia_, self.n_iter_ = float(state["inertia"]), int(state["n_iter"])
-
-    @property
-    def codebook(self) -> Float[Tensor, "K D"]:
-        return self.cluster_centers_
-
-    def codes(self, rows: Rows) -> Int[Tensor, " N"]:
-        """The labels of the rows it was fitted on; of any others, the nearest mean."""
-        if len(self.labels_) == rows.total:
-            return self.labels_[rows.first : rows.first + len(rows.source)].long()
-        return nearest(rows, self.cluster_centers_)
 
     def report(self) -> dict[str, Any]:
         return {"inertia": self.inertia_, "iterations": self.n_iter_}
@@ -72,11 +61,11 @@ class BalancedKMeans:
         }
         while not state["done"]:
             near = Means(state["means"], rows)
-            prices = equal_shares(rows, near, state["prices"], _LATER if int(state["n_iter"]) else _FIRST)
-            labels, inertia = deal(rows, near, prices)
+            passes = _LATER if int(state["n_iter"]) else _FIRST
+            prices = equal_shares(rows, near, state["prices"], passes, bound)
+            labels, inertia = deal(rows, near, prices, bound)
             n_iter = state["n_iter"] + 1
-            stays = torch.equal(labels, state["labels"]) or inertia >= float(state["inertia"])
-            if stays and int(n_iter) > 1:
+            if torch.equal(labels, state["labels"]) or inertia >= float(state["inertia"]):
                 state = state | {"done": torch.tensor(True), "n_iter": n_iter}
             else:
                 state = {
@@ -90,9 +79,11 @@ class BalancedKMeans:
             yield state
 
 
-def equal_shares(rows: Rows, near: Means, prices: Float[Tensor, " K"], passes: int) -> Float[Tensor, " K"]:
+def equal_shares(
+    rows: Rows, near: Means, prices: Float[Tensor, " K"], passes: int, bound: float
+) -> Float[Tensor, " K"]:
     """Prices p at which  Σ_n softmax_k(−(d²_nk + p_k) / τ)  is about I / K for every k, τ falling to its least."""
-    typical = _regret(rows, near)
+    typical = _regret(rows, near, bound)
     if not typical:
         return prices
     for step in range(passes):
@@ -107,7 +98,7 @@ def equal_shares(rows: Rows, near: Means, prices: Float[Tensor, " K"], passes: i
     return prices - prices.mean()
 
 
-def deal(rows: Rows, near: Means, prices: Float[Tensor, " K"]) -> tuple[Int[Tensor, " I"], float]:
+def deal(rows: Rows, near: Means, prices: Float[Tensor, " K"], bound: float) -> tuple[Int[Tensor, " I"], float]:
     """(the cluster of each row, Σ ‖x − μ‖²): cheapest first choices, conflicts to who would regret most."""
     k = len(prices)
     own = slice(rows.first, rows.first + len(rows.source))
@@ -132,7 +123,7 @@ def deal(rows: Rows, near: Means, prices: Float[Tensor, " K"]) -> tuple[Int[Tens
         left = (labels < 0).nonzero()[: int(room.sum()), 0]
         labels[left] = torch.arange(k, device=rows.device).repeat_interleave(room)[: len(left)]
         room = room - torch.bincount(labels[left], minlength=k)
-    inertia = ExactSum((), 4 * largest(rows) ** 2 * rows.width * rows.total, rows.device)
+    inertia = ExactSum((), 4 * bound**2 * rows.width * rows.total, rows.device)
     for place, x in rows.blocks():
         mean = near.means[labels[own][place]]
         inertia.add((x - mean).square().sum(dtype=torch.float64))
@@ -156,23 +147,12 @@ def _choices(
     return choice, regret
 
 
-def _regret(rows: Rows, near: Means) -> float:
+def _regret(rows: Rows, near: Means, bound: float) -> float:
     """How much further the second mean is than the first, on average."""
     if len(near.means) < 2:
         return 0.0
-    total = ExactSum((), 4 * largest(rows) ** 2 * rows.width * rows.total, rows.device)
+    total = ExactSum((), 4 * bound**2 * rows.width * rows.total, rows.device)
     for _, x in rows.blocks():
         two = near.scores(x).topk(2, dim=1, largest=False).values
         total.add((two[:, 1] - two[:, 0]).sum(dtype=torch.float64))
     return float(total.over(rows.sum_)) / rows.total
-
-
-def cluster_means(rows: Rows, labels: Int[Tensor, " I"], k: int, bound: float) -> Float[Tensor, "K D"]:
-    """The mean of each cluster's rows (zeros where there are none)."""
-    sums = ExactSum((k, rows.width), bound * rows.total, rows.device)
-    for place, x in rows.blocks():
-        code = labels[rows.first + place.start : rows.first + place.stop].long()
-        order = code.argsort(stable=True)
-        sums.add(sum_by(code[order], order, None, x, k))
-    count = torch.bincount(labels.long(), minlength=k)
-    return sums.over(rows.sum_) / count.clamp(min=1)[:, None]

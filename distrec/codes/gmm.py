@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distrec.codes.kmeans import KMeans, Means
 from distrec.codes.mixture.covariance import KINDS, Kind
-from distrec.codes.mixture.density import Density, Parameters, Piece, Scorer, expect, piece_length
+from distrec.codes.mixture.density import Density, Parameters, Piece, Room, Scorer, expect
 from distrec.codes.mixture.precision import Precision
 from distrec.codes.rows import ExactSum, Rows, State, scatter, spread
 
@@ -133,6 +133,10 @@ class _Fit:
         # rows that are all the same leave no variance to be relative to
         self.floor = model.reg_covar * float(self.about.variance.mean()) or 1e-12 * self.about.bound**2
         self.scatter = scatter(rows, self.about.bound) if self.kind.needs_scatter else torch.empty(0)
+        self.room = Room(self.kind, rows, model.n_components)
+
+    def density(self, parameters: Parameters) -> Density:
+        return Density(self.kind, parameters, self.rows, self.about, self.model.precision, self.room)
 
     def begin(self, init: int, start: Parameters | None = None) -> State:
         """The state before the first iteration of one of the n_init fits: k-means' clusters, or `start`."""
@@ -144,11 +148,12 @@ class _Fit:
 
             def one_hot(x: Tensor) -> Iterator[Piece]:
                 codes = near.scores(x).argmin(1, keepdim=True)
-                x = x.double() if self.kind.needs_double else x
-                n = piece_length(self.kind, rows)
-                for piece, code in zip(x.split(n), codes.split(n), strict=True):
-                    scores = torch.full((len(piece), k), -torch.inf, dtype=piece.dtype, device=x.device)
-                    yield Piece(piece, self.kind.features(piece, unit), scores.scatter_(1, code, 0.0))
+                first = 0
+                for piece, features, scores in self.room.pieces(x):
+                    code = codes[first : first + len(piece)]
+                    first += len(piece)
+                    scores.fill_(-torch.inf).scatter_(1, code, 0.0)
+                    yield Piece(piece, self.kind.features(piece, unit, features), scores)
 
             _, start = self.step(one_hot, 1.0, torch.empty(0, dtype=torch.int64, device=rows.device))
         state = dict(zip(_PARAMETERS, (value.double().to(rows.device) for value in start), strict=True))
@@ -162,7 +167,7 @@ class _Fit:
     def iterate(self, state: State, n_init: int) -> State:
         """One EM iteration; after the last of a fit, the next fit begins."""
         model, before = self.model, Parameters(*(state[name] for name in _PARAMETERS))
-        density = Density(self.kind, before, self.rows, self.about, model.precision)
+        density = self.density(before)
         lower_bound, after = self.step(density, density.bound, density.tight)
         n_iter = state["n_iter"] + 1
         converged = abs(lower_bound - float(state["lower_bound"])) < model.tol
@@ -215,7 +220,7 @@ class _Fit:
         if not len(dead) or len(dead) == len(now.weights):
             return now
         rows, kind = self.rows, self.kind
-        density = Density(kind, now, rows, self.about, self.model.precision)
+        density = self.density(now)
 
         def unexplained(_: slice, x: Tensor) -> Tensor:
             return -torch.cat([piece.scores.logsumexp(1) for piece in density(x)])

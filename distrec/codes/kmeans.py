@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distrec.codes.rows import ExactSum, Rows, State, largest, spread, sum_by
+from distrec.codes.rows import ExactSum, Rows, State, largest, spread, sum_by_code
 
 Init = Literal["k-means||", "random"]
 _DRAWS, _PRUNINGS, _SURPLUS = 4, 8, 2  # rounds of drawing, rounds of pruning, candidates for each seed
@@ -125,21 +125,60 @@ def nearest(rows: Rows, means: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
     return codes
 
 
+class ClusterSums:
+    """Σ x and the number of rows of each of K clusters; `bound`: what no |x| reaches."""
+
+    def __init__(self, rows: Rows, k: int, bound: float):
+        self._rows = rows
+        self._sums = ExactSum((k, rows.width), bound * rows.total, rows.device)
+        self._counts = torch.zeros(k, dtype=torch.int64, device=rows.device)
+
+    def add(self, code: Int[Tensor, " n"], x: Float[Tensor, "n D"]) -> None:
+        self._sums.add(sum_by_code(code, x, len(self._counts)))
+        self._counts += torch.bincount(code, minlength=len(self._counts))
+
+    def means(self) -> tuple[Float[Tensor, "K D"], Int[Tensor, " K"]]:
+        """(the mean of each cluster's rows on all ranks, zeros where there are none; how many rows), asked once."""
+        self._rows.sum_(self._counts)
+        return self._sums.over(self._rows.sum_) / self._counts.clamp(min=1)[:, None], self._counts
+
+
+def cluster_means(rows: Rows, labels: Int[Tensor, " I"], k: int, bound: float) -> Float[Tensor, "K D"]:
+    """The mean of each cluster's rows (zeros where there are none)."""
+    sums = ClusterSums(rows, k, bound)
+    for place, x in rows.blocks():
+        sums.add(labels[rows.first + place.start : rows.first + place.stop].long(), x)
+    return sums.means()[0]
+
+
+class Labelled:
+    """Clusters that the nearest mean does not tell: each row of the fit has its label."""
+
+    cluster_centers_: Float[Tensor, "K D"]
+    labels_: Int[Tensor, " I"]
+
+    @property
+    def codebook(self) -> Float[Tensor, "K D"]:
+        return self.cluster_centers_
+
+    def codes(self, rows: Rows) -> Int[Tensor, " N"]:
+        """The labels of the rows it was fitted on; of any others, the nearest mean."""
+        if len(self.labels_) == rows.total:
+            return self.labels_[rows.first : rows.first + len(rows.source)].long()
+        return nearest(rows, self.cluster_centers_)
+
+
 def lloyd(rows: Rows, means: Float[Tensor, "K D"], bound: float, energy: float) -> tuple[Float[Tensor, "K D"], float]:
     """(the means of the rows nearest to each of `means`, the inertia of `means`); `energy`: Σ ‖x‖² over all rows."""
     k = len(means)
     near = Means(means, rows)
-    sums = ExactSum((k, rows.width), bound * rows.total, rows.device)
+    sums = ClusterSums(rows, k, bound)
     least = ExactSum((), 4 * bound**2 * rows.width * rows.total, rows.device)
-    counts = torch.zeros(k, dtype=torch.int64, device=rows.device)
     for _, x in rows.blocks():
         value, code = near.scores(x).min(1)
-        order = code.argsort(stable=True)
-        sums.add(sum_by(code[order], order, None, x, k))
-        counts += torch.bincount(code, minlength=k)
+        sums.add(code, x)
         least.add((value if near.is_plain else value + near.square(x)).sum(dtype=torch.float64))
-    rows.sum_(counts)
-    new = sums.over(rows.sum_) / counts.clamp(min=1)[:, None]
+    new, counts = sums.means()
     empty = (counts == 0).nonzero()[:, 0]
     if len(empty):
         new[empty] = near.means[empty].double()
@@ -202,18 +241,13 @@ def _prune(rows: Rows, means: Float[Tensor, "M D"], drop: int, bound: float) -> 
     """One Lloyd iteration, then the `drop` means of least utility are left out."""
     m = len(means)
     near = Means(means, rows)
-    sums = ExactSum((m, rows.width), bound * rows.total, rows.device)
+    sums = ClusterSums(rows, m, bound)
     utility = ExactSum((m,), 4 * bound**2 * rows.width * rows.total, rows.device)
-    counts = torch.zeros(m, dtype=torch.int64, device=rows.device)
     for _, x in rows.blocks():
         d, two = near.scores(x).topk(2, dim=1, largest=False)
-        order = two[:, 0].argsort(stable=True)
-        code = two[order, 0]
-        sums.add(sum_by(code, order, None, x, m))
-        utility.add(sum_by(code, order, None, (d[:, 1:] - d[:, :1]).contiguous(), m)[:, 0])
-        counts += torch.bincount(code, minlength=m)
-    rows.sum_(counts)
-    new = sums.over(rows.sum_) / counts.clamp(min=1)[:, None]
+        sums.add(two[:, 0], x)
+        utility.add(sum_by_code(two[:, 0], (d[:, 1:] - d[:, :1]).contiguous(), m)[:, 0])
+    new, counts = sums.means()
     new = torch.where(counts[:, None] > 0, new, means)
     kept = utility.over(rows.sum_).argsort(stable=True)[drop:].sort().values
     return new[kept]

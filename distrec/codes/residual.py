@@ -80,6 +80,8 @@ class Levels:
     reports_: list[dict[str, Any]]
 
     def __init__(self, make: Callable[[int], Quantiser], n_levels: int, assignment: Assignment):
+        if assignment == "posterior" and not isinstance(make(0), GaussianMixture):
+            raise ValueError("codes.assignment=posterior needs a mixture: codes.name=gmm")
         self.make = make
         self.n_levels = n_levels
         self.assignment: Assignment = assignment
@@ -96,8 +98,6 @@ class Levels:
         self.levels_, self.reports_, codes = [], [], []
         for number in range(self.n_levels):
             quantiser, prefix = self.make(number), f"{number}."
-            if self.assignment == "posterior" and not isinstance(quantiser, GaussianMixture):
-                raise ValueError("assignment=posterior needs a mixture (codes.name=gmm)")
             # what is fitted does not depend on the centre, but its rounding does
             centre = spread(rows).mean if number == 0 and not is_turned else None
             fitted_on = rows if centre is None else replace(rows, centre=centre).held()

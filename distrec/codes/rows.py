@@ -9,6 +9,7 @@ Shapes: N rows on this rank, D dimensions, K components, M rows picked.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import torch
@@ -148,6 +149,12 @@ def sum_by(
     )
 
 
+def sum_by_code(code: Int[Tensor, " n"], x: Float[Tensor, "n E"], k: int) -> Float[Tensor, "K E"]:
+    """Σ x of the rows with each code."""
+    order = code.argsort(stable=True)
+    return sum_by(code[order], order, None, x, k)
+
+
 class ExactSum:
     """A sum over all rows of all ranks in 62-bit fixed point: no order of addition changes a bit of it.
 
@@ -156,22 +163,21 @@ class ExactSum:
     """
 
     def __init__(self, shape: tuple[int, ...], bound: float, device: torch.device | str = "cpu", words: int = 1):
-        scale = 2.0 ** (61 - math.frexp(bound)[1])
-        self.scales = [scale * 2.0 ** (30 * word) for word in range(words)]
+        self.scale = 2.0 ** (61 - math.frexp(bound)[1])
         self.units = [torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(words)]
 
     def add(self, part: Tensor) -> None:
-        left = part.double()
-        for scale, units in zip(self.scales, self.units, strict=True):
-            whole = (left * scale).round()
+        left = part.double() * self.scale
+        for units in self.units:
+            whole = left.round()
             units += whole.long()
-            left = left - whole / scale
+            left = left.sub_(whole).mul_(2.0**30)
 
     def over(self, sum_: Reduce) -> Tensor:
         """The sum over all ranks, float64."""
         sum_(*self.units)
-        parts = [units.double() / scale for scale, units in zip(self.scales, self.units, strict=True)]
-        return torch.stack(parts).sum(0)
+        parts = (units.double().div_(self.scale * 2.0 ** (30 * word)) for word, units in enumerate(self.units))
+        return reduce(Tensor.add_, parts)
 
 
 def largest(rows: Rows) -> float:

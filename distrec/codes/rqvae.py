@@ -92,10 +92,9 @@ class RqVae:
     def run(self, rows: Rows, state: State | None = None) -> Iterator[State]:
         """The state after each epoch; goes on from `state` bit for bit on the same number of ranks."""
         rows = rows.held()
-        model, epoch = self._start(rows) if not state else (self.build(rows.width).to(rows.device), 0)
+        model = self.build(rows.width).to(rows.device) if state else self._start(rows)
         optimiser = torch.optim.Adam(model.parameters(), self.lr, foreach=False)
-        if state:
-            epoch = _restore(state, model, optimiser)
+        epoch = _restore(state, model, optimiser) if state else 0
         for number in range(epoch, self.epochs):
             loss = self._epoch(rows, model, optimiser, number)
             yield _snapshot(model, optimiser, number + 1) | {"loss": torch.tensor(loss)}
@@ -106,7 +105,7 @@ class RqVae:
             torch.manual_seed(self.seed)
             return Autoencoder(width, self.hidden, self.latent, self.n_levels, self.size)
 
-    def _start(self, rows: Rows) -> tuple[Autoencoder, int]:
+    def _start(self, rows: Rows) -> Autoencoder:
         """The model before the first epoch: codebooks are k-means of the untrained latents, level by level."""
         model = self.build(rows.width).to(rows.device)
         about = spread(rows)
@@ -117,7 +116,7 @@ class RqVae:
             clusters = KMeans(self.size, max_iter=10, seed=1000 * self.seed + level).fit(left)
             model.codebooks.data[level] = clusters.cluster_centers_.to(model.codebooks)
             left = left.less(clusters.cluster_centers_, clusters.codes(left)).held()
-        return model, 0
+        return model
 
     def _epoch(self, rows: Rows, model: Autoencoder, optimiser: torch.optim.Optimizer, number: int) -> float:
         """One pass over all rows in seeded batches; each rank works on those of a batch's rows that it holds."""

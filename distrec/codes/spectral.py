@@ -20,18 +20,15 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
-from distrec.codes.balanced import cluster_means
-from distrec.codes.kmeans import KMeans, nearest
+from distrec.codes.kmeans import KMeans, Labelled, cluster_means, nearest
 from distrec.codes.rows import Rows, State, largest
 
 _PIECE = 1024  # rows compared with all landmarks at once
 
 
-class Spectral:
+class Spectral(Labelled):
     """Attributes after a fit: cluster_centers_ (K × D, means of the rows), labels_ (I, of all rows), eigenvalues_ (K)."""
 
-    cluster_centers_: Float[Tensor, "K D"]
-    labels_: Int[Tensor, " I"]
     eigenvalues_: Float[Tensor, " K"]
 
     def __init__(self, n_clusters: int, *, neighbours: int = 10, landmarks: int = 20_000, seed: int = 0):
@@ -42,16 +39,6 @@ class Spectral:
 
     def adopt(self, state: State) -> None:
         self.cluster_centers_, self.labels_, self.eigenvalues_ = state["means"], state["labels"], state["eigenvalues"]
-
-    @property
-    def codebook(self) -> Float[Tensor, "K D"]:
-        return self.cluster_centers_
-
-    def codes(self, rows: Rows) -> Int[Tensor, " N"]:
-        """The labels of the rows it was fitted on; of any others, the nearest mean."""
-        if len(self.labels_) == rows.total:
-            return self.labels_[rows.first : rows.first + len(rows.source)].long()
-        return nearest(rows, self.cluster_centers_)
 
     def report(self) -> dict[str, Any]:
         return {"least_eigenvalue": float(self.eigenvalues_.min())}

@@ -38,8 +38,6 @@ def build(config: cfg.Codes, size: int, seed: int) -> Fit:
         return RqVae(config.levels, size, seed=seed, **{name: getattr(config, name) for name in names})
     own: dict[str, Assignment] = {"gmm": "cosine", "kmeans": "euclid", "balanced": "fitted", "spectral": "fitted"}
     assignment = config.assignment or own[config.name]
-    if assignment == "posterior" and config.name != "gmm":
-        raise ValueError(f"codes.assignment=posterior needs codes.name=gmm, got {config.name}")
     return Levels(lambda level: quantiser(config, size, 1000 * seed + level), config.levels, assignment)
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from distrec.codes.balanced import BalancedKMeans, deal, equal_shares
 from distrec.codes.kmeans import Means
-from distrec.codes.rows import Rows, share
+from distrec.codes.rows import Rows, largest, share
 from distrec.codes.rqvae import RqVae, latents
 from distrec.codes.spectral import Neighbours, Spectral, leading
 from distrec.runtime import Ranks
@@ -39,8 +39,9 @@ def test_balanced_sizes_differ_by_at_most_one(n, k):
 def test_the_balanced_assignment_is_nearly_the_best_there_is():
     x = cloud(n=480, d=6, k=5)
     means = x[torch.randperm(480, generator=torch.Generator().manual_seed(1))[:12]]
-    near = Means(means, whole(x))
-    labels, cost = deal(whole(x), near, equal_shares(whole(x), near, torch.zeros(12, dtype=torch.float64), 60))
+    near, bound = Means(means, whole(x)), largest(whole(x))
+    prices = equal_shares(whole(x), near, torch.zeros(12, dtype=torch.float64), 60, bound)
+    labels, cost = deal(whole(x), near, prices, bound)
     square = torch.cdist(x, means).square().repeat_interleave(40, 1)
     best = square[linear_sum_assignment(square.numpy())].sum()
     assert cost == pytest.approx(float(torch.cdist(x, means).square()[torch.arange(480), labels.long()].sum()))
@@ -205,7 +206,7 @@ def test_the_usage_loss_is_the_same_on_ranks_even_on_an_empty_one():
 def test_codes_that_no_row_took_are_revived():
     x = cloud(n=400, d=6, dtype=torch.float32)
     model = small_rqvae(epochs=2)
-    start, _ = model._start(whole(x))
+    start = model._start(whole(x))
     start.codebooks.data[0, 3:9] = 1e4
     used = torch.ones(2, 16, dtype=torch.int64)
     used[0, 3:9] = 0
@@ -219,7 +220,7 @@ def test_dealing_equal_rows_takes_few_passes():
     x = torch.ones(2000, 4)
     x[:200] = cloud(n=200, d=4, dtype=torch.float32)
     near = Means(x[:250].clone(), whole(x))
-    labels, _ = deal(whole(x), near, torch.zeros(250, dtype=torch.float64))
+    labels, _ = deal(whole(x), near, torch.zeros(250, dtype=torch.float64), largest(whole(x)))
     assert torch.bincount(labels, minlength=250).tolist() == [8] * 250
 
 

@@ -288,7 +288,7 @@ def test_bad_vectors_are_one_clear_line(small, tmp_path, table, case, message):
         (("codes.size=200",), "codes.size=200 for 149 items"),
         (("codes.covariance=full",), "covariance_type=full needs more rows a component than dimensions"),
         (("codes.pca=500",), "500 principal axes of vectors with"),
-        (("codes.name=kmeans", "codes.assignment=posterior"), "posterior needs codes.name=gmm"),
+        (("codes.name=kmeans", "codes.assignment=posterior"), "posterior needs a mixture: codes.name=gmm"),
         (("codes.category=colour",), "items have no such column; they have: raw, text, title"),
         (("codes.levels=16", "codes.size=64"), "exceed 63 bits"),
         (("codes.name=kmeans", "codes.precision=tf32"), "unknown config key 'codes.precision'"),

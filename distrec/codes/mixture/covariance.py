@@ -29,6 +29,10 @@ class Covariance(Protocol):
         """How many of F's columns the M-step takes; the first D are x itself."""
         ...
 
+    def columns(self, d: int) -> int:
+        """How many columns F has."""
+        ...
+
     def limit(self, d: int, largest: float) -> float:
         """What no statistic beyond the first D exceeds while no |x| exceeds `largest`."""
         ...
@@ -63,6 +67,9 @@ class Diag:
 
     def statistics(self, d: int) -> int:
         return 2 * d
+
+    def columns(self, d: int) -> int:
+        return self.statistics(d)
 
     def limit(self, d: int, largest: float) -> float:
         return largest**2
@@ -100,6 +107,9 @@ class Spherical:
     def statistics(self, d: int) -> int:
         return d + 1
 
+    def columns(self, d: int) -> int:
+        return self.statistics(d)
+
     def limit(self, d: int, largest: float) -> float:
         return d * largest**2
 
@@ -130,6 +140,9 @@ class Tied:
 
     def statistics(self, d: int) -> int:
         return d
+
+    def columns(self, d: int) -> int:
+        return d + 1
 
     def limit(self, d: int, largest: float) -> float:
         return 0.0
@@ -164,6 +177,9 @@ class Full:
 
     def statistics(self, d: int) -> int:
         return d + d * (d + 1) // 2
+
+    def columns(self, d: int) -> int:
+        return self.statistics(d)
 
     def limit(self, d: int, largest: float) -> float:
         return largest**2
