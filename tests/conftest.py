@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,3 +53,8 @@ def prepare_small(root, *more):
 def beauty(real, artefacts):
     config = cfg.load([f"data.root={artefacts}", "data.source=sequences", f"data.path={real('amazon_beauty_2014')}"])
     return prepared.load(prepared.prepare(config.data))
+
+
+@pytest.fixture
+def table(small):
+    return np.random.default_rng(0).standard_normal((small.n_items, 12)).astype(np.float32)

@@ -19,7 +19,9 @@ import torch
 from distrec import config as cfg
 from distrec.codes import health
 from distrec.data import prepared
-from distrec.jobs import codes_report, quantize
+from distrec.jobs.codes import report as reports
+from distrec.jobs.codes.artefact import Work
+from distrec.jobs.codes.fit import quantize
 from distrec.runtime import Ranks, Stop
 
 ROOT = Path(__file__).parents[2]
@@ -40,12 +42,12 @@ OURS = {
 def main(place: Path, settings: list[str]) -> None:
     base = ["data.source=sequences", f"data.path={place}", "embed.encoder=minilm", "codes.gate=false", *settings]
     data = prepared.load(prepared.prepare(cfg.load(base).data))
-    category = codes_report.category_of("category", data.items)
+    category = reports.category_of("category", data.items)
     rows = {}
     for name, (file, *more) in OURS.items():
         config = cfg.load([str(ROOT / file), *base, *more])
         with Stop() as stop:
-            folder = quantize.quantize(config, data, Ranks(), stop, torch.device("cpu"))
+            folder = quantize(Work(config, data, Ranks(), stop, torch.device("cpu")))
         if folder is None:
             sys.exit("stopped")
         rows[name] = json.loads((folder / "health.json").read_text())
@@ -85,7 +87,7 @@ def public(place: Path) -> dict[str, np.ndarray]:
 def judged(codes: np.ndarray, category: np.ndarray | None) -> dict:
     table = torch.from_numpy(codes.astype(np.int64))
     levels = [health.use(table[:, i], 256) for i in range(table.shape[1])]
-    codes_report.add_nmi(levels, category, codes)
+    reports.add_nmi(levels, category, codes)
     _, dense = zip(*(column.unique(return_inverse=True) for column in table.T), strict=True)
     key = dense[0]
     for column in dense[1:]:  # 32 codes of 256 exceed 63 bits: number the distinct prefixes instead

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, prepare_small
+from quantizing import never
 from ranks import run_on
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Pooling, Transformer
@@ -21,8 +22,6 @@ from distrec.data import store, vectors
 from distrec.jobs import embed
 from distrec.models.lexical import LexicalEncoder
 from distrec.runtime import Ranks
-
-never = lambda: False  # noqa: E731
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,151 @@
+"""Vectors and settings that cannot work, or only just."""
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import prepare_small
+from quantizing import QUANTISERS, health_of, never, run
+
+from distrec import config as cfg
+from distrec.data import audit, store
+from distrec.jobs import embed
+from distrec.jobs.codes import fit
+from distrec.jobs.codes import report as reports
+from distrec.models import quantisers
+from distrec.runtime import Ranks
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors"])
+def test_vectors_made_elsewhere(small, tmp_path, table, kind):
+    place = tmp_path / f"v.{kind}"
+    if kind == "npy":
+        np.save(place, table)
+    else:
+        safetensors.torch.save_file({"vectors": torch.from_numpy(table)}, place)
+    folder = run(tmp_path / "a", small, f"codes.vectors={place}")
+    assert store.verify(folder)["made_by"]["vectors"] == store.file_digest(place)
+    assert audit.artefacts_of(small, tmp_path / "a") == ([], [folder])  # not to be judged
+
+
+def broken(case, table, small, tmp_path):
+    """(what is given as codes.vectors, further settings)."""
+    place = tmp_path / "v.npy"
+    if case == "nan":
+        table[[3, 9]] = np.nan
+        table[5, 1] = np.inf
+    if case == "fewer rows":
+        table = table[:-1]
+    if case == "integers":
+        table = table.astype(np.int64)
+    if case == "one axis":
+        table = table[:, 0]
+    np.save(place, table)
+    if case == "truncated npy":
+        place.write_bytes(place.read_bytes()[:-100])
+    if case in ("truncated safetensors", "two tensors", "no safetensors"):
+        place = tmp_path / "v.safetensors"
+        two = {"a": torch.from_numpy(table), "b": torch.from_numpy(table + 1)}
+        safetensors.torch.save_file(two if case == "two tensors" else {"a": two["a"]}, place)
+        if case == "truncated safetensors":
+            place.write_bytes(place.read_bytes()[:-100])
+        if case == "no safetensors":
+            place.write_bytes(b"\x08\0\0\0\0\0\0\0[1, 2, 3]")
+    if case == "other items":
+        other = prepare_small(tmp_path, "data.text={item} {title}")
+        place = embed.embed(
+            cfg.load(["embed.encoder=builtin"]).embed, cfg.load([f"data.root={tmp_path}"]).data, other, Ranks(), never
+        )
+    if case == "missing":
+        place = tmp_path / "none.npy"
+    if case == "another kind":
+        place = place.rename(tmp_path / "v.bin")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("nan", "3 of 149 rows hold NaN or infinity"),
+        ("fewer rows", "holds 148 vectors, .* has 149 items"),
+        ("integers", "in native byte order, got int64"),
+        ("one axis", "of shape"),
+        ("truncated npy", "not a complete .npy file"),
+        ("truncated safetensors", "truncated: "),
+        ("two tensors", "which tensor"),
+        ("no safetensors", "not a safetensors file"),
+        ("other items", "was made from other item texts"),
+        ("missing", "no such file or folder"),
+        ("another kind", "vectors come as"),
+    ],
+)
+def test_bad_vectors_are_one_clear_line(small, tmp_path, table, case, message):
+    place = broken(case, table, small, tmp_path)
+    with pytest.raises(ValueError, match=message) as error:
+        run(tmp_path / "a", small, f"codes.vectors={place}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("codes.size=200",), "codes.size=200 for 149 items"),
+        (("codes.covariance=full",), "covariance_type=full needs more rows a component than dimensions"),
+        (("codes.pca=500",), "500 principal axes of vectors with"),
+        (("codes.name=kmeans", "codes.assignment=posterior"), "posterior needs a mixture: codes.name=gmm"),
+        (("codes.category=colour",), "items have no such column; they have: raw, text, title"),
+        (("codes.levels=16", "codes.size=64"), "exceed 63 bits"),
+        (("codes.name=kmeans", "codes.precision=tf32"), "unknown config key 'codes.precision'"),
+    ],
+)
+def test_settings_that_cannot_work_are_one_clear_line(small, tmp_path, args, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, small, *args)
+
+
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_zero_rows_equal_rows_and_constant_columns(small, tmp_path, table, name):
+    table[:20] = 0
+    table[40:55] = table[40]
+    table[:, 3] = 0.5
+    table[:20, 3] = 0
+    np.save(tmp_path / "v.npy", table)
+    folder = run(tmp_path, small, *QUANTISERS[name], f"codes.vectors={tmp_path}/v.npy", "codes.size=32")
+    report = health_of(folder)
+    assert report["zero_vectors"] == 20
+    assert "20 items have a zero vector" in reports.table(report)
+    if name != "balanced":
+        assert report["collisions"]["largest"] >= 15
+
+
+def test_thousands_of_equal_texts_name_their_bucket(small, tmp_path, table):
+    table[:100] = 1
+    np.save(tmp_path / "v.npy", table)
+    with pytest.raises(ValueError, match=r"bucket \(\d+, \d+, \d+\) holds 100 items, its last code only 16"):
+        run(tmp_path, small, f"codes.vectors={tmp_path}/v.npy")
+
+
+def test_vectors_that_are_all_the_same_or_out_of_scale(small, tmp_path, table):
+    for name, value, message in (("same", table * 0 + 2, "vectors are the same"), ("huge", table * 1e18, "scale them")):
+        np.save(tmp_path / f"{name}.npy", value)
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, small, f"codes.vectors={tmp_path}/{name}.npy")
+
+
+def test_equal_texts_are_refused_before_anything_is_fitted(tmp_path, monkeypatch):
+    data = prepare_small(tmp_path, "data.text=the same")
+    monkeypatch.setattr(quantisers, "tensors_of", lambda *_: pytest.fail("fitted"))
+    with pytest.raises(ValueError, match="149 items have the same text 'the same', the last code tells 16 apart"):
+        run(tmp_path, data)
+
+
+def test_a_category_may_hold_any_text(small, tmp_path):
+    odd = np.array(["$\\frac{a$", "25_$50^", "日本"] * 20)
+    reports.picture(tmp_path / "p.png", odd, np.arange(60) % 8, 8, "title with $ in it$")
+    assert (tmp_path / "p.png").stat().st_size > 5000
+
+
+def test_one_item():
+    assert fit.code_size(1) == 2
+    with pytest.raises(ValueError, match=r"codes\.size=2 for 1 items"):
+        fit.check_size(fit.code_size(1), 1)
