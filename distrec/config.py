@@ -281,6 +281,10 @@ class Config:
             )
         if data.valid_share + data.test_share >= 1:
             raise ValueError("data.valid_share + data.test_share leave nothing to train on; make them smaller")
+        builtin = self.embed.encoder == "builtin"
+        for key in ("revision", "max_tokens") if builtin else ("dimensions", "vocabulary"):
+            if getattr(self.embed, key) != getattr(Embed(), key):
+                raise ValueError(f"embed.{key} does nothing with embed.encoder={self.embed.encoder}")
         return self
 
 

@@ -62,7 +62,7 @@ class Schema(Generic[T]):
         if finding["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             known = self._keys(path[:-1])
             near = difflib.get_close_matches(path[-1], known, 1, 0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+            hint = f"did you mean {'.'.join([*shown[:-1], *near])!r}?" if near else f"known here: {', '.join(known)}"
             return f"unknown config key {key!r}; {hint}"
         if finding["type"] == "union_tag_invalid":
             tag = finding["ctx"]["tag"]

@@ -21,18 +21,18 @@ def test_another_model_name_drops_the_keys_of_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "names"),
     [
-        ("train.lrr=1", "'lr'"),
+        ("train.lrr=1", "'train.lr'"),
         ("train.epochs=abc", "train.epochs='abc'"),
         ("train.epochs=0", "train.epochs=0"),
         ("train.lr=-1", "greater than 0"),
         ("train.lr=.nan", "train.lr"),
         ("model.name=sasrek", "'sasrec'"),
-        ("model.d_modl=3", "'d_model'"),
+        ("model.d_modl=3", "'model.d_model'"),
         ("model.d_model=63", "n_heads 2"),
         ("model.loss=bc", "model.loss='bc'"),
         ("model.dropout=1", "model.dropout=1"),
         ("sedd=1", "'seed'"),
-        ("data.synthetic.user=3", "'users'"),
+        ("data.synthetic.user=3", "'data.synthetic.users'"),
         ("data.source=amazon", "data.path="),
         ("data=[", "not YAML"),
         ("data=5", "data=5"),
@@ -74,3 +74,12 @@ def test_dump_and_load_are_inverse(tmp_path):
     )
     (tmp_path / "c.yaml").write_text(cfg.dump(config))
     assert cfg.load([str(tmp_path / "c.yaml")]) == config
+
+
+def test_an_encoders_own_keys_are_refused_with_another():
+    for words, key in (
+        (["embed.encoder=builtin", "embed.max_tokens=9"], "max_tokens"),
+        (["embed.dimensions=9"], "dimensions"),
+    ):
+        with pytest.raises(ValueError, match=f"embed.{key} does nothing with embed.encoder="):
+            cfg.load(words)

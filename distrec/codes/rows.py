@@ -197,9 +197,19 @@ def largest(rows: Rows) -> float:
             bad += int((~x.isfinite()).any(1).sum())
     rows.sum_(exponents, bad)
     if bad:
-        raise ValueError(f"{int(bad)} of {rows.total:,} rows hold NaN or infinity: embed those items again")
+        raise ValueError(
+            f"{int(bad)} of {rows.total:,} rows hold NaN or infinity, the first of them row {_first_bad(rows)}"
+        )
     reached = exponents.nonzero()
     return 2.0 ** (int(reached.max()) - 1100) if len(reached) else 1.0
+
+
+def _first_bad(rows: Rows) -> int:
+    def early(place: slice, x: Tensor) -> Tensor:
+        number = torch.arange(place.start, place.stop, device=x.device) + rows.first
+        return torch.where(x.isfinite().all(1), -torch.inf, -number.double())
+
+    return int(rows.best(early, 1)[0])
 
 
 @dataclass(frozen=True)

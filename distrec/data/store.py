@@ -62,7 +62,10 @@ def write(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None]
             if path.is_file()
         }
         (scratch / STAMP).write_bytes(_seal({"artefact": target.name, "made_by": made_by, "files": files}))
+        usual = (scratch / STAMP).stat().st_mode
         for path in scratch.rglob("*"):
+            if path.is_file():
+                path.chmod(usual)  # safetensors writes for the owner alone
             _fsync(path)
         _fsync(scratch)
         try:
@@ -206,7 +209,7 @@ def _unseal(target: Path) -> dict[str, Any]:
     path = target / STAMP
     if not path.is_file():
         raise ValueError(
-            f"{target} has no {STAMP}: it is no finished artefact; remove the folder to have it made again"
+            f"{target} has no {STAMP}: no finished artefact of distrec; if distrec made it, remove it to have it made again"
         )
     text = path.read_bytes()
     stamp: dict[str, Any] = {}

@@ -101,6 +101,8 @@ def load(source: Path, data: Prepared) -> tuple[Float[np.ndarray, "I D"], str]:
     """
     if not source.exists():
         raise ValueError(f"codes.vectors={source}: no such file or folder")
+    if source.is_dir() and not (source / FILE).is_file():
+        raise ValueError(f"codes.vectors={source} is no folder of vectors (made by distrec embed)")
     if source.is_dir():
         made_by = store.verify(source)["made_by"]
         if made_by.get("texts") != texts_digest(data):

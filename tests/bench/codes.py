@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from distrec import config as cfg
 from distrec.codes import health
 from distrec.data import prepared
+from distrec.jobs import embed
 from distrec.jobs.codes import report as reports
 from distrec.jobs.codes.artefact import Work
 from distrec.jobs.codes.fit import quantize
@@ -47,10 +49,13 @@ def main(place: Path, settings: list[str]) -> None:
     for name, (file, *more) in OURS.items():
         config = cfg.load([str(ROOT / file), *base, *more])
         with Stop() as stop:
+            embed.embed(config.embed, config.data, data, Ranks(), stop)
+            started = time.perf_counter()
             folder = quantize(Work(config, data, Ranks(), stop, torch.device("cpu")))
         if folder is None:
             sys.exit("stopped")
-        rows[name] = json.loads((folder / "health.json").read_text())
+        took = time.perf_counter() - started
+        rows[name] = json.loads((folder / "health.json").read_text()) | {"seconds": f"{took:.1f}"}
     order = np.array([int(raw) - 1 for raw in data.items["raw"]])
     for name, codes in public(place).items():
         rows[name] = judged(codes[order], category)

@@ -124,3 +124,10 @@ def test_killed_at_any_instant_an_artefact_is_absent_or_complete(tmp_path):
             store.verify(artefact)
         store.write(folder / "next", {}, fill)  # whoever writes next clears away what the killed one left
         assert not list(folder.glob(".*"))
+
+
+def test_all_files_of_an_artefact_can_be_read_by_whom_its_stamp_can(tmp_path):
+    target = store.write(
+        tmp_path / "a-1", {}, lambda folder: (folder / "x").write_text("1") and (folder / "x").chmod(0o600)
+    )
+    assert (target / "x").stat().st_mode == (target / store.STAMP).stat().st_mode

@@ -8,7 +8,7 @@ from conftest import prepare_small
 from quantizing import QUANTISERS, health_of, never, run
 
 from distrec import config as cfg
-from distrec.data import audit, store
+from distrec.data import audit, store, vectors
 from distrec.jobs import embed
 from distrec.jobs.codes import fit
 from distrec.jobs.codes import report as reports
@@ -56,6 +56,12 @@ def broken(case, table, small, tmp_path):
         place = embed.embed(
             cfg.load(["embed.encoder=builtin"]).embed, cfg.load([f"data.root={tmp_path}"]).data, other, Ranks(), never
         )
+    if case == "prepared":
+        place = small.folder
+    if case == "own folder":
+        place = tmp_path / "mine"
+        place.mkdir()
+        safetensors.torch.save_file({"vectors": torch.from_numpy(table)}, place / vectors.FILE)
     if case == "missing":
         place = tmp_path / "none.npy"
     if case == "another kind":
@@ -66,7 +72,7 @@ def broken(case, table, small, tmp_path):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("nan", "3 of 149 rows hold NaN or infinity"),
+        ("nan", "3 of 149 rows hold NaN or infinity, the first of them row 3"),
         ("fewer rows", "holds 148 vectors, .* has 149 items"),
         ("integers", "in native byte order, got int64"),
         ("one axis", "of shape"),
@@ -75,6 +81,8 @@ def broken(case, table, small, tmp_path):
         ("two tensors", "which tensor"),
         ("no safetensors", "not a safetensors file"),
         ("other items", "was made from other item texts"),
+        ("prepared", "is no folder of vectors"),
+        ("own folder", "no finished artefact of distrec; if distrec made it"),
         ("missing", "no such file or folder"),
         ("another kind", "vectors come as"),
     ],

@@ -137,7 +137,7 @@ def test_audit_passes_a_clean_run_and_fails_a_planted_leak(finished):
     ("args", "says"),
     [
         (["trian"], "did you mean 'train'?"),
-        (["train", "train.lrr=1"], "did you mean 'lr'?"),
+        (["train", "train.lrr=1"], "did you mean 'train.lr'?"),
         (["train", "nope.yaml"], "nope.yaml"),
         (["prepare", "data.source=movielens", "data.path=nowhere"], "nowhere lacks u.data"),
         (["evaluate", "out=nowhere"], "is no run folder"),

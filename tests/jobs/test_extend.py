@@ -107,5 +107,5 @@ def test_vectors_of_new_items_are_checked_too(small, tmp_path, table):
         run(tmp_path, small, make=partial(extend, known))
     table[7] = np.nan
     np.save(tmp_path / "w.npy", table)
-    with pytest.raises(ValueError, match="1 of 149 rows hold NaN"):
+    with pytest.raises(ValueError, match="1 of 149 rows hold NaN or infinity, the first of them row 7"):
         run(tmp_path, small, f"codes.vectors={tmp_path}/w.npy", make=partial(extend, known))

@@ -66,13 +66,13 @@ def _fit(
     saved = SavedStates(config.data.root / "checkpoints" / target.name, made, ranks)
     if not drain(fit.run(rows, saved.load(work.device)), saved, ranks, work.stop, how_far):
         return None
+    log(f"fitted in {time.perf_counter() - started:.1f} s")
     codes = fit.codes_.cpu()
     report = {
         "quantiser": config.codes.name,
         "items": len(table),
         "dimensions": table.shape[1],
         "zero_vectors": n_zero,
-        "seconds": round(time.perf_counter() - started, 1),
         "levels": [health.use(codes[:, i], size) | told for i, told in enumerate(fit.reports_)],
     }
     tensors = {name: value.cpu() for name, value in basis.items()} | quantisers.tensors_of(fit)

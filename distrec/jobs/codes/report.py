@@ -1,10 +1,13 @@
 """A health report of codes, for people: a table and a picture."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from distrec.runtime import log
 
 _CATEGORIES = 12  # shown in the picture
 
@@ -100,5 +103,8 @@ def picture(path: Path, category: np.ndarray, codes: np.ndarray, size: int, titl
     below.set_yticks(range(len(top) + 1), [*top, "all others"], parse_math=False)
     below.set_xlabel("first code, ordered by its main category")
     figure.colorbar(image, ax=below, label="share of the code's items")
-    figure.savefig(path, dpi=120)
+    with warnings.catch_warnings(record=True) as caught:
+        figure.savefig(path, dpi=120)
+    if any("missing from font" in str(warning.message) for warning in caught):
+        log(f"{path.name}: letters that matplotlib's font lacks are shown as boxes")
     plt.close(figure)
