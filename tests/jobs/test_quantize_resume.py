@@ -77,7 +77,7 @@ def test_killed_at_random_it_ends_with_the_same_codes(tmp_path, size, name):
     def start(root):
         alone = [sys.executable]
         both = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
-        more = ["codes.epochs=40"] if name == "rqvae" else []
+        more = {"rqvae": ["codes.epochs=40"], "balanced": ["codes.levels=8"]}.get(name, [])
         settings = [*SMALL, *FAST, *QUANTISERS[name], *more, f"data.root={root}"]
         words = [*(alone if size == 1 else both), str(driver), *settings]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
