@@ -219,7 +219,56 @@ class SasRec:
     dropout: OpenShare = 0.3
 
 
-Model = Popularity | ItemKnn | Markov | SasRec
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _CodeModel:
+    """An encoder-decoder over item codes: reads the codes of the latest items, generates those of the next."""
+
+    d_model: AtLeastOne = 128
+    d_ff: AtLeastOne = 1024
+    d_kv: AtLeastOne = 64  # channels of a head
+    n_heads: AtLeastOne = 6
+    n_layers: AtLeastOne = 4  # of the encoder, and of the decoder
+    max_len: AtLeastOne = 20  # latest items it reads
+    dropout: OpenShare = 0.1
+    beams: AtLeastOne = 30  # of a search; what it lists at most
+    decoding: Literal["constrained", "free"] = "constrained"  # to codes of items, or to any codes (METHODS T16)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tiger(_CodeModel):
+    """T5 over item codes (Rajput et al. 2023)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    name: Literal["tiger"] = "tiger"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tone(_CodeModel):
+    """TIGER with a filtered encoder; every part is a switch."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    name: Literal["tone"] = "tone"
+    agf: bool = True  # adaptive Gaussian filter of the token embeddings
+    crfa: bool = True  # attention between frequencies in place of the encoder's
+    rpml: bool = True  # a learnt matrix added to the encoder's attention
+    sigma: Positive = 3.0  # where the learnt width of the filter starts
+    taps: AtLeastOne = 7  # of the filter, odd
+    agf_axis: Literal["tokens", "items"] = "tokens"
+    agf_literal: bool = False  # the paper's kernel, which is not normalised
+    crfa_tokens: Literal["bins", "flat", "channels"] = "bins"
+    crfa_place: Literal["replace", "before"] = "replace"  # of the encoder's own layers
+    bin_embedding: bool = False
+    relative_bias: bool = True  # between bins
+    rpml_mode: Literal["post_l1", "post", "pre"] = "post_l1"
+    rpml_std: NotNegative = 0.1
+    rpml_centred: bool = False  # softplus(M) − ln 2, so that M = 0 adds nothing
+    rpml_decoder: bool = False
+    lm_alpha: NotNegative = 0.4
+    learn_alpha: bool = True
+    zero_pads: bool = True  # before the filters
+
+
+Model = Popularity | ItemKnn | Markov | SasRec | Tiger | Tone
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,7 +277,7 @@ class Train:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     epochs: AtLeastOne = 100
-    samples: Literal["sequences", "prefixes"] = "sequences"  # loss at all positions, or last of each prefix
+    samples: Literal["sequences", "prefixes"] | None = None  # loss at all positions, or last of each prefix; None: the model's
     batch_tokens: AtLeastOne = 4096  # positions (padding included) per optimiser step, all processes together
     micro_tokens: AtLeastOne = 16384  # positions per process and forward pass: memory; more means accumulation
     lr: Positive = 1e-3
@@ -273,6 +322,10 @@ class Config:
         model, data = self.model, self.data
         if isinstance(model, SasRec) and model.d_model % model.n_heads:
             raise ValueError(f"model.d_model {model.d_model} is not a multiple of model.n_heads {model.n_heads}")
+        if isinstance(model, _CodeModel) and self.train.samples == "sequences":
+            raise ValueError(f"model.name={model.name} predicts one item a sample: train.samples=prefixes")
+        if isinstance(model, Tone) and model.taps % 2 == 0:
+            raise ValueError(f"model.taps {model.taps}: a filter is odd, so that it has a middle")
         if data.source != "synthetic" and data.path is None and data.catalogue is None:
             raise ValueError(f"data.source={data.source} needs data.path=FOLDER_OR_FILE (or data.catalogue=NAME)")
         if data.source == "synthetic" and (data.path or data.items or data.catalogue):

@@ -1,0 +1,244 @@
+"""TIGER and TONE: an encoder-decoder over item codes that generates the next item.
+
+    tokens(item) = 1 + offset_l + code_l,  l = 1 … L;  0 is padding, and where the decoder starts
+    TIGER: T5 over the tokens of the latest items.   TONE: AGF → rfft → stacks over frequencies → irfft → decoder
+
+Source: Rajput et al. 2023 (TIGER); TONE Eq. 7-11.  Deviation: attributes enter through the codes alone.
+
+Shapes: B users in a batch, T items of a history, L levels, S = T · L encoder tokens, D channels, W beams, V tokens, I items.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from distrec.codes import beam
+from distrec.codes.prefix import PrefixIndex
+from distrec.config import Tone as Config
+from distrec.data.batches import Batch
+from distrec.data.item_codes import ItemCodes
+from distrec.models.blocks import Agf, Attention, Crfa, EncoderLayer, FeedForward, RelativeBias, Rpml, Stack
+
+_USERS = 64  # searched at once: their caches are some 100 MiB
+
+
+class Tone(nn.Module):
+    """Reads `max_len` items, trains on the last position of each prefix, ranks by beam search."""
+
+    samples = "prefixes"
+    item_codes: Tensor
+    token_of: Tensor
+
+    def __init__(self, config: Config, codes: ItemCodes):
+        super().__init__()
+        self.config, self.max_len, self.sizes = config, config.max_len, codes.sizes
+        n_levels = len(codes.sizes)
+        self.offsets = [1 + n for n in itertools.accumulate(codes.sizes[:-1], initial=0)]
+        self.n_tokens = 1 + sum(codes.sizes)
+        self.length = config.max_len * n_levels
+        self.register_buffer("token_of", codes.codes.long() + torch.tensor(self.offsets), persistent=False)
+        self._codes = codes
+        self._index: PrefixIndex | None = None
+        self.shared = nn.Embedding(self.n_tokens, config.d_model)
+        self.agf = (
+            Agf(config.sigma, config.taps, n_levels if config.agf_axis == "items" else 1, config.agf_literal)
+            if config.agf
+            else None
+        )
+        self.crfa = self._crfa() if config.crfa else None
+        has_own = not config.crfa or config.crfa_place == "before"
+        self.encoder = self._stack(self.length, rpml=config.rpml and not config.crfa) if has_own else None
+        self.encoder_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.decoder = Decoder(config, n_levels)
+        self.dropout = nn.Dropout(config.dropout)
+        nn.init.normal_(self.shared.weight)
+
+    def forward(self, batch: Batch) -> Float[Tensor, ""]:
+        """Mean over the codes of −log p(code | codes before it, history), summed over targets."""
+        counts = batch.is_target[:, -1]
+        target = self.token_of[batch.targets[:, -1]]
+        logits = self.logits(*self.encode(batch.items, batch.is_item), target)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none").view_as(target)
+        return (loss.mean(1) * counts).sum()
+
+    def encode(
+        self, items: Int[Tensor, "B T"], is_item: Bool[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B 1 1 S"]]:
+        """(states of the history's tokens, 0 or -inf for the decoder's attention to each)."""
+        items, is_item = items[:, -self.max_len :], is_item[:, -self.max_len :]
+        if self.is_fixed:
+            missing = self.max_len - items.shape[1]
+            items, is_item = F.pad(items, (missing, 0)), F.pad(is_item, (missing, 0))
+        is_token = is_item.repeat_interleave(len(self.sizes), 1)
+        x = self.shared(self.token_of[items].flatten(1).masked_fill(~is_token, 0))
+        if self.config.zero_pads:
+            x = x * is_token[..., None]
+        x = self.dropout(x)
+        if self.agf is not None:
+            x = self.agf(x, is_token)
+        seen = is_token | ~is_token.any(1, keepdim=True)  # without history nothing is masked: no NaN
+        mask = torch.zeros_like(seen, dtype=x.dtype).masked_fill(~seen, -torch.inf)[:, None, None]
+        if self.crfa is not None:
+            x = self.crfa(x)
+        if self.encoder is not None:
+            x = self.encoder(x, mask)
+        return self.dropout(self.encoder_norm(x)), mask
+
+    def logits(
+        self, states: Float[Tensor, "B S D"], mask: Float[Tensor, "B 1 1 S"], target: Int[Tensor, "B L"]
+    ) -> Float[Tensor, "B L V"]:
+        """Of each of the target's tokens, given those before it.   Causal: over levels."""
+        before = F.pad(target[:, :-1], (1, 0))
+        return self._logits(self.decoder(self.dropout(self.shared(before)), self.decoder.remember(states), mask))
+
+    def rank(self, batch: Batch, k: int) -> Int[Tensor, "B K"]:
+        """The items of the best beams; -1 where free decoding ended in codes that no item has."""
+        return self.search(batch, k, self.config.decoding)[0]
+
+    def search(
+        self, batch: Batch, k: int, decoding: str, index: PrefixIndex | None = None
+    ) -> tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]:
+        """(items, log-probabilities) of the k best beams; `index`: the items that may come out, all if None.
+
+        Raises: ValueError when k exceeds the beams.
+        """
+        if k > self.config.beams:
+            raise ValueError(f"{k} items asked of model.beams={self.config.beams}: raise model.beams")
+        found = []
+        for rows in torch.arange(len(batch.items)).split(_USERS):
+            step = self._step(*self.encode(batch.items[rows], batch.is_item[rows]))
+            if decoding == "free":
+                tokens, scores = beam.free(
+                    step, self.n_tokens, len(self.sizes), len(rows), self.config.beams, batch.items.device
+                )
+                codes = (tokens - torch.tensor(self.offsets).to(tokens)).cpu().flatten(0, 1)
+                items = self._codes.items(codes).view_as(scores).to(tokens)
+            else:
+                items, scores = beam.among_items(
+                    step, index or self.index(batch.items.device), self.offsets, len(rows), self.config.beams
+                )
+            short = k - min(k, items.shape[1])
+            found.append((F.pad(items[:, :k], (0, short), value=-1), F.pad(scores[:, :k], (0, short), value=-torch.inf)))
+        items, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return items, scores
+
+    def index(self, device: torch.device, items: Int[Tensor, " S"] | None = None) -> PrefixIndex:
+        """The index of all items, kept; of some items, made anew."""
+        if items is not None:
+            return PrefixIndex.of(self._codes.codes, self.sizes, items).to(device)
+        if self._index is None or self._index.item.device != device:
+            self._index = PrefixIndex.of(self._codes.codes, self.sizes).to(device)
+        return self._index
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether histories are padded to the whole window, which frequencies and M are about."""
+        return self.config.crfa or self.config.rpml
+
+    def _step(self, states: Tensor, mask: Tensor) -> beam.Step:
+        """One level of the decoder for all beams; keys of the history are worked out once a user."""
+        n_users, memory = len(states), self.decoder.remember(states)
+        past: list[tuple[Tensor, Tensor]] = []
+
+        def step(level: int, token: Tensor | None, parent: Tensor | None) -> Tensor:
+            if token is None or parent is None:
+                token = torch.zeros(n_users, 1, dtype=torch.int64, device=states.device)
+            else:
+                users = torch.arange(n_users, device=states.device)[:, None]
+                past[:] = [(keys[users, parent], values[users, parent]) for keys, values in past]
+            return self._logits(self.decoder.step(self.shared(token), memory, mask, past)).float().log_softmax(2)
+
+        return step
+
+    def _logits(self, states: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q V"]:
+        return self.dropout(states) * self.config.d_model**-0.5 @ self.shared.weight.T
+
+    def _stack(self, n: int, *, rpml: bool, bias: bool = True, places: bool = False) -> Stack:
+        c = self.config
+        layers = [
+            EncoderLayer(c.d_model, c.d_ff, c.d_kv, c.n_heads, c.dropout, _rpml(c, n) if rpml else None)
+            for _ in range(c.n_layers)
+        ]
+        embedding = nn.Embedding(n, c.d_model) if places else None
+        if embedding is not None:
+            nn.init.normal_(embedding.weight, std=0.02)
+        return Stack(layers, RelativeBias(c.d_model, c.n_heads, True) if bias else None, embedding)
+
+    def _crfa(self) -> Crfa:
+        c = self.config
+        n = Crfa.n_tokens(self.length, c.d_model, c.crfa_tokens)
+        real, imaginary = (
+            self._stack(n, rpml=c.rpml, bias=c.relative_bias, places=c.bin_embedding) for _ in range(2)
+        )
+        return Crfa(self.length, c.d_model, c.crfa_tokens, (real, imaginary))
+
+
+Memory = list[tuple[Tensor, Tensor]]  # keys and values of the history, a pair a layer
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: Config, n_levels: int):
+        super().__init__()
+        c = config
+        rpml = _rpml(c, n_levels) if c.rpml_decoder else None
+        self.attention = Attention(c.d_model, c.n_heads, c.d_kv, c.dropout, rpml)
+        self.cross = Attention(c.d_model, c.n_heads, c.d_kv, c.dropout)
+        self.feed = FeedForward(c.d_model, c.d_ff, c.dropout)
+        self.norm_attention, self.norm_cross, self.norm_feed = (nn.RMSNorm(c.d_model, eps=1e-6) for _ in range(3))
+        self.dropout = nn.Dropout(c.dropout)
+
+    def outward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """What follows attention among the codes: attention to the history, feed-forward."""
+        x = x + self.dropout(self.cross(self.norm_cross(x), *memory, mask))
+        return x + self.dropout(self.feed(self.norm_feed(x)))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: Config, n_levels: int):
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(config, n_levels) for _ in range(config.n_layers))
+        self.bias = RelativeBias(config.d_model, config.n_heads, both_ways=False)
+        self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
+
+    def remember(self, states: Float[Tensor, "B S D"]) -> Memory:
+        return [layer.cross.keys_values(states) for layer in self.layers]
+
+    def forward(self, x: Float[Tensor, "B L D"], memory: Memory, mask: Tensor) -> Float[Tensor, "B L D"]:
+        """All levels at once, each seeing those before it and itself."""
+        n = x.shape[1]
+        later = torch.full((n, n), -torch.inf, dtype=x.dtype, device=x.device).triu(1)
+        bias = self.bias(n, n) + later
+        for layer, remembered in zip(self.layers, memory, strict=True):
+            normed = layer.norm_attention(x)
+            x = x + layer.dropout(layer.attention(normed, *layer.attention.keys_values(normed), bias))
+            x = layer.outward(x, remembered, mask)
+        return self.norm(x)
+
+    def step(
+        self, x: Float[Tensor, "B W D"], memory: Memory, mask: Tensor, past: list[tuple[Tensor, Tensor]]
+    ) -> Float[Tensor, "B W D"]:
+        """The next level of every beam; `past` holds keys and values (B × W × H × levels × E) and grows by this one."""
+        n_users, width = x.shape[:2]
+        level = past[0][0].shape[3] if past else 0
+        bias = self.bias(1, level + 1)
+        for number, (layer, remembered) in enumerate(zip(self.layers, memory, strict=True)):
+            normed = layer.norm_attention(x).flatten(0, 1)[:, None]
+            now = tuple(part.unflatten(0, (n_users, width)) for part in layer.attention.keys_values(normed))
+            if level:
+                now = tuple(torch.cat(pair, 3) for pair in zip(past[number], now, strict=True))
+                past[number] = now
+            else:
+                past.append(now)
+            keys, values = (part.flatten(0, 1) for part in now)
+            x = x + layer.attention(normed, keys, values, bias).view_as(x)
+            x = layer.outward(x, remembered, mask)
+        return self.norm(x)
+
+
+def _rpml(config: Config, n: int) -> Rpml:
+    c = config
+    return Rpml(n, c.rpml_mode, c.rpml_std, c.lm_alpha, c.learn_alpha, c.rpml_centred)

@@ -1,0 +1,319 @@
+"""TIGER against Hugging Face's T5; TONE's parts; searching the catalogue."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+from transformers import T5Config, T5ForConditionalGeneration
+
+from distrec import config as cfg
+from distrec.data.batches import Batch
+from distrec.data.item_codes import ItemCodes
+from distrec.models.blocks import Agf, Attention, Crfa, Rpml
+from distrec.models.tone import Tone
+
+SIZES = (8, 8, 8, 3)
+SMALL = {"d_model": 16, "d_ff": 32, "d_kv": 8, "n_heads": 2, "n_layers": 2, "beams": 20}
+OFF = {"agf": False, "crfa": False, "rpml": False}
+COMBINATIONS = [dict(zip(OFF, on, strict=True)) for on in itertools.product([False, True], repeat=3)]
+
+
+def catalogue(n=60, seed=0):
+    drawn = torch.randperm(8**3, generator=torch.Generator().manual_seed(seed))[: n // 2].repeat(2)
+    codes = torch.stack([drawn // 64, drawn // 8 % 8, drawn % 8, torch.arange(n) // (n // 2)], 1)
+    return ItemCodes.of(codes, SIZES)
+
+
+def tone(**settings):
+    torch.manual_seed(0)
+    model = Tone(cfg.Tone(**{**SMALL, **settings}), catalogue())
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and M away from where they start
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def histories(n=6, longest=20, seed=1, n_items=60):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, longest + 1, n)
+    lengths[0] = longest
+    items = torch.from_numpy(rng.integers(n_items, size=(n, longest)))
+    is_item = torch.arange(longest) >= longest - torch.from_numpy(lengths)[:, None]
+    is_target = torch.zeros_like(is_item)
+    is_target[:, -1] = True
+    return Batch(torch.arange(n), items, is_item, torch.from_numpy(rng.integers(n_items, size=(n, longest))), is_target)
+
+
+def hugging_face(model):
+    """T5 with the weights of a model whose switches are off."""
+    c = model.config
+    theirs = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=model.n_tokens, d_model=c.d_model, d_kv=c.d_kv, d_ff=c.d_ff, num_layers=c.n_layers,
+            num_heads=c.n_heads, dropout_rate=0.1, decoder_start_token_id=0, pad_token_id=0, eos_token_id=0,
+        )
+    ).eval()  # fmt: skip
+    pairs = {
+        "shared.weight": "shared.weight",
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": "encoder.bias.table.weight",
+        "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": "decoder.bias.table.weight",
+        "encoder.final_layer_norm.weight": "encoder_norm.weight",
+        "decoder.final_layer_norm.weight": "decoder.norm.weight",
+    }
+    parts = {
+        "encoder": ("SelfAttention:attention", "DenseReluDense:feed"),
+        "decoder": ("SelfAttention:attention", "EncDecAttention:cross", "DenseReluDense:feed"),
+    }
+    for side, names in parts.items():
+        for layer, (j, name) in itertools.product(range(c.n_layers), enumerate(names)):
+            their, our = name.split(":")
+            at, own = f"{side}.block.{layer}.layer.{j}.", f"{side}.layers.{layer}."
+            pairs[f"{at}layer_norm.weight"] = f"{own}norm_{our}.weight"
+            for weight in ("wi", "wo") if our == "feed" else "qkvo":
+                pairs[f"{at}{their}.{weight}.weight"] = f"{own}{our}.{weight}.weight"
+    own = model.state_dict()
+    their = theirs.state_dict()
+    assert set(their) - set(pairs) <= {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"}
+    assert set(own) == set(pairs.values())
+    theirs.load_state_dict({name: own[pairs[name]] for name in pairs}, strict=False)
+    theirs.tie_weights()
+    return theirs, pairs
+
+
+def fed(model, batch):
+    """(input ids, attention mask, labels) as a T5 gets them."""
+    is_token = batch.is_item.repeat_interleave(4, 1)
+    ids = model.token_of[batch.items].flatten(1).masked_fill(~is_token, 0)
+    return ids, is_token.long(), model.token_of[batch.targets[:, -1]]
+
+
+def test_with_its_switches_off_it_is_t5_gradients_too():
+    model, batch = tone(**OFF), histories()
+    theirs, pairs = hugging_face(model)
+    ids, mask, labels = fed(model, batch)
+    out = theirs(input_ids=ids, attention_mask=mask, labels=labels)
+    states, seen = model.encode(batch.items, batch.is_item)
+    there = mask.bool()
+    assert_close(states[there], out.encoder_last_hidden_state[there], atol=1e-5, rtol=1e-5)
+    logits = model.logits(states, seen, labels)
+    assert_close(logits, out.logits, atol=1e-5, rtol=1e-5)
+    loss = model(batch)
+    assert_close(loss / 6, out.loss, atol=1e-6, rtol=1e-6)
+    loss.backward()
+    (out.loss * 6).backward()
+    own, their = dict(model.named_parameters()), dict(theirs.named_parameters())
+    for name, ours in pairs.items():
+        assert_close(own[ours].grad, their[name].grad, atol=1e-5, rtol=1e-4)
+
+
+def test_its_beams_are_those_of_generate():
+    model, batch = tone(**OFF), histories()
+    theirs, _ = hugging_face(model)
+    ids, mask, _ = fed(model, batch)
+    known = {tuple(row) for row in model.token_of.tolist()}
+    start = {prefix: sorted({row[len(prefix)] for row in known if row[: len(prefix)] == prefix}) for n in range(4) for prefix in {row[:n] for row in known}}  # fmt: skip
+
+    def allowed(_, sent):
+        return start.get(tuple(sent.tolist()[1:]), [0])
+
+    settings = {"num_beams": 20, "num_return_sequences": 10, "max_new_tokens": 4, "min_new_tokens": 4, "length_penalty": 0.0}
+    settings |= {"do_sample": False, "output_scores": True, "return_dict_in_generate": True, "eos_token_id": None}
+    for decoding, more in (("constrained", {"prefix_allowed_tokens_fn": allowed}), ("free", {})):
+        out = theirs.generate(input_ids=ids, attention_mask=mask, **settings, **more)
+        tokens = out.sequences.view(6, 10, 5)[..., 1:]
+        items, scores = model.search(batch, 10, decoding)
+        assert_close(scores, out.sequences_scores.view(6, 10), atol=1e-4, rtol=1e-4)
+        found = torch.where(items[..., None] >= 0, model.token_of[items.clamp(min=0)], 0)
+        is_known = torch.tensor([[tuple(row) in known for row in rows] for rows in tokens.tolist()])
+        assert torch.equal(items >= 0, is_known)
+        assert torch.equal(found[is_known], tokens[is_known])
+
+
+def test_a_beam_of_all_items_is_exhaustive_scoring():
+    model, batch = tone(beams=60), histories(4)
+    items, scores = model.search(batch, 60, "constrained")
+    states, mask = model.encode(batch.items, batch.is_item)
+    whole = []
+    for item in range(60):
+        target = model.token_of[torch.full((4,), item)]
+        log_p = model.logits(states, mask, target).log_softmax(2)
+        whole.append(log_p.gather(2, target[..., None]).sum((1, 2)))
+    wanted, order = torch.stack(whole, 1).sort(dim=1, descending=True)
+    assert_close(scores, wanted, atol=1e-4, rtol=1e-5)
+    assert torch.equal(items, order)
+
+
+@pytest.mark.parametrize("switches", COMBINATIONS, ids=lambda on: "+".join(k for k, v in on.items() if v) or "t5")
+def test_decoder_sees_no_later_code(switches):
+    model, batch = tone(**switches, rpml_decoder=True), histories()
+    states, mask = model.encode(batch.items, batch.is_item)
+    target = model.token_of[batch.targets[:, -1]]
+    before = model.logits(states, mask, target)
+    for level in range(4):
+        changed = target.clone()
+        changed[:, level] = 1 + (changed[:, level] + 3) % 20
+        after = model.logits(states, mask, changed)
+        assert_close(after[:, : level + 1], before[:, : level + 1], atol=0, rtol=0)
+        assert level == 3 or not torch.allclose(after[:, level + 1 :], before[:, level + 1 :])
+
+
+@pytest.mark.parametrize("switches", COMBINATIONS, ids=lambda on: "+".join(k for k, v in on.items() if v) or "t5")
+def test_steps_of_the_search_are_the_decoder(switches):
+    model, batch = tone(**switches, rpml_decoder=True, beams=60), histories(3)
+    items, scores = model.search(batch, 5, "constrained")
+    states, mask = model.encode(batch.items, batch.is_item)
+    for place in range(5):
+        target = model.token_of[items[:, place]]
+        log_p = model.logits(states, mask, target).log_softmax(2).gather(2, target[..., None]).sum((1, 2))
+        assert_close(scores[:, place], log_p, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("switches", COMBINATIONS, ids=lambda on: "+".join(k for k, v in on.items() if v) or "t5")
+def test_scores_depend_on_neither_padding_nor_company_nor_what_stands_at_pads(switches):
+    model, batch = tone(**switches), histories(5, longest=9)
+    items, scores = model.search(batch, 10, "constrained")
+    longer = {name: F.pad(getattr(batch, name), (11, 0)) for name in ("is_item", "targets", "is_target")}
+    padded = replace(batch, items=F.pad(batch.items, (11, 0), value=7), **longer)
+    strange = replace(batch, items=torch.where(batch.is_item, batch.items, 3))
+    for other in (padded, strange):
+        same, close = model.search(other, 10, "constrained")
+        assert torch.equal(same, items)
+        assert_close(close, scores, atol=1e-4, rtol=1e-4)
+    for row in range(5):
+        own = slice(row, row + 1)
+        length = int(batch.is_item[row].sum())
+        alone = Batch(batch.user[own], batch.items[own, -length:], batch.is_item[own, -length:], batch.targets[own, -length:], batch.is_target[own, -length:])  # fmt: skip
+        same, close = model.search(alone, 10, "constrained")
+        assert torch.equal(same, items[own])
+        assert_close(close, scores[own], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2])
+@pytest.mark.parametrize("switches", [OFF, {}], ids=["tiger", "tone"])
+def test_short_histories_give_finite_scores(length, switches):
+    model, batch = tone(**switches), histories(3)
+    batch = replace(batch, is_item=torch.arange(20).expand(3, -1) >= 20 - length)
+    assert model(batch).isfinite()
+    assert model.search(batch, 5, "constrained")[1].isfinite().all()
+
+
+def test_crfa_has_41_bins_for_80_positions_and_adds_nothing_at_zero_weights():
+    model, batch = tone(max_len=20), histories()
+    crfa = model.crfa
+    x = torch.randn(2, 80, 16)
+    assert crfa(x).shape == x.shape
+    assert Crfa.bins(80) == 41
+    assert crfa.real.layers[0].attention.rpml.matrix.shape == (41, 41)
+    for layer in crfa.into:
+        torch.nn.init.zeros_(layer.weight)
+    assert_close(crfa(x), x, atol=1e-6, rtol=1e-6)
+    with pytest.raises(ValueError, match="79 positions, the frequencies are those of 80"):
+        crfa(x[:, 1:])
+    assert model.encode(batch.items, batch.is_item)[0].shape == (6, 80, 16)
+
+
+@pytest.mark.parametrize("tokens", ["bins", "flat", "channels"])
+def test_every_reading_of_crfas_tokens_runs_and_is_zero_at_zero(tokens):
+    model = tone(max_len=4, crfa_tokens=tokens, crfa_place="before", bin_embedding=False)
+    batch = histories(3, longest=4)
+    model(batch).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    for layer in model.crfa.into:
+        torch.nn.init.zeros_(layer.weight)
+    x = torch.randn(2, 16, 16)
+    assert_close(model.crfa(x), x, atol=1e-6, rtol=1e-6)
+
+
+def test_a_spectrum_changes_every_position_and_comes_back():
+    for length in (80, 79):
+        x = torch.randn(2, length, 8)
+        assert_close(torch.fft.irfft(torch.fft.rfft(x, dim=1), n=length, dim=1), x)
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_agf_leaves_a_constant_alone_next_to_pads_too(step):
+    agf = Agf(3.0, 7, step, literal=False)
+    is_valid = (torch.arange(80) >= 60).expand(2, -1)
+    x = torch.full((2, 80, 5), 2.5) * is_valid[..., None]
+    assert_close(agf(x, is_valid), x)
+    noisy = x + 100 * ~is_valid[..., None]
+    assert_close(agf(noisy, is_valid), x)
+
+
+def test_agf_becomes_the_identity_as_sigma_shrinks_and_is_scipys_gaussian():
+    from scipy.ndimage import correlate1d
+
+    x, every = torch.randn(1, 40, 3), torch.ones(1, 40, dtype=torch.bool)
+    assert_close(Agf(0.3, 7, 1, literal=False)(x, every), x, atol=0.02, rtol=0.02)
+    weights = np.exp(-(np.arange(-3, 4) ** 2) / 18)
+    wanted = correlate1d(x[0].numpy(), weights, axis=0, mode="constant")
+    total = correlate1d(np.ones((40, 3)), weights, axis=0, mode="constant")
+    assert_close(Agf(3.0, 7, 1, literal=False)(x, every)[0], torch.from_numpy(wanted / total).float())
+    literal = torch.from_numpy(wanted / (np.sqrt(2 * np.pi) * 3)).float()
+    assert_close(Agf(3.0, 7, 1, literal=True)(x, every)[0], literal)
+    assert weights.sum() / (np.sqrt(2 * np.pi) * 3) == pytest.approx(0.759, abs=1e-3)  # METHODS 2.3
+
+
+def test_agf_over_items_keeps_the_codes_of_an_item_apart():
+    agf, every = Agf(3.0, 7, 4, literal=False), torch.ones(1, 40, dtype=torch.bool)
+    x = torch.zeros(1, 40, 2)
+    x[0, 20] = 1  # code 0 of item 5
+    touched = agf(x, every)[0].abs().sum(1).nonzero()[:, 0]
+    assert touched.tolist() == [8, 12, 16, 20, 24, 28, 32]
+
+
+def test_rpml_rows_sum_to_one_and_alpha_zero_is_plain_attention():
+    scores = torch.randn(2, 3, 41, 41)
+    scores[..., :5] = -torch.inf
+    rpml = Rpml(41, "post_l1", 0.1, 0.4, True, False)
+    weights = rpml(scores)
+    assert_close(weights.sum(-1), torch.ones(2, 3, 41))
+    assert bool((weights >= 0).all())
+    assert bool((weights[..., :5] == 0).all())
+    x = torch.randn(2, 41, 16)
+    for mode in ("post_l1", "post", "pre"):
+        plain = Attention(16, 2, 8, 0.0)
+        learnt = Attention(16, 2, 8, 0.0, Rpml(41, mode, 0.1, 0.0, True, False))
+        learnt.load_state_dict(plain.state_dict(), strict=False)
+        assert_close(learnt(x, *learnt.keys_values(x), None), plain(x, *plain.keys_values(x), None))
+
+
+def test_rpml_keeps_8_percent_of_the_attention_at_alpha_04():
+    rpml = Rpml(41, "post_l1", 0.01, 0.4, True, False)
+    scores = torch.full((1, 1, 41, 41), -100.0)
+    scores[..., 0] = 0
+    assert float(rpml(scores)[..., 0].mean()) == pytest.approx(0.081 + 0.919 / 41, abs=2e-3)  # METHODS 2.3
+    centred = Rpml(41, "post_l1", 0.0, 0.4, True, True)
+    assert_close(centred(scores), scores.softmax(-1))
+
+
+def test_every_part_learns():
+    model, batch = tone().train(), histories(32)
+    model(batch).backward()
+    for name in ("agf.raw_sigma", "crfa.into.0.weight", "crfa.real.layers.0.attention.rpml.matrix", "crfa.imaginary.layers.1.attention.rpml.raw_alpha"):  # fmt: skip
+        assert float(dict(model.named_parameters())[name].grad.abs().sum()) > 0
+
+
+def test_a_search_asks_for_no_more_than_its_beams():
+    with pytest.raises(ValueError, match=r"21 items asked of model\.beams=20"):
+        tone().search(histories(), 21, "constrained")
+
+
+def test_it_learns_a_rule():
+    """The next item is the last one plus one: better than chance by far after a few steps."""
+    torch.manual_seed(0)
+    model = Tone(cfg.Tone(**SMALL, dropout=0.0, max_len=4), catalogue())
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(150):
+        items = torch.randint(60, (64, 4))
+        batch = Batch(torch.arange(64), items, torch.ones(64, 4, dtype=torch.bool), (items + 1) % 60, torch.ones(64, 4, dtype=torch.bool))
+        optimiser.zero_grad()
+        (model(batch) / 64).backward()
+        optimiser.step()
+    model.eval()
+    hits = model.search(batch, 1, "constrained")[0][:, 0] == batch.targets[:, -1]
+    assert float(hits.double().mean()) > 0.3
