@@ -231,7 +231,8 @@ class _CodeModel:
     max_len: AtLeastOne = 20  # latest items it reads
     dropout: OpenShare = 0.1
     beams: AtLeastOne = 30  # of a search; what it lists at most
-    decoding: Literal["constrained", "free"] = "constrained"  # to codes of items, or to any codes (METHODS T16)
+    decoding: Literal["constrained", "free"] = "constrained"  # to codes of items, or to any codes
+    codes: Path | None = None  # a folder of distrec quantize; None: made as config.codes says
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -277,7 +278,9 @@ class Train:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     epochs: AtLeastOne = 100
-    samples: Literal["sequences", "prefixes"] | None = None  # loss at all positions, or last of each prefix; None: the model's
+    samples: Literal["sequences", "prefixes"] | None = (
+        None  # loss at all positions, or last of each prefix; None: the model's
+    )
     batch_tokens: AtLeastOne = 4096  # positions (padding included) per optimiser step, all processes together
     micro_tokens: AtLeastOne = 16384  # positions per process and forward pass: memory; more means accumulation
     lr: Positive = 1e-3
@@ -300,7 +303,7 @@ class Score:
     """How a split is ranked."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    mask_history: bool = True  # never the target itself
+    mask_history: bool | None = None  # never the target itself; None: masked, but kept in what a model generates
     batch_users: AtLeastOne = 1024  # users ranked at once on a process: memory only, never the result
     bootstrap: Count = 1000  # resamples of the 95 % intervals; 0: none
 

@@ -28,8 +28,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
 from distrec import config as cfg
@@ -37,28 +35,45 @@ from distrec.data import prepared, store
 from distrec.data.prepared import Prepared
 from distrec.engine import outcome
 from distrec.engine.checkpoint import Checkpoints
+from distrec.engine.launch import join
 from distrec.engine.trainer import Trainer
-from distrec.models.build import build, is_trained
-from distrec.runtime import DONE, REQUEUE, Journal, Ranks, Stop, log, run, write_atomically
+from distrec.jobs.assemble import assemble
+from distrec.jobs.codes.artefact import Collapsed, Work
+from distrec.models.build import is_trained
+from distrec.runtime import DONE, FAILED, REQUEUE, Journal, Ranks, Stop, log, run, write_atomically
 
-_FREE = ("train.log_steps", "train.save_steps", "train.trackers")  # may differ between a run and its resumption
+_FREE = (
+    "train.log_steps",
+    "train.save_steps",
+    "train.trackers",
+    "model.codes",
+)  # may differ between a run and its resumption
 
 
 def main(argv: Sequence[str]) -> int:
     config = cfg.load(argv)
     if config.out and (not os.access(_existing(config.out), os.W_OK) or not _existing(config.out).is_dir()):
         raise ValueError(f"out={config.out}: {_existing(config.out)} is no folder that can be written to")
-    accelerator = join(config)
+    accelerator = join(config.train, config.out)
     ranks = Ranks.here()
     data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
-    made = made_by(config, data)
+    with Stop() as stop:
+        try:
+            assembled = assemble(Work(config, data, ranks, stop, accelerator.device))
+        except Collapsed as error:
+            log(str(error))
+            return FAILED
+    if assembled is None:
+        log("stopped before training; the same command goes on from there")
+        return REQUEUE
+    model, codes = assembled
+    made = made_by(config, data, codes)
     out = config.out or Path("runs") / f"{config.data.source}-{config.model.name}-{store.digest(made)[:8]}"
     lock = ranks.main_first(partial(enter, out, config, made, ranks))
     if (out / store.STAMP).exists():
         store.verify_stamped(out)
         log(f"{out} is finished already (remove it to train again)")
     else:
-        model = build(config.model, data, config.seed).to(accelerator.device)
         journal = Journal(out / "metrics.jsonl", ranks)
         seen = None
         if is_trained(model):
@@ -97,36 +112,8 @@ def _existing(path: Path) -> Path:
     return path if path.exists() else _existing(path.absolute().parent)
 
 
-def join(config: cfg.Config) -> Accelerator:
-    """The accelerator of this launch.
-
-    Raises: ValueError when fewer processes joined than were started (each would train alone, silently).
-    """
-    on_cpu = not torch.cuda.is_available()
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    # without find_unused_parameters DDP lays its buckets out anew after the first backward pass: a resumed run
-    # would sum over three or more ranks in another order than the uninterrupted one
-    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    if on_cpu and asked > 1:
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    tracked: Any = list(config.train.trackers)
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=config.train.precision,
-        log_with=tracked or None,
-        project_dir=config.out or "runs",
-        kwargs_handlers=handlers,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # ours; whatever a launch file says
-    )
-    if accelerator.num_processes != asked:
-        raise ValueError(
-            f"{asked} processes were started but {accelerator.num_processes} joined: start them with torchrun"
-        )
-    return accelerator
-
-
-def made_by(config: cfg.Config, data: Prepared) -> dict[str, Any]:
-    """What a checkpoint of this run must agree with to be resumed."""
+def made_by(config: cfg.Config, data: Prepared, codes: str | None = None) -> dict[str, Any]:
+    """What a checkpoint of this run must agree with to be resumed; `codes`: the hash of those that it generates."""
     settings = cfg.plain(config)
     chosen = {
         "model": settings["model"],
@@ -134,7 +121,8 @@ def made_by(config: cfg.Config, data: Prepared) -> dict[str, Any]:
         "score.mask_history": config.score.mask_history,
         "seed": config.seed,
     }
-    return {key: value for key, value in store.flat(chosen).items() if key not in _FREE} | {"data": data.stamp}
+    made = {key: value for key, value in store.flat(chosen).items() if key not in _FREE} | {"data": data.stamp}
+    return made | ({"codes": codes} if codes else {})
 
 
 def enter(out: Path, config: cfg.Config, made: dict[str, Any], ranks: Ranks) -> int:

@@ -14,7 +14,7 @@ from distrec import config as cfg
 HOUSE = ROOT / "distrec"
 ORDER = [{"settings", "config", "runtime"}, {"freq", "codes"}, {"data"}, {"models"}, {"engine"}, {"jobs", "train"}]
 LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}
-BESIDE = {("jobs", "train"), ("config", "runtime"), ("config", "settings")}  # neighbours on one storey
+BESIDE = {("train", "jobs"), ("config", "runtime"), ("config", "settings")}  # neighbours on one storey
 DOORS = {
     "transformers": ("models/backbone.py", "jobs/embed.py"),
     "peft": ("models/backbone.py",),

@@ -64,9 +64,7 @@ def free(
     return beams.state[..., None] // places % n_tokens, beams.score
 
 
-def _search(
-    step: Step, go_on: _Continue, n_levels: int, n_users: int, width: int, device: torch.device | str
-) -> Beams:
+def _search(step: Step, go_on: _Continue, n_levels: int, n_users: int, width: int, device: torch.device | str) -> Beams:
     state = torch.zeros(n_users, 1, dtype=torch.int64, device=device)
     score = torch.zeros(n_users, 1, device=device)
     token = parent = None

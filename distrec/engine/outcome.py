@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
 from torch import nn
@@ -20,15 +19,16 @@ def measure(
     model: nn.Module, data: Prepared, split: Split, config: Score, ranks: Ranks, device: torch.device
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """(metrics of a split under both protocols, the rank of each user's target with raw ids)."""
-    ranking = scoring.rank_split(model, data, split, config, ranks, device)
-    exact = bool(np.isfinite(ranking.rank).all())
+    ranking = scoring.rank_split(model, data, split, config, ranks, device, thorough=True)
+    beams = getattr(model, "beams", None)
+    masked = scoring.masks_history(config, model)
     report: dict[str, Any] = {
         "protocol": {
             "split": split,
             "candidates": "all items",
-            "history": "masked (everything the user had, never the target)" if config.mask_history else "kept",
+            "history": "masked (everything the user had, never the target)" if masked else "kept",
             "ties": "expected rank",
-            "ranks": "exact" if exact else f"the first {scoring.GENERATED} generated",
+            "ranks": f"the first {beams} generated" if beams else "exact",
             "bootstrap": config.bootstrap,
         },
         "full": metrics.summarise(ranking.rank, config.bootstrap),
@@ -44,6 +44,10 @@ def measure(
         name = f"sampled_1_{data.negatives.shape[1]}"
         report[name] = metrics.summarise(ranking.sampled, config.bootstrap)
         table[f"rank_{name}"] = ranking.sampled
+    for name, values in ranking.others.items():
+        is_share = name.endswith("_invalid")
+        report[name] = float(values.mean()) if is_share else metrics.summarise(values, config.bootstrap)
+        table[name if is_share else f"rank_{name}"] = values
     return report, pl.DataFrame(table)
 
 
@@ -72,4 +76,6 @@ def lines(report: dict[str, Any]) -> str:
                 f"  {name:<13} {figures}"
                 + (f"  (NDCG@10 95 % {interval[0]:.4f} – {interval[1]:.4f})" if interval else "")
             )
+        elif name.endswith("_invalid"):
+            rows.append(f"  {name:<13} {found:.4%} of what was generated is no item")
     return "\n".join(rows)

@@ -24,7 +24,6 @@ from distrec.runtime import Ranks
 
 BLOCK = 512
 CHUNK = {"cpu": 1024, "cuda": 262_144}  # items scored at once; on a CPU 512 × 1024 scores stay in the cores' caches
-GENERATED = 50  # how deep a model without scores is asked to rank
 
 
 @dataclass(frozen=True)
@@ -32,18 +31,28 @@ class Ranking:
     """The rank of each evaluated user's target, 1 is best; `sampled` is its rank among 1 + M items.
 
     Ties get the expected rank (half of the equal ones stand before); beyond what a generative model
-    lists the rank is inf.
+    lists the rank is inf.  `others`: ranks by each of its ways of decoding (WAY among the items that came out,
+    WAY_ids among all that came out) and the share of the list that is no item (WAY_invalid).
     """
 
     user: np.ndarray
     target: np.ndarray
     rank: np.ndarray
     sampled: np.ndarray | None
+    others: dict[str, np.ndarray]
 
 
 @torch.inference_mode()
-def rank_split(model: Any, data: Prepared, split: Split, config: Score, ranks: Ranks, device: torch.device) -> Ranking:
-    """Ranks of every user of the split; the same on every process.
+def rank_split(
+    model: Any,
+    data: Prepared,
+    split: Split,
+    config: Score,
+    ranks: Ranks,
+    device: torch.device,
+    thorough: bool = False,
+) -> Ranking:
+    """Ranks of every user of the split; the same on every process.  `thorough`: by every way of decoding as well.
 
     Raises: ValueError when the split has no target, or a score is not finite.
     """
@@ -55,45 +64,86 @@ def rank_split(model: Any, data: Prepared, split: Split, config: Score, ranks: R
     blocks = [order[low : low + BLOCK] for low in range(0, len(order), BLOCK)]
     mine = blocks[ranks.rank :: ranks.size]
     together = max(1, config.batch_users // BLOCK)
-    rows, full, sampled = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0)]
+    rows: list[np.ndarray] = []
+    columns: dict[str, list[np.ndarray]] = {}
     bar = tqdm(total=len(mine), desc=f"rank {split}", unit="block", disable=not ranks.is_main, leave=False, delay=2)
     for low in range(0, len(mine), together):
         group = mine[low : low + together]
-        for found, found_sampled in _rank_blocks(model, data, samples, group, config, device):
-            full.append(found)
-            sampled.append(found_sampled)
-        rows.extend(group)
+        for block, found in zip(
+            group, _rank_blocks(model, data, samples, group, config, device, thorough), strict=True
+        ):
+            rows.append(block)
+            for name, values in found.items():
+                columns.setdefault(name, []).append(values.double().cpu().numpy())
         bar.update(len(group))
     bar.close()
-    gathered = ranks.gather((np.concatenate(rows), np.concatenate(full), np.concatenate(sampled)))
-    row, rank, rank_sampled = (np.concatenate(parts) for parts in zip(*gathered, strict=True))
-    back = np.argsort(row)
-    has_sampled = len(rank_sampled) == len(row)
-    return Ranking(samples.user, data.item[samples.end - 1], rank[back], rank_sampled[back] if has_sampled else None)
+    gathered = [part for part in ranks.gather((rows, columns)) if part[0]]
+    back = np.argsort(np.concatenate([block for own, _ in gathered for block in own]))
+    whole = {
+        name: np.concatenate([values for _, own in gathered for values in own[name]])[back] for name in gathered[0][1]
+    }
+    return Ranking(
+        samples.user, data.item[samples.end - 1], whole.pop("rank"), whole.pop("sampled", None), others=whole
+    )
 
 
 def _rank_blocks(
-    model: Any, data: Prepared, samples: batches.Samples, group: list[np.ndarray], config: Score, device: torch.device
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    model: Any,
+    data: Prepared,
+    samples: batches.Samples,
+    group: list[np.ndarray],
+    config: Score,
+    device: torch.device,
+    thorough: bool,
+) -> Iterator[dict[str, Tensor]]:
     loaded = [batches.collate(data, samples, block).to(device) for block in group]
-    nothing = np.empty(0)
+    masked = masks_history(config, model)
+    masks = [_history(data, samples, block, device) if masked else None for block in group]
     if not hasattr(model, "scorer"):
-        for batch in loaded:
-            listed = model.rank(batch, min(GENERATED, data.n_items))
-            hit = listed == batch.targets[:, -1:]
-            place = torch.where(hit.any(1), hit.int().argmax(1) + 1.0, torch.inf)
-            yield place.double().cpu().numpy(), nothing
+        for batch, mask in zip(loaded, masks, strict=True):
+            yield _rank_listed(model, batch, mask, data.n_items, thorough)
         return
     scorers = [model.scorer(batch) for batch in loaded]
     targets = [batch.targets[:, -1] for batch in loaded]
-    masks = [_history(data, samples, block, device) if config.mask_history else None for block in group]
     found = exact_ranks(scorers, targets, data.n_items, masks)
     for block, scorer, target, rank in zip(group, scorers, targets, found, strict=True):
-        among = nothing
+        result = {"rank": rank}
         if data.negatives is not None:
             negatives = torch.from_numpy(data.negatives[samples.user[block]].astype(np.int64)).to(device)
-            among = _rank_among(scorer, target, negatives).cpu().numpy()
-        yield rank.cpu().numpy(), among
+            result["sampled"] = _rank_among(scorer, target, negatives)
+        yield result
+
+
+def masks_history(config: Score, model: Any) -> bool:
+    """Whether a user's history is left out: asked for, or usual for models of this kind."""
+    return hasattr(model, "scorer") if config.mask_history is None else config.mask_history
+
+
+def _rank_listed(
+    model: Any, batch: batches.Batch, mask: tuple[Tensor, Tensor] | None, n_items: int, thorough: bool
+) -> dict[str, Tensor]:
+    """Where the target stands in what a generative model lists, by its own and, if `thorough`, each way of decoding."""
+    result = {}
+    thorough = thorough and hasattr(model, "listings")
+    listings = model.listings(batch) if thorough else {"": model.rank(batch, model.beams)}
+    for name, listed in listings.items():
+        no_item = left_out = listed < 0
+        if mask is not None:
+            numbers = torch.arange(len(listed), device=listed.device)[:, None] * n_items + listed
+            left_out = no_item | torch.isin(numbers, mask[0] * n_items + mask[1])
+        hit = listed == batch.targets[:, -1:]
+        place = _place(hit, left_out)
+        result.setdefault("rank", place)
+        if thorough:
+            ids = _place(hit, left_out & ~no_item)
+            result |= {name: place, f"{name}_ids": ids, f"{name}_invalid": no_item.double().mean(1)}
+    return result
+
+
+def _place(hit: Tensor, left_out: Tensor) -> Tensor:
+    """The place of the hit among those not left out, from 1; inf where there is none."""
+    place = (~left_out).double().cumsum(1)
+    return torch.where(hit, place, torch.inf).amin(1)
 
 
 def exact_ranks(

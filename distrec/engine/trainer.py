@@ -55,7 +55,7 @@ class Trainer:
         Raises: ValueError when max_skips steps in a row are not finite.
         """
         config = self.config
-        self.samples = batches.training(self.data, config.samples, self.model.max_len)
+        self.samples = batches.training(self.data, config.samples or self.model.samples, self.model.max_len)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
         self.wrapped, self.stepper = self.accelerator.prepare(self.model, self.optimizer)

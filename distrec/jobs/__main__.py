@@ -5,6 +5,7 @@
   quantize   item vectors → codes (semantic ids)
   train      a model, and its test figures              (accelerate launch distrec/train.py)
   evaluate   rank a split again with a run's best checkpoint
+  recommend  the best items for a file of histories
   audit      is there a leak?
   config     print every key with its value
 
@@ -23,6 +24,7 @@ _JOBS = {
     "quantize": "distrec.jobs.quantize",
     "train": "distrec.train",
     "evaluate": "distrec.jobs.evaluate",
+    "recommend": "distrec.jobs.recommend",
     "audit": "distrec.jobs.audit",
     "config": "distrec.config",
 }

@@ -24,9 +24,9 @@ import torch
 from tqdm import tqdm
 
 from distrec import config as cfg
-from distrec import train
 from distrec.data import prepared, store, vectors
 from distrec.data.prepared import Prepared
+from distrec.engine.launch import join
 from distrec.models import lexical
 from distrec.models.lexical import LexicalEncoder
 from distrec.runtime import REQUEUE, Ranks, Stop, log, run
@@ -41,7 +41,7 @@ class Encoder(Protocol):
 
 def main(argv: Sequence[str]) -> int | None:
     config = cfg.load(argv)
-    train.join(config)
+    join(config.train)
     ranks = Ranks.here()
     data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
     with Stop() as stop:

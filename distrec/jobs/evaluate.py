@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distrec import config as cfg
-from distrec import train
 from distrec.data import prepared
 from distrec.engine import outcome
 from distrec.engine.checkpoint import Checkpoints
-from distrec.models.build import build, is_trained
-from distrec.runtime import Ranks, run
+from distrec.engine.launch import join
+from distrec.jobs.assemble import assemble
+from distrec.jobs.codes.artefact import Work
+from distrec.models.build import is_trained
+from distrec.runtime import REQUEUE, Ranks, Stop, run
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int | None:
     given: dict[str, str] = {key: value for key, _, value in (arg.partition("=") for arg in argv)}
     split, out = given.pop("split", "test"), Path(given.get("out", ""))
     own = ("out", "data.root", "data.path", "data.items")
@@ -31,10 +33,14 @@ def main(argv: Sequence[str]) -> None:
     if not (out / "config.yaml").is_file():
         raise ValueError(f"out={str(out)!r} is no run folder (no config.yaml in it); give out=RUN")
     config = cfg.load([str(out / "config.yaml"), *(arg for arg in argv if not arg.startswith("split="))])
-    accelerator = train.join(config)
+    accelerator = join(config.train)
     ranks = Ranks.here()
     data = prepared.load(ranks.main_first(lambda: prepared.prepare(config.data)))
-    model = build(config.model, data, config.seed).to(accelerator.device)
+    with Stop() as stop:
+        assembled = assemble(Work(config, data, ranks, stop, accelerator.device))
+    if assembled is None:
+        return REQUEUE
+    model, _ = assembled
     if is_trained(model):
         kept = Checkpoints(out / "checkpoints", {"data": data.stamp})
         kept.load(kept.best(), model)
@@ -42,6 +48,7 @@ def main(argv: Sequence[str]) -> None:
     if ranks.is_main:
         outcome.write(out, report, table, f"evaluate-{split}")
         print(outcome.lines(report))
+    return None
 
 
 if __name__ == "__main__":

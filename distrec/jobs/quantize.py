@@ -24,8 +24,8 @@ from functools import partial
 from pathlib import Path
 
 from distrec import config as cfg
-from distrec import train
 from distrec.data import prepared
+from distrec.engine.launch import join
 from distrec.jobs.codes import report
 from distrec.jobs.codes.artefact import FREE, Collapsed, Work
 from distrec.jobs.codes.extend import extend
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int | None:
     if known and settled:
         raise ValueError(f"{settled[0]}: with --assign-only the codes' settings are those of {known}")
     config = cfg.load([arg for arg in argv if arg not in flags])
-    accelerator = train.join(config)
+    accelerator = join(config.train)
     ranks = Ranks.here()
     data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
     try:

@@ -125,18 +125,17 @@ class RelativeBias(nn.Module):
         else:
             distance = (-distance).clamp(min=0)
         near = n // 2
-        far = near + (
-            torch.log(distance.clamp(min=1).float() / near) / math.log(self.farthest / near) * (n - near)
-        ).long()
+        far = (
+            near
+            + (torch.log(distance.clamp(min=1).float() / near) / math.log(self.farthest / near) * (n - near)).long()
+        )
         return first + torch.where(distance < near, distance, far.clamp(max=n - 1))
 
 
 class EncoderLayer(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x))."""
 
-    def __init__(
-        self, d_model: int, d_ff: int, d_kv: int, n_heads: int, dropout: float, rpml: Rpml | None = None
-    ):
+    def __init__(self, d_model: int, d_ff: int, d_kv: int, n_heads: int, dropout: float, rpml: Rpml | None = None):
         super().__init__()
         self.attention = Attention(d_model, n_heads, d_kv, dropout, rpml)
         self.feed = FeedForward(d_model, d_ff, dropout)
@@ -190,7 +189,9 @@ class Crfa(nn.Module):
         width = {"bins": d_model, "flat": bins * d_model, "channels": bins}[tokens]
         out = d_model if tokens == "channels" else width
         self.into = nn.ModuleList(nn.Linear(width, out, bias=False) for _ in range(2))
-        self.back = nn.ModuleList(nn.Linear(d_model, bins, bias=False) if tokens == "channels" else nn.Identity() for _ in range(2))
+        self.back = nn.ModuleList(
+            nn.Linear(d_model, bins, bias=False) if tokens == "channels" else nn.Identity() for _ in range(2)
+        )
 
     @staticmethod
     def bins(length: int) -> int:

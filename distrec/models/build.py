@@ -1,7 +1,7 @@
 """What a recommender is, and which one a config names."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from distrec import config as cfg
 from distrec.data.batches import Batch
+from distrec.data.item_codes import ItemCodes
 from distrec.data.prepared import Prepared
 from distrec.models.baselines.counting import ItemKnn, Markov, Popularity
 from distrec.models.sasrec import SasRec
+from distrec.models.tone import Tone
 
 Scorer = Callable[[slice | Tensor], Float[Tensor, "B n"]]
 """Scores of some items (a range of ids, or ids) for the users of one batch: a column an item, in a tensor of its own
@@ -21,11 +23,13 @@ that the caller may overwrite."""
 class Recommender(Protocol):
     """Anything that can be trained by the one loop and ranked by the one scoring.
 
-    `max_len`: the longest history it reads.  A model that scores every item also has `scorer(batch) -> Scorer`;
-    one that generates ranks by `rank` alone.
+    `max_len`: the longest history it reads; `samples`: what it is trained on.  A model that scores every item also
+    has `scorer(batch) -> Scorer`; one that generates has `beams`, the most that it lists, and
+    `listings(batch)`: its lists by each way of decoding, its own way first, -1 where no item came out.
     """
 
     max_len: int
+    samples: Literal["sequences", "prefixes"]
 
     def __call__(self, batch: Batch) -> Float[Tensor, ""]:
         """The loss in nats, summed over the batch's targets (the loop divides by their number on all ranks)."""
@@ -36,10 +40,10 @@ class Recommender(Protocol):
         ...
 
 
-def build(config: cfg.Model, data: Prepared, seed: int) -> nn.Module:
+def build(config: cfg.Model, data: Prepared, seed: int, codes: ItemCodes | None = None) -> nn.Module:
     """The model that `config` names, with weights drawn from `seed`; counting models are complete when built.
 
-    Reads nothing of `data` but its sizes and its training interactions.
+    Reads nothing of `data` but its sizes and its training interactions; `codes`: of a model that generates them.
     """
     torch.manual_seed(seed)
     match config:
@@ -51,6 +55,9 @@ def build(config: cfg.Model, data: Prepared, seed: int) -> nn.Module:
             return ItemKnn(data, config.max_len)
         case cfg.Markov():
             return Markov(data, config.decay, config.max_len)
+        case cfg.Tone() | cfg.Tiger():
+            assert codes is not None
+            return Tone(config, codes)
 
 
 def is_trained(model: nn.Module) -> bool:

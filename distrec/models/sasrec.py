@@ -23,6 +23,8 @@ class SasRec(nn.Module):
     Deviation: normalises before each block and once at the end, where the paper's code normalises queries only.
     """
 
+    samples = "sequences"
+
     def __init__(self, config: Config, n_items: int):
         super().__init__()
         self.config = config
@@ -62,7 +64,7 @@ class SasRec(nn.Module):
         return lambda items: state @ table[items].T
 
     def rank(self, batch: Batch, k: int) -> Int[Tensor, "B K"]:
-        return top_items(self.scorer(batch), self.n_items, k)
+        return top_items(self.scorer(batch), self.n_items, k)[0]
 
     def item_table(self) -> Float[Tensor, "I D"]:
         """The item embeddings, for models that build on them."""

@@ -8,8 +8,8 @@ Source: Rajput et al. 2023 (TIGER); TONE Eq. 7-11.  Deviation: attributes enter 
 Shapes: B users in a batch, T items of a history, L levels, S = T · L encoder tokens, D channels, W beams, V tokens, I items.
 """
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from distrec.codes import beam
 from distrec.codes.prefix import PrefixIndex
+from distrec.config import Tiger
 from distrec.config import Tone as Config
 from distrec.data.batches import Batch
 from distrec.data.item_codes import ItemCodes
@@ -33,9 +34,12 @@ class Tone(nn.Module):
     item_codes: Tensor
     token_of: Tensor
 
-    def __init__(self, config: Config, codes: ItemCodes):
+    def __init__(self, config: Config | Tiger, codes: ItemCodes):
         super().__init__()
-        self.config, self.max_len, self.sizes = config, config.max_len, codes.sizes
+        if isinstance(config, Tiger):
+            shared = {key: value for key, value in dataclasses.asdict(config).items() if key != "name"}
+            config = Config(**shared, agf=False, crfa=False, rpml=False)
+        self.config, self.max_len, self.beams, self.sizes = config, config.max_len, config.beams, codes.sizes
         n_levels = len(codes.sizes)
         self.offsets = [1 + n for n in itertools.accumulate(codes.sizes[:-1], initial=0)]
         self.n_tokens = 1 + sum(codes.sizes)
@@ -99,6 +103,11 @@ class Tone(nn.Module):
         """The items of the best beams; -1 where free decoding ended in codes that no item has."""
         return self.search(batch, k, self.config.decoding)[0]
 
+    def listings(self, batch: Batch) -> dict[str, Int[Tensor, "B K"]]:
+        """The items of all beams by each way of decoding, the config's first."""
+        ways = sorted(("constrained", "free"), key=lambda way: way != self.config.decoding)
+        return {way: self.search(batch, self.beams, way)[0] for way in ways}
+
     def search(
         self, batch: Batch, k: int, decoding: str, index: PrefixIndex | None = None
     ) -> tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]:
@@ -122,7 +131,9 @@ class Tone(nn.Module):
                     step, index or self.index(batch.items.device), self.offsets, len(rows), self.config.beams
                 )
             short = k - min(k, items.shape[1])
-            found.append((F.pad(items[:, :k], (0, short), value=-1), F.pad(scores[:, :k], (0, short), value=-torch.inf)))
+            found.append(
+                (F.pad(items[:, :k], (0, short), value=-1), F.pad(scores[:, :k], (0, short), value=-torch.inf))
+            )
         items, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
         return items, scores
 
@@ -171,9 +182,7 @@ class Tone(nn.Module):
     def _crfa(self) -> Crfa:
         c = self.config
         n = Crfa.n_tokens(self.length, c.d_model, c.crfa_tokens)
-        real, imaginary = (
-            self._stack(n, rpml=c.rpml, bias=c.relative_bias, places=c.bin_embedding) for _ in range(2)
-        )
+        real, imaginary = (self._stack(n, rpml=c.rpml, bias=c.relative_bias, places=c.bin_embedding) for _ in range(2))
         return Crfa(self.length, c.d_model, c.crfa_tokens, (real, imaginary))
 
 
@@ -198,9 +207,12 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
+    layers: "list[DecoderLayer]"
+
     def __init__(self, config: Config, n_levels: int):
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(config, n_levels) for _ in range(config.n_layers))
+        layers = nn.ModuleList(DecoderLayer(config, n_levels) for _ in range(config.n_layers))
+        self.layers = layers  # pyright: ignore[reportAttributeAccessIssue]  (a ModuleList does not tell of what)
         self.bias = RelativeBias(config.d_model, config.n_heads, both_ways=False)
         self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
 
@@ -227,14 +239,11 @@ class Decoder(nn.Module):
         bias = self.bias(1, level + 1)
         for number, (layer, remembered) in enumerate(zip(self.layers, memory, strict=True)):
             normed = layer.norm_attention(x).flatten(0, 1)[:, None]
-            now = tuple(part.unflatten(0, (n_users, width)) for part in layer.attention.keys_values(normed))
+            keys, values = (part.unflatten(0, (n_users, width)) for part in layer.attention.keys_values(normed))
             if level:
-                now = tuple(torch.cat(pair, 3) for pair in zip(past[number], now, strict=True))
-                past[number] = now
-            else:
-                past.append(now)
-            keys, values = (part.flatten(0, 1) for part in now)
-            x = x + layer.attention(normed, keys, values, bias).view_as(x)
+                keys, values = torch.cat([past[number][0], keys], 3), torch.cat([past[number][1], values], 3)
+            past[number : number + 1] = [(keys, values)]
+            x = x + layer.attention(normed, keys.flatten(0, 1), values.flatten(0, 1), bias).view_as(x)
             x = layer.outward(x, remembered, mask)
         return self.norm(x)
 

@@ -30,7 +30,7 @@ class Fixed(torch.nn.Module):
 class Lister(torch.nn.Module):
     """A generative model: it lists, it does not score."""
 
-    max_len = 20
+    max_len, beams = 20, 50
 
     def __init__(self, lists):
         super().__init__()
@@ -114,7 +114,7 @@ def test_a_list_ranks_by_its_places_and_misses_are_infinite(small):
     ranking = rank(Lister(lists), small)
     for u, target, found in zip(ranking.user, ranking.target, ranking.rank, strict=True):
         place = lists[u].tolist().index(target) + 1
-        assert found == (place if place <= scoring.GENERATED else np.inf)
+        assert found == (place if place <= 50 else np.inf)
     assert ranking.sampled is None
 
 
@@ -184,3 +184,38 @@ def test_a_target_whose_score_differs_in_its_last_bit_is_counted_again(small):
 
     scores = torch.randint(4, (small.n_users, small.n_items)).float()
     np.testing.assert_array_equal(rank(Wobbly(scores), small).rank, brute(scores, small, "test"))
+
+
+class Decoder(Lister):
+    """One that generates in two ways; the second one's list holds places that are no item."""
+
+    def listings(self, batch):
+        listed = self.rank(batch, 50)
+        broken = listed.clone()
+        broken[:, 1::2] = -1
+        return {"constrained": listed, "free": broken}
+
+
+def test_every_way_of_decoding_is_ranked_items_and_ids_apart(small):
+    lists = torch.stack([torch.randperm(small.n_items) for _ in range(small.n_users)])
+    found = scoring.rank_split(Decoder(lists), small, "test", cfg.Score(), Ranks(), CPU, thorough=True)
+    place = np.array([lists[u].tolist().index(t) for u, t in zip(found.user, found.target, strict=True)])
+    np.testing.assert_array_equal(found.rank, np.where(place < 50, place + 1, np.inf))
+    np.testing.assert_array_equal(found.rank, found.others["constrained"])
+    seen = (place < 50) & (place % 2 == 0)
+    np.testing.assert_array_equal(found.others["free_ids"], np.where(seen, place + 1, np.inf))
+    np.testing.assert_array_equal(found.others["free"], np.where(seen, place // 2 + 1, np.inf))
+    assert (found.others["free_invalid"] == 0.5).all()
+    assert (found.others["constrained_invalid"] == 0).all()
+
+
+def test_a_list_without_its_history_moves_up(small):
+    lists = torch.stack([torch.randperm(small.n_items) for _ in range(small.n_users)])
+    kept, dropped = (rank(Lister(lists), small, mask_history=mask) for mask in (False, True))
+    assert np.array_equal(kept.rank, rank(Lister(lists), small).rank)
+    users, places = small.targets("test")
+    for u, place, found in zip(users, places, dropped.rank, strict=True):
+        history = set(small.item[small.start[u] : place].tolist()) - {int(small.item[place])}
+        left = [item for item in lists[u, :50].tolist() if item not in history]
+        target = int(small.item[place])
+        assert found == (left.index(target) + 1 if target in left else np.inf)

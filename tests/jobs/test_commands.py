@@ -167,7 +167,7 @@ def test_help_comes_at_once_and_says_how(tmp_path):
 
 def test_too_few_processes_joined_is_refused(monkeypatch):
     """Were a launcher not understood, each rank would train alone, silently."""
-    from distrec import train
+    from distrec.engine import launch
 
     class Alone:
         num_processes = 1
@@ -175,10 +175,10 @@ def test_too_few_processes_joined_is_refused(monkeypatch):
         def __init__(self, **_):
             pass
 
-    monkeypatch.setattr(train, "Accelerator", Alone)
+    monkeypatch.setattr(launch, "Accelerator", Alone)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes were started but 1 joined"):
-        train.join(cfg.load([]))
+        launch.join(cfg.Train())
 
 
 def test_two_jobs_in_one_folder_are_refused(tmp_path):

@@ -157,7 +157,7 @@ def test_rank_lists_the_highest_scores_and_the_lower_id_of_equal_ones(model, sma
             monkeypatch.setattr(ranking, "CHUNK", chunk)
             found = model.rank(batch, 12)
             assert torch.equal(scores.gather(1, found), scores.gather(1, expected))
-    ties = ranking.top_items(lambda items: torch.zeros(2, 30)[:, items], 30, 5)
+    ties, _ = ranking.top_items(lambda items: torch.zeros(2, 30)[:, items], 30, 5)
     assert ties.tolist() == [[0, 1, 2, 3, 4]] * 2
 
 

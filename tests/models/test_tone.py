@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from t5 import fed, hugging_face
 from torch.testing import assert_close
-from transformers import T5Config, T5ForConditionalGeneration
 
 from distrec import config as cfg
 from distrec.data.batches import Batch
@@ -48,49 +48,6 @@ def histories(n=6, longest=20, seed=1, n_items=60):
     return Batch(torch.arange(n), items, is_item, torch.from_numpy(rng.integers(n_items, size=(n, longest))), is_target)
 
 
-def hugging_face(model):
-    """T5 with the weights of a model whose switches are off."""
-    c = model.config
-    theirs = T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=model.n_tokens, d_model=c.d_model, d_kv=c.d_kv, d_ff=c.d_ff, num_layers=c.n_layers,
-            num_heads=c.n_heads, dropout_rate=0.1, decoder_start_token_id=0, pad_token_id=0, eos_token_id=0,
-        )
-    ).eval()  # fmt: skip
-    pairs = {
-        "shared.weight": "shared.weight",
-        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": "encoder.bias.table.weight",
-        "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": "decoder.bias.table.weight",
-        "encoder.final_layer_norm.weight": "encoder_norm.weight",
-        "decoder.final_layer_norm.weight": "decoder.norm.weight",
-    }
-    parts = {
-        "encoder": ("SelfAttention:attention", "DenseReluDense:feed"),
-        "decoder": ("SelfAttention:attention", "EncDecAttention:cross", "DenseReluDense:feed"),
-    }
-    for side, names in parts.items():
-        for layer, (j, name) in itertools.product(range(c.n_layers), enumerate(names)):
-            their, our = name.split(":")
-            at, own = f"{side}.block.{layer}.layer.{j}.", f"{side}.layers.{layer}."
-            pairs[f"{at}layer_norm.weight"] = f"{own}norm_{our}.weight"
-            for weight in ("wi", "wo") if our == "feed" else "qkvo":
-                pairs[f"{at}{their}.{weight}.weight"] = f"{own}{our}.{weight}.weight"
-    own = model.state_dict()
-    their = theirs.state_dict()
-    assert set(their) - set(pairs) <= {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"}
-    assert set(own) == set(pairs.values())
-    theirs.load_state_dict({name: own[pairs[name]] for name in pairs}, strict=False)
-    theirs.tie_weights()
-    return theirs, pairs
-
-
-def fed(model, batch):
-    """(input ids, attention mask, labels) as a T5 gets them."""
-    is_token = batch.is_item.repeat_interleave(4, 1)
-    ids = model.token_of[batch.items].flatten(1).masked_fill(~is_token, 0)
-    return ids, is_token.long(), model.token_of[batch.targets[:, -1]]
-
-
 def test_with_its_switches_off_it_is_t5_gradients_too():
     model, batch = tone(**OFF), histories()
     theirs, pairs = hugging_face(model)
@@ -120,7 +77,13 @@ def test_its_beams_are_those_of_generate():
     def allowed(_, sent):
         return start.get(tuple(sent.tolist()[1:]), [0])
 
-    settings = {"num_beams": 20, "num_return_sequences": 10, "max_new_tokens": 4, "min_new_tokens": 4, "length_penalty": 0.0}
+    settings = {
+        "num_beams": 20,
+        "num_return_sequences": 10,
+        "max_new_tokens": 4,
+        "min_new_tokens": 4,
+        "length_penalty": 0.0,
+    }
     settings |= {"do_sample": False, "output_scores": True, "return_dict_in_generate": True, "eos_token_id": None}
     for decoding, more in (("constrained", {"prefix_allowed_tokens_fn": allowed}), ("free", {})):
         out = theirs.generate(input_ids=ids, attention_mask=mask, **settings, **more)
@@ -310,7 +273,13 @@ def test_it_learns_a_rule():
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(150):
         items = torch.randint(60, (64, 4))
-        batch = Batch(torch.arange(64), items, torch.ones(64, 4, dtype=torch.bool), (items + 1) % 60, torch.ones(64, 4, dtype=torch.bool))
+        batch = Batch(
+            torch.arange(64),
+            items,
+            torch.ones(64, 4, dtype=torch.bool),
+            (items + 1) % 60,
+            torch.ones(64, 4, dtype=torch.bool),
+        )
         optimiser.zero_grad()
         (model(batch) / 64).backward()
         optimiser.step()

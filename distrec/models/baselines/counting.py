@@ -30,7 +30,7 @@ class _Counting(nn.Module):
         raise TypeError(f"{type(self).__name__} counts; it has nothing to train")
 
     def rank(self, batch: Batch, k: int) -> Int[Tensor, "B K"]:
-        return top_items(self.scorer(batch), self.n_items, k)
+        return top_items(self.scorer(batch), self.n_items, k)[0]
 
     def scorer(self, batch: Batch) -> Callable[[slice | Tensor], Float[Tensor, "B n"]]:
         raise NotImplementedError

@@ -1,0 +1,85 @@
+"""Histories of any users, known or new: a file of raw item ids → numbered sequences → batches.
+
+Shapes: U users, N items of all histories, B users in a batch, T positions (left-padded).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Int
+
+from distrec.data.batches import Batch
+from distrec.data.prepared import Prepared
+from distrec.runtime import log
+
+
+@dataclass(frozen=True)
+class Histories:
+    """User u has the items start[u] … start[u + 1] − 1, oldest first."""
+
+    user: list[str]
+    item: Int[np.ndarray, " N"]
+    start: Int[np.ndarray, " U1"]
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def batch(self, rows: slice, max_len: int | None = None) -> Batch:
+        """The last max_len items of some users, all if None, left-padded to the longest."""
+        begin, end = self.start[:-1][rows], self.start[1:][rows]
+        begin = begin if max_len is None else np.maximum(begin, end - max_len)
+        place = end[:, None] + np.arange(-int((end - begin).max()), 0)
+        is_item = place >= begin[:, None]
+        items = torch.from_numpy(np.where(is_item, self.item[np.where(is_item, place, 0)], 0))
+        nothing = torch.zeros(items.shape, dtype=torch.bool)
+        user = torch.arange(len(self))[rows]
+        return Batch(user, items, torch.from_numpy(is_item), torch.zeros_like(items), nothing)
+
+
+def read(path: Path, data: Prepared, unknown: Literal["refuse", "drop"] = "refuse") -> Histories:
+    """Histories from JSON lines or Parquet with `user` and `items`, a list of raw item ids, oldest first.
+
+    `unknown`: what to do about items that the catalogue lacks.
+
+    Raises: ValueError, one line, naming the file, and the user and item that are wrong.
+    """
+    table = _open(path)
+    if not len(table):
+        raise ValueError(f"{path} holds no history")
+    flat = table.with_row_index("row").explode("items").drop_nulls("items")
+    raw = pl.Series("items", data.items.data.column("raw").to_pylist(), pl.String)
+    known = pl.DataFrame({"items": raw, "item": np.arange(data.n_items)})
+    flat = flat.join(known, on="items", how="left", maintain_order="left")
+    missing = flat.filter(pl.col("item").is_null())
+    if len(missing):
+        first = missing.row(0, named=True)
+        told = f"{len(missing):,} of {len(flat):,} items are not in the catalogue, the first of them {first['items']!r} of user {first['user']!r}"
+        if unknown == "refuse":
+            raise ValueError(f"{path}: {told} (unknown=drop reads the others)")
+        log(f"{path}: {told}; they are left out")
+        flat = flat.drop_nulls("item")
+    length = np.bincount(flat["row"].to_numpy(), minlength=len(table))
+    if len(empty := np.flatnonzero(length == 0)):
+        user = table["user"][int(empty[0])]
+        raise ValueError(f"{path}: {len(empty):,} users have an empty history, the first of them {user!r}")
+    start = np.concatenate([[0], np.cumsum(length)])
+    return Histories(table["user"].to_list(), flat["item"].to_numpy().astype(np.int64), start)
+
+
+def _open(path: Path) -> pl.DataFrame:
+    readers = {".parquet": pl.read_parquet, ".jsonl": pl.read_ndjson, ".ndjson": pl.read_ndjson}
+    if path.suffix not in readers:
+        raise ValueError(f"{path}: histories come as .jsonl or .parquet with the columns user and items")
+    try:
+        table = readers[path.suffix](path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"{path}: {str(error).strip().splitlines()[0]}") from None
+    if missing := [name for name in ("user", "items") if name not in table.columns]:
+        raise ValueError(f"{path} has no column {missing[0]!r}; it has: {', '.join(table.columns) or 'none'}")
+    if not isinstance(table.schema["items"], pl.List):
+        raise ValueError(f"{path}: items is a list of item ids, got {table.schema['items']}")
+    return table.select(pl.col("user").cast(pl.String), pl.col("items").cast(pl.List(pl.String)))

@@ -1,0 +1,38 @@
+"""The model of a config; what it needs and lacks is made first."""
+
+from pathlib import Path
+
+from torch import nn
+
+from distrec import config as cfg
+from distrec.data import item_codes, store
+from distrec.jobs.codes.artefact import Work
+from distrec.jobs.codes.fit import quantize
+from distrec.models.build import build
+
+GENERATIVE = cfg.Tiger | cfg.Tone
+
+
+def codes_of(work: Work) -> Path | None:
+    """The folder of the codes that the config's model generates; None when making them was stopped.
+
+    Raises: ValueError when the folder that it names is broken or about other items; Collapsed when the gate is shut.
+    """
+    model = work.config.model
+    assert isinstance(model, GENERATIVE)
+    if model.codes is None:
+        return quantize(work)
+    if not (model.codes / "codes.safetensors").is_file():
+        raise ValueError(f"model.codes={model.codes} is no folder of codes (made by distrec quantize)")
+    return model.codes
+
+
+def assemble(work: Work) -> tuple[nn.Module, str | None] | None:
+    """(the model, the hash of its codes if it has any), on the device; None when making its codes was stopped."""
+    config, codes, identity = work.config, None, None
+    if isinstance(config.model, GENERATIVE):
+        folder = codes_of(work)
+        if folder is None:
+            return None
+        codes, identity = item_codes.load(folder, work.data), store.content(folder)
+    return build(config.model, work.data, config.seed, codes).to(work.device), identity

@@ -1,0 +1,137 @@
+"""distrec recommend out=RUN histories=FILE [k=10] [to=FILE] [among=FILE] [unknown=drop] [score.mask_history=true]
+
+The k best items for each history, by the best checkpoint of a run; users need not be those of the training data.
+Every process of a launch takes its share: accelerate launch -m distrec.jobs.recommend …
+
+  histories=FILE   .jsonl or .parquet with user and items (a list of raw item ids, oldest first)
+  to=FILE          .jsonl or .parquet: user, items, scores, texts, best first   (default: RUN/recommendations.jsonl)
+  among=FILE       one raw item id a line: the only items that may come out
+  unknown=drop     leave out items that the catalogue lacks (default: refuse)
+  score.mask_history=true|false   leave out what a user has (default: yes, no where a model generates)
+
+Example:  distrec recommend out=runs/beauty histories=new_users.jsonl k=5
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from tqdm import tqdm
+
+from distrec import config as cfg
+from distrec.data import histories, prepared
+from distrec.data.histories import Histories
+from distrec.data.prepared import Prepared
+from distrec.engine import scoring
+from distrec.engine.checkpoint import Checkpoints
+from distrec.engine.launch import join
+from distrec.engine.listing import best_items
+from distrec.jobs.assemble import assemble
+from distrec.jobs.codes.artefact import Work
+from distrec.models.build import is_trained
+from distrec.runtime import REQUEUE, Ranks, Stop, log, run
+
+_OWN = {"histories": "", "k": "10", "to": "", "among": "", "unknown": "refuse"}
+_PLACES = ("out", "data.root", "data.path", "data.items", "score.mask_history", "score.batch_users")
+
+
+def main(argv: Sequence[str]) -> int | None:
+    given = {key: value for key, _, value in (arg.partition("=") for arg in argv)}
+    if other := [key for key in given if key not in _OWN and key not in _PLACES]:
+        raise ValueError(f"recommend takes {', '.join((*_OWN, *_PLACES))}, not {other[0]}: the run's config holds")
+    own = _OWN | {key: value for key, value in given.items() if key in _OWN}
+    out, source, k = Path(given.get("out", "")), Path(own["histories"]), _count(own["k"])
+    target = Path(own["to"] or out / "recommendations.jsonl")
+    if not (out / "config.yaml").is_file():
+        raise ValueError(f"out={str(out)!r} is no run folder (no config.yaml in it); give out=RUN")
+    if target.suffix not in (".jsonl", ".parquet") or own["unknown"] not in ("refuse", "drop"):
+        raise ValueError("to=FILE ends in .jsonl or .parquet; unknown is refuse or drop")
+    if not source.is_file():
+        raise ValueError(f"histories={own['histories']}: no such file")
+    config = cfg.load([str(out / "config.yaml"), *(arg for arg in argv if arg.partition("=")[0] not in _OWN)])
+    accelerator = join(config.train)
+    ranks = Ranks.here()
+    data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
+    asked = histories.read(source, data, "drop" if own["unknown"] == "drop" else "refuse")
+    among = allowed(Path(own["among"]), data) if own["among"] else None
+    with Stop() as stop:
+        assembled = assemble(Work(config, data, ranks, stop, accelerator.device))
+    if assembled is None:
+        return REQUEUE
+    model: Any = assembled[0]
+    if k > getattr(model, "beams", k):
+        raise ValueError(f"k={k}: this model lists model.beams={model.beams} at most")
+    if is_trained(model):
+        kept = Checkpoints(out / "checkpoints", {"data": data.stamp})
+        kept.load(kept.best(), model)
+    found = listed(model.eval(), asked, k, among, config.score, data, ranks)
+    if ranks.is_main:
+        _write(target, found)
+        log(f"{len(found):,} users, {k} items each")
+        print(target)
+    return None
+
+
+def listed(
+    model: Any, asked: Histories, k: int, among: torch.Tensor | None, score: cfg.Score, data: Prepared, ranks: Ranks
+) -> pl.DataFrame:
+    """user, items, scores, texts; in the order of the histories, on every rank."""
+    drop = scoring.masks_history(score, model)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    lows = range(0, len(asked), score.batch_users)
+    own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for low in tqdm(list(lows)[ranks.rank :: ranks.size], unit="batch", disable=not ranks.is_main, delay=2):
+        rows = slice(low, low + score.batch_users)
+        batch = asked.batch(rows, model.max_len).to(device)
+        owned = asked.batch(rows).to(device) if drop else None
+        among = among.to(device) if among is not None else None
+        items, scores = best_items(model, batch, k, data.n_items, among, owned)
+        own[low] = items.cpu(), scores.cpu()
+    whole = {low: part for parts in ranks.gather(own) for low, part in parts.items()}
+    items, scores = (torch.cat([whole[low][i] for low in lows]) for i in (0, 1))
+    flat = pl.DataFrame(
+        {
+            "row": torch.arange(len(asked)).repeat_interleave(items.shape[1]).numpy(),
+            "item": items.flatten().numpy(),
+            "scores": scores.flatten().double().numpy(),
+        }
+    ).filter(pl.col("item") >= 0)
+    names = [data.items.data.column(name).to_pylist() for name in ("raw", "text")]
+    known = pl.DataFrame({"item": range(data.n_items), "items": names[0], "texts": names[1]})
+    table = flat.join(known, on="item", how="left", maintain_order="left").group_by("row", maintain_order=True)
+    lists = table.agg("items", "scores", "texts")
+    users = pl.DataFrame({"row": range(len(asked)), "user": asked.user})
+    return users.join(lists, on="row", how="left", maintain_order="left").drop("row")
+
+
+def allowed(path: Path, data: Prepared) -> torch.Tensor:
+    """The ids of the items that a file names.   Raises: ValueError naming one that the catalogue lacks."""
+    if not path.is_file():
+        raise ValueError(f"among={path}: no such file")
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    places = {raw: i for i, raw in enumerate(data.items.data.column("raw").to_pylist())}
+    if missing := [name for name in names if name not in places]:
+        raise ValueError(f"{path}: {len(missing):,} items are not in the catalogue, the first of them {missing[0]!r}")
+    if not names:
+        raise ValueError(f"{path} names no item")
+    return torch.tensor(sorted({places[name] for name in names}))
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"k={text}: how many items, at least 1")
+    return int(text)
+
+
+def _write(target: Path, table: pl.DataFrame) -> None:
+    """Complete or absent."""
+    scratch = target.with_name(f".{target.name}.tmp")
+    table.write_parquet(scratch) if target.suffix == ".parquet" else table.write_ndjson(scratch)
+    scratch.rename(target)
+
+
+if __name__ == "__main__":
+    run(main, __doc__)

@@ -1,0 +1,76 @@
+"""P14, P15: what TONE's parts cost beside TIGER, in training and in inference.
+
+    python tests/bench/tone.py [--rounds 5]
+
+The paper's shape (4+4 layers, d 128, 6 heads of 64, 20 items of 4 codes, beam 30); a step is forward, backward and Adam on 64 full
+windows of 80 tokens, as both are trained in the paper.  TIGER needs no fixed window: the second table gives it histories as long as
+Beauty's prefixes are (5 items in the median), which TONE still pads to 20.  Medians, in turn, in one process.
+"""
+
+import argparse
+import json
+import os
+
+import numpy as np
+import torch
+from beam import SIZES, catalogue, timed
+
+from distrec import config as cfg
+from distrec.data.batches import Batch
+from distrec.data.item_codes import ItemCodes
+from distrec.models.tone import Tone
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    codes = ItemCodes.of(catalogue(12_101), SIZES)
+    models = {"tiger": Tone(cfg.Tiger(), codes), "tone": Tone(cfg.Tone(), codes)}
+    figures: dict[str, float] = {}
+    for name, length, key in (("full windows", 20, ""), ("histories of 5", 5, "_5")):
+        batch = histories(64, length, 12_101)
+        steps = timed({which: training(model, batch) for which, model in models.items()}, options.rounds)
+        searches = timed({which: inference(model, batch) for which, model in models.items()}, options.rounds)
+        print(
+            f"{name:<15} training step: TIGER {1e3 * steps['tiger']:6.0f} ms, TONE {1e3 * steps['tone']:6.0f} ms"
+            f"   search: TIGER {1e3 * searches['tiger']:6.0f} ms, TONE {1e3 * searches['tone']:6.0f} ms"
+        )
+        figures[f"P14{key}"] = round(steps["tone"] / steps["tiger"], 3)
+        figures[f"P15{key}"] = round(searches["tone"] / searches["tiger"], 3)
+    weights = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    print(", ".join(f"{name}: {n / 1e6:.2f} million weights" for name, n in weights.items()))
+    print(json.dumps({**figures, "cores": os.cpu_count(), "threads": torch.get_num_threads()}))
+
+
+def histories(n: int, length: int, n_items: int) -> Batch:
+    items = torch.from_numpy(np.random.default_rng(0).integers(n_items, size=(n, length)))
+    there = torch.ones(n, length, dtype=torch.bool)
+    return Batch(torch.arange(n), items, there, items, there)
+
+
+def training(model: Tone, batch: Batch):
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-4)
+
+    def step() -> None:
+        model.train()
+        optimiser.zero_grad()
+        model(batch).backward()
+        optimiser.step()
+
+    step()
+    return step
+
+
+def inference(model: Tone, batch: Batch):
+    def run() -> None:
+        model.eval()
+        with torch.inference_mode():
+            model.search(batch, 20, "constrained")
+
+    run()
+    return run
+
+
+if __name__ == "__main__":
+    main()

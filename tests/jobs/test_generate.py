@@ -1,0 +1,192 @@
+"""Codes to recommendations: train a generative model, evaluate it, recommend to anyone."""
+
+import json
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+import torch
+
+from distrec import config as cfg
+from distrec.data import histories, prepared
+from distrec.jobs import recommend
+
+SMALL = ["data.synthetic.users=120", "data.synthetic.items=150", "data.negatives=20", "embed.encoder=builtin"]
+CODES = ["codes.name=kmeans", "codes.size=16", "codes.gate=false"]
+TINY = ["model.d_model=16", "model.d_ff=32", "model.d_kv=8", "model.n_heads=2", "model.n_layers=1", "model.max_len=8"]
+SHORT = ["train.epochs=2", "train.lr=3e-3", "score.bootstrap=0"]
+
+
+def distrec(*words, cwd, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "distrec.jobs", *words], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a finished run of TONE and one of an item-kNN."""
+    folder = tmp_path_factory.mktemp("generate")
+    distrec("train", *SMALL, *CODES, *TINY, *SHORT, "model.name=tone", "out=tone", cwd=folder)
+    distrec("train", *SMALL, *SHORT, "model.name=item_knn", "out=knn", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def data(place, monkeypatch):
+    monkeypatch.chdir(place)
+    return prepared.load(prepared.prepare(cfg.load(SMALL).data))
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_one_command_makes_whatever_is_missing_and_reports_every_way_of_decoding(place):
+    report = json.loads((place / "tone/test.json").read_text())
+    assert report["protocol"]["history"] == "kept"
+    assert report["protocol"]["ranks"] == "the first 30 generated"
+    assert report["full"] == report["constrained"] == report["constrained_ids"]
+    assert report["constrained_invalid"] == 0
+    assert 0 <= report["free_invalid"] <= 1
+    assert report["free"]["hr@10"] >= report["free_ids"]["hr@10"]
+    assert {path.name.split("-")[0] for path in (place / "artefacts").iterdir() if path.is_dir()} >= {
+        "prepared",
+        "vectors",
+        "codes",
+    }
+    table = pl.read_parquet(place / "tone/ranks.parquet")
+    assert {"rank", "rank_constrained", "rank_free", "rank_free_ids", "free_invalid"} <= set(table.columns)
+
+
+def test_evaluate_gives_the_same_figures_and_can_drop_the_history(place):
+    distrec("evaluate", "out=tone", cwd=place)
+    again = json.loads((place / "tone/evaluate-test.json").read_text())
+    assert again["full"] == json.loads((place / "tone/test.json").read_text())["full"]
+    distrec("evaluate", "out=tone", "score.mask_history=true", cwd=place)
+    dropped = json.loads((place / "tone/evaluate-test.json").read_text())
+    assert dropped["protocol"]["history"].startswith("masked")
+    assert dropped["full"]["hr@20"] >= again["full"]["hr@20"]
+
+
+def test_a_killed_run_knows_its_codes(place):
+    refused = distrec("train", *SMALL, *CODES, *TINY, *SHORT, "model.name=tone", "out=tone", "codes.size=32", cwd=place, code=2)  # fmt: skip
+    assert "tone holds another run (codes was" in refused.stderr
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("run", ["tone", "knn"])
+def test_anyone_gets_recommendations(place, data, tmp_path, run, suffix):
+    raw = list(data.items["raw"])
+    rows = [{"user": f"new{n}", "items": raw[n : n + 3 + n]} for n in range(15)]
+    source = lines(tmp_path / "h.jsonl", rows)
+    if suffix == "parquet":
+        pl.DataFrame(rows).write_parquet(source := tmp_path / "h.parquet")
+    to = tmp_path / f"r.{suffix}"
+    distrec("recommend", f"out={run}", f"histories={source}", "k=5", f"to={to}", "score.batch_users=4", cwd=place)
+    found = pl.read_ndjson(to) if suffix == "jsonl" else pl.read_parquet(to)
+    assert found["user"].to_list() == [row["user"] for row in rows]
+    texts = dict(zip(raw, data.items["text"], strict=True))
+    for row, out in zip(rows, found.iter_rows(named=True), strict=True):
+        assert len(set(out["items"])) == 5
+        assert out["texts"] == [texts[item] for item in out["items"]]
+        assert out["scores"] == sorted(out["scores"], reverse=True)
+        assert run == "tone" or not set(out["items"]) & set(row["items"])
+
+
+def listed(place, tmp_path, *words):
+    to = tmp_path / "r.jsonl"
+    recommend.main([f"out={place}/tone", f"to={to}", *words])
+    return pl.read_ndjson(to)
+
+
+def test_only_allowed_items_come_out(place, data, tmp_path):
+    raw = list(data.items["raw"])
+    source = lines(tmp_path / "h.jsonl", [{"user": "a", "items": raw[:4]}, {"user": "b", "items": raw[9:30]}])
+    (tmp_path / "only.txt").write_text("\n".join(raw[40:60]))
+    found = listed(place, tmp_path, f"histories={source}", f"among={tmp_path}/only.txt", "k=30")
+    assert all(set(items) == set(raw[40:60]) for items in found["items"])
+    dropped = listed(place, tmp_path, f"histories={source}", "k=30", "score.mask_history=true")
+    assert not set(dropped["items"][1]) & set(raw[9:30])
+
+
+def test_a_long_history_is_read_from_its_end(data, tmp_path):
+    raw = list(data.items["raw"])
+    source = lines(tmp_path / "h.jsonl", [{"user": "a", "items": raw[:40]}, {"user": 7, "items": raw[5:7]}])
+    asked = histories.read(source, data)
+    batch = asked.batch(slice(0, 2), 8)
+    assert batch.items[0].tolist() == list(range(32, 40))
+    assert batch.items[1][batch.is_item[1]].tolist() == [5, 6]
+    assert torch.equal(batch.is_item.sum(1), torch.tensor([8, 2]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "message"),
+    [
+        (
+            [{"user": "a", "items": ["x"]}],
+            [],
+            "1 of 1 items are not in the catalogue, the first of them 'x' of user 'a'",
+        ),
+        ([{"user": "a", "items": ["x"]}], ["unknown=drop"], "1 users have an empty history, the first of them 'a'"),
+        (
+            [{"user": "a", "items": ["i"]}, {"user": "b", "items": []}],
+            ["unknown=drop"],
+            "2 users have an empty history",
+        ),
+        ([{"user": "a"}], [], "has no column 'items'; it has: user"),
+        ([{"user": "a", "items": "x"}], [], "items is a list of item ids"),
+        ([], [], "holds no history|empty"),
+        (None, [], "no such file"),
+        ([{"user": "a", "items": ["x"]}], ["k=0"], "at least 1"),
+        ([{"user": "a", "items": ["x"]}], ["train.lr=1"], "not train.lr"),
+        ([{"user": "a", "items": ["x"]}], ["to=r.csv"], "ends in .jsonl or .parquet"),
+        ([{"user": "a", "items": ["x"]}], ["among=none.txt"], "no such file|not in the catalogue"),
+    ],
+)
+def test_wrong_requests_are_one_clear_line(place, data, tmp_path, rows, words, message):
+    source = tmp_path / "h.jsonl"
+    if rows is not None:
+        lines(source, rows)
+    with pytest.raises(ValueError, match=message) as error:
+        recommend.main([f"out={place}/tone", f"histories={source}", *words])
+    assert "\n" not in str(error.value)
+
+
+def test_more_than_the_beams_is_refused_and_so_are_other_checkpoints(place, data, tmp_path):
+    raw = list(data.items["raw"])
+    source = lines(tmp_path / "h.jsonl", [{"user": "a", "items": raw[:4]}])
+    with pytest.raises(ValueError, match=r"k=31: this model lists model\.beams=30 at most"):
+        recommend.main([f"out={place}/tone", f"histories={source}", "k=31"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.samples=sequences"], "train.samples=prefixes"),
+        (["model.taps=6"], "a filter is odd"),
+        (["model.codes=nowhere"], "model.codes=nowhere is no folder of codes"),
+        (["model.agf=maybe"], "model.agf"),
+    ],
+)
+def test_settings_that_cannot_work(place, words, message):
+    refused = distrec("train", *SMALL, *CODES, *TINY, "model.name=tone", "out=other", *words, cwd=place, code=2)
+    assert message in refused.stderr.strip().splitlines()[-1]
+
+
+def test_codes_of_another_catalogue_are_refused(place, tmp_path):
+    codes = next((place / "artefacts").glob("codes-*"))
+    words = [
+        *SMALL,
+        "data.synthetic.items=140",
+        *TINY,
+        "model.name=tone",
+        f"model.codes={codes}",
+        f"data.root={tmp_path}",
+    ]
+    refused = distrec("train", *words, cwd=tmp_path, code=2)
+    assert "is about other items than" in refused.stderr
