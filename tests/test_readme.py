@@ -37,7 +37,11 @@ def test_the_readme_shows_the_two_commands():
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "distrec" in c or "accelerate" in c])
 def test_a_command_of_the_readme_is_understood(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    given = [word for word in arguments(command) if not word.startswith(("split=", "histories=", "k=", "ACCELERATE_USE_CPU="))]
+    given = [
+        word
+        for word in arguments(command)
+        if not word.startswith(("split=", "histories=", "k=", "ACCELERATE_USE_CPU="))
+    ]
     config = cfg.load(given)
     assert cfg.dump(config)
     words = shlex.split(command, comments=True)

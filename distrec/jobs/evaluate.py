@@ -10,13 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distrec import config as cfg
-from distrec.data import prepared
 from distrec.engine import outcome
-from distrec.engine.checkpoint import Checkpoints
 from distrec.engine.launch import join
-from distrec.jobs.assemble import assemble
-from distrec.jobs.codes.artefact import Work
-from distrec.models.build import is_trained
+from distrec.jobs.assemble import best_of
 from distrec.runtime import REQUEUE, Ranks, Stop, run
 
 
@@ -35,16 +31,11 @@ def main(argv: Sequence[str]) -> int | None:
     config = cfg.load([str(out / "config.yaml"), *(arg for arg in argv if not arg.startswith("split="))])
     accelerator = join(config.train)
     ranks = Ranks.here()
-    data = prepared.load(ranks.main_first(lambda: prepared.prepare(config.data)))
     with Stop() as stop:
-        assembled = assemble(Work(config, data, ranks, stop, accelerator.device))
-    if assembled is None:
+        found = best_of(out, config, ranks, stop, accelerator.device)
+    if found is None:
         return REQUEUE
-    model, _ = assembled
-    if is_trained(model):
-        kept = Checkpoints(out / "checkpoints", {"data": data.stamp})
-        kept.load(kept.best(), model)
-    report, table = outcome.measure(model, data, split, config.score, ranks, accelerator.device)
+    report, table = outcome.measure(found.model, found.data, split, config.score, ranks, accelerator.device)
     if ranks.is_main:
         outcome.write(out, report, table, f"evaluate-{split}")
         print(outcome.lines(report))

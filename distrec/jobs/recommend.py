@@ -13,7 +13,6 @@ Example:  distrec recommend out=runs/beauty histories=new_users.jsonl k=5
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,13 @@ import torch
 from tqdm import tqdm
 
 from distrec import config as cfg
-from distrec.data import histories, prepared
+from distrec.data import histories
 from distrec.data.histories import Histories
 from distrec.data.prepared import Prepared
 from distrec.engine import scoring
-from distrec.engine.checkpoint import Checkpoints
 from distrec.engine.launch import join
 from distrec.engine.listing import best_items
-from distrec.jobs.assemble import assemble
-from distrec.jobs.codes.artefact import Work
-from distrec.models.build import is_trained
+from distrec.jobs.assemble import best_of
 from distrec.runtime import REQUEUE, Ranks, Stop, log, run
 
 _OWN = {"histories": "", "k": "10", "to": "", "among": "", "unknown": "refuse"}
@@ -54,20 +50,16 @@ def main(argv: Sequence[str]) -> int | None:
     config = cfg.load([str(out / "config.yaml"), *(arg for arg in argv if arg.partition("=")[0] not in _OWN)])
     accelerator = join(config.train)
     ranks = Ranks.here()
-    data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
-    asked = histories.read(source, data, "drop" if own["unknown"] == "drop" else "refuse")
-    among = allowed(Path(own["among"]), data) if own["among"] else None
     with Stop() as stop:
-        assembled = assemble(Work(config, data, ranks, stop, accelerator.device))
-    if assembled is None:
+        loaded = best_of(out, config, ranks, stop, accelerator.device)
+    if loaded is None:
         return REQUEUE
-    model: Any = assembled[0]
+    model, data = loaded
     if k > getattr(model, "beams", k):
         raise ValueError(f"k={k}: this model lists model.beams={model.beams} at most")
-    if is_trained(model):
-        kept = Checkpoints(out / "checkpoints", {"data": data.stamp})
-        kept.load(kept.best(), model)
-    found = listed(model.eval(), asked, k, among, config.score, data, ranks)
+    asked = histories.read(source, data, "drop" if own["unknown"] == "drop" else "refuse")
+    among = allowed(Path(own["among"]), data) if own["among"] else None
+    found = listed(model, asked, k, among, config.score, data, ranks)
     if ranks.is_main:
         _write(target, found)
         log(f"{len(found):,} users, {k} items each")

@@ -190,3 +190,16 @@ def test_codes_of_another_catalogue_are_refused(place, tmp_path):
     ]
     refused = distrec("train", *words, cwd=tmp_path, code=2)
     assert "is about other items than" in refused.stderr
+
+
+def test_a_run_is_not_read_with_other_codes(place, tmp_path, monkeypatch):
+    """Codes of the same shape fit the weights; only their hash tells."""
+    monkeypatch.chdir(place)
+    made = distrec("quantize", *SMALL, *CODES, "seed=5", cwd=place).stdout.splitlines()[-1]
+    text = (place / "tone/config.yaml").read_text().replace("codes: null", f"codes: {place / made}")
+    other = tmp_path / "run"
+    other.mkdir()
+    (other / "config.yaml").write_text(text)
+    (other / "checkpoints").symlink_to(place / "tone/checkpoints")
+    refused = distrec("evaluate", f"out={other}", cwd=place, code=2)
+    assert "is stale: made with codes=" in refused.stderr
