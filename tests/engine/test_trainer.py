@@ -13,10 +13,10 @@ from ranks import run_on
 from distrec import config as cfg
 from distrec.data import batches
 from distrec.engine.checkpoint import Checkpoints
+from distrec.engine.launch import join
 from distrec.engine.trainer import Trainer, learning_rate
 from distrec.models.build import build
 from distrec.runtime import Journal, Ranks
-from distrec.train import join
 
 SASREC = cfg.SasRec(d_model=16, max_len=20, dropout=0.0)
 
@@ -29,7 +29,7 @@ def trainer(data, folder, model=SASREC, seed=0, **train):
     PartialState._reset_state()
     AcceleratorState._reset_state(True)
     ranks = Ranks.here()
-    accelerator = join(cfg.Config())
+    accelerator = join(cfg.Train())
     folder.mkdir(parents=True, exist_ok=True)
     config = cfg.Train(**{"epochs": 2, "batch_tokens": 300, "log_steps": 1, "patience": 100, **train})
     net = build(model, data, seed) if isinstance(model, cfg.SasRec) else model
