@@ -112,7 +112,7 @@ class Poisoned(torch.nn.Module):
     def __init__(self, net, user, what, times=1):
         super().__init__()
         self.net, self.user, self.what, self.times = net, user, what, times
-        self.max_len = net.max_len
+        self.max_len, self.samples = net.max_len, net.samples
 
     def forward(self, batch):
         loss = self.net(batch)
