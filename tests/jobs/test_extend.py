@@ -13,7 +13,7 @@ from distrec import config as cfg
 from distrec.data import item_codes, prepared, vectors
 from distrec.jobs import embed
 from distrec.jobs.codes import report as reports
-from distrec.jobs.codes.extend import extend
+from distrec.jobs.codes.extend import extend, grown
 
 
 class Grown:
@@ -109,3 +109,12 @@ def test_vectors_of_new_items_are_checked_too(small, tmp_path, table):
     np.save(tmp_path / "w.npy", table)
     with pytest.raises(ValueError, match="1 of 149 rows hold NaN or infinity, the first of them row 7"):
         run(tmp_path, small, f"codes.vectors={tmp_path}/w.npy", make=partial(extend, known))
+
+
+def test_known_items_keep_their_codes_whatever_would_be_found_now():
+    before = item_codes.ItemCodes.of(torch.tensor([[0, 1, 0], [0, 1, 1], [2, 2, 0]]), (4, 4, 4))
+    found = torch.tensor([[3, 3], [0, 1], [2, 2], [3, 3]])
+    codes, digit, is_new = grown(before, ["a", "b", "c"], ["c", "new", "a", "newer"], found)
+    assert is_new.tolist() == [False, True, False, True]
+    assert codes.tolist() == [[2, 2], [0, 1], [0, 1], [3, 3]]
+    assert digit.tolist() == [0, 2, 0, 0]
