@@ -286,3 +286,13 @@ def test_it_learns_a_rule():
     model.eval()
     hits = model.search(batch, 1, "constrained")[0][:, 0] == batch.targets[:, -1]
     assert float(hits.double().mean()) > 0.3
+
+
+@pytest.mark.parametrize("zero_pads", [True, False])
+def test_padding_adds_nothing_to_the_spectrum(zero_pads):
+    model, batch = tone(agf=False, zero_pads=zero_pads), histories(5, longest=9)
+    before = model.encode(batch.items, batch.is_item)[0]
+    with torch.no_grad():
+        model.shared.weight[0] += 1
+    after = model.encode(batch.items, batch.is_item)[0]
+    assert torch.equal(before, after) == zero_pads
