@@ -296,3 +296,11 @@ def test_padding_adds_nothing_to_the_spectrum(zero_pads):
         model.shared.weight[0] += 1
     after = model.encode(batch.items, batch.is_item)[0]
     assert torch.equal(before, after) == zero_pads
+
+
+def test_rows_without_a_target_count_nothing():
+    model, batch = tone(), histories(6)
+    counts = torch.tensor([True, False, True, True, False, True])
+    batch = replace(batch, is_target=batch.is_target & counts[:, None])
+    kept = Batch(*(getattr(batch, name)[counts] for name in ("user", "items", "is_item", "targets", "is_target")))
+    assert_close(model(batch), model(kept))
