@@ -4,7 +4,7 @@ Prepares the data if need be, trains, ranks the test split once with the best-va
 With no argument: SASRec on the built-in catalogue.  Started again, a killed run goes on bit for bit.
 
   data.source=… data.path=…   the interactions (distrec prepare --help)
-  model.name=…                popularity, item_knn, markov, sasrec
+  model.name=…                popularity, item_knn, markov, sasrec; tiger, tone (their codes are made first)
   train.epochs=… train.lr=…   the loop            out=DIR   the run folder       seed=…
 
 Every key with its default: distrec config.   Two processes on a CPU:

@@ -6,8 +6,9 @@ number of processes: a block's shape and content are the same everywhere, so its
 Shapes: B users in a block, I items, n items in a chunk, M sampled negatives, U users.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -100,17 +101,19 @@ def _rank_blocks(
     masked = masks_history(config, model)
     masks = [_history(data, samples, block, device) if masked else None for block in group]
     if not hasattr(model, "scorer"):
-        for batch, mask in zip(loaded, masks, strict=True):
-            yield _rank_listed(model, batch, mask, data.n_items, thorough)
+        for block, batch, mask in zip(group, loaded, masks, strict=True):
+            result = _rank_listed(model, batch, mask, data.n_items, thorough)
+            if thorough and data.negatives is not None and hasattr(model, "likelihood"):
+                result["sampled"] = _rank_sampled(partial(model.likelihood, batch), batch, data, samples.user[block])
+            yield result
         return
     scorers = [model.scorer(batch) for batch in loaded]
     targets = [batch.targets[:, -1] for batch in loaded]
     found = exact_ranks(scorers, targets, data.n_items, masks)
-    for block, scorer, target, rank in zip(group, scorers, targets, found, strict=True):
+    for block, scorer, batch, rank in zip(group, scorers, loaded, found, strict=True):
         result = {"rank": rank}
         if data.negatives is not None:
-            negatives = torch.from_numpy(data.negatives[samples.user[block]].astype(np.int64)).to(device)
-            result["sampled"] = _rank_among(scorer, target, negatives)
+            result["sampled"] = _rank_sampled(partial(_scores_of, scorer), batch, data, samples.user[block])
         yield result
 
 
@@ -224,8 +227,19 @@ def _history(
     return torch.from_numpy(row[keep]).to(device), torch.from_numpy(item[keep].astype(np.int64)).to(device)
 
 
-def _rank_among(scorer: Scorer, target: Tensor, negatives: Tensor) -> Tensor:
-    columns, place = torch.cat([target[:, None], negatives], 1).unique(return_inverse=True)
-    scores = scorer(columns).gather(1, place)
+def _scores_of(scorer: Scorer, items: Tensor) -> Tensor:
+    """Scores of other items for each user, from columns of items."""
+    columns, place = items.unique(return_inverse=True)
+    return scorer(columns).gather(1, place)
+
+
+def _rank_sampled(
+    scores_of: Callable[[Tensor], Tensor], batch: batches.Batch, data: Prepared, users: np.ndarray
+) -> Tensor:
+    """Expected rank of each target among itself and the user's sampled negatives."""
+    assert data.negatives is not None
+    target = batch.targets[:, -1:]
+    negatives = torch.from_numpy(data.negatives[users].astype(np.int64)).to(target.device)
+    scores = scores_of(torch.cat([target, negatives], 1))
     own, others = scores[:, :1], scores[:, 1:]
     return 1 + (others > own).sum(1).double() + (others == own).sum(1).double() / 2

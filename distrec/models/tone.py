@@ -137,6 +137,22 @@ class Tone(nn.Module):
         items, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
         return items, scores
 
+    def likelihood(self, batch: Batch, items: Int[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+        """log p(item | history) of some items for each user, over all tokens as a search has it."""
+        found = []
+        for rows in torch.arange(len(batch.items)).split(_USERS):
+            step = self._step(*self.encode(batch.items[rows], batch.is_item[rows]))
+            tokens = self.token_of[items[rows]]
+            log_p = step(0, None, None).expand(-1, tokens.shape[1], -1)
+            total = log_p.gather(2, tokens[..., :1])[..., 0]
+            parent = torch.zeros_like(tokens[..., 0])
+            for level in range(1, len(self.sizes)):
+                log_p = step(level, tokens[..., level - 1], parent)
+                total = total + log_p.gather(2, tokens[..., level, None])[..., 0]
+                parent = torch.arange(tokens.shape[1], device=tokens.device).expand_as(parent)
+            found.append(total)
+        return torch.cat(found)
+
     def index(self, device: torch.device, items: Int[Tensor, " S"] | None = None) -> PrefixIndex:
         """The index of all items, kept; of some items, made anew."""
         if items is not None:

@@ -50,6 +50,7 @@ def test_one_command_makes_whatever_is_missing_and_reports_every_way_of_decoding
     report = json.loads((place / "tone/test.json").read_text())
     assert report["protocol"]["history"] == "kept"
     assert report["protocol"]["ranks"] == "the first 30 generated"
+    assert 0 < report["sampled_1_20"]["hr@10"] <= 1
     assert report["full"] == report["constrained"] == report["constrained_ids"]
     assert report["constrained_invalid"] == 0
     assert 0 <= report["free_invalid"] <= 1

@@ -105,6 +105,8 @@ def test_a_beam_of_all_items_is_exhaustive_scoring():
         target = model.token_of[torch.full((4,), item)]
         log_p = model.logits(states, mask, target).log_softmax(2)
         whole.append(log_p.gather(2, target[..., None]).sum((1, 2)))
+    likelihood = model.likelihood(batch, torch.arange(60).expand(4, -1))
+    assert_close(likelihood, torch.stack(whole, 1), atol=1e-5, rtol=1e-5)
     wanted, order = torch.stack(whole, 1).sort(dim=1, descending=True)
     assert_close(scores, wanted, atol=1e-4, rtol=1e-5)
     assert torch.equal(items, order)
