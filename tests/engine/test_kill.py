@@ -15,17 +15,25 @@ from distrec.data import store
 
 SETTINGS = [
     "data.synthetic.users=150", "data.synthetic.items=120", "data.negatives=10", "model.d_model=16", "model.dropout=0.2",
-    "train.epochs=20", "train.batch_tokens=120", "train.micro_tokens=30", "train.save_steps=7", "train.log_steps=1", "train.patience=100",
+    "train.save_steps=7", "train.log_steps=1", "train.patience=100",
 ]  # fmt: skip
+MODELS = {
+    "sasrec": ["train.epochs=20", "train.batch_tokens=120", "train.micro_tokens=30"],
+    "tone": [
+        "model.name=tone", "model.d_ff=32", "model.d_kv=8", "model.n_heads=2", "model.n_layers=1", "model.max_len=8", "embed.encoder=builtin",
+        "codes.name=kmeans", "codes.size=8", "codes.gate=false", "train.epochs=4", "train.batch_tokens=256", "train.micro_tokens=64",
+    ],
+}  # fmt: skip
 
 
-def start(size, folder, out):
+def start(size, folder, out, model="sasrec"):
     launcher = (
         [sys.executable]
         if size == 1
         else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
     )
-    command = [*launcher, str(ROOT / "distrec" / "train.py"), *SETTINGS, f"data.root={folder}/artefacts", f"out={out}"]
+    places = [f"data.root={folder}/artefacts", f"out={out}"]
+    command = [*launcher, str(ROOT / "distrec" / "train.py"), *SETTINGS, *MODELS[model], *places]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     log = (folder / "log.txt").open("ab")
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -39,8 +47,8 @@ def step_of(out):
     return max((json.loads(line).get("step", 0) for line in lines), default=0)
 
 
-def finished(size, folder, out):
-    run = start(size, folder, out)
+def finished(size, folder, out, model="sasrec"):
+    run = start(size, folder, out, model)
     assert run.wait(300) == 0, (folder / "log.txt").read_text()[-3000:]
 
 
@@ -51,14 +59,15 @@ def weights(out):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("size", [1, 2])
-def test_killed_at_20_random_steps_it_ends_with_the_same_bits(tmp_path, size):
-    finished(size, tmp_path, tmp_path / "whole")
+def test_killed_at_20_random_steps_it_ends_with_the_same_bits(tmp_path, size, model):
+    finished(size, tmp_path, tmp_path / "whole", model)
     total = step_of(tmp_path / "whole")
     assert total > 60
     out, kills = tmp_path / "killed", 0
     for target in sorted(random.Random(size).sample(range(1, total - 1), 20)):
-        run = start(size, tmp_path, out)
+        run = start(size, tmp_path, out, model)
         while step_of(out) < target and run.poll() is None:
             time.sleep(0.002)
         assert run.poll() is None, (tmp_path / "log.txt").read_text()[-3000:]
@@ -66,7 +75,7 @@ def test_killed_at_20_random_steps_it_ends_with_the_same_bits(tmp_path, size):
         subprocess.run(["pkill", "-9", "-f", str(out)], check=False)  # torchrun's workers lead sessions of their own
         run.wait()
         kills += 1
-    finished(size, tmp_path, out)
+    finished(size, tmp_path, out, model)
     assert kills == 20
     assert weights(out) == weights(tmp_path / "whole")
     assert "resuming" in (tmp_path / "log.txt").read_text()
