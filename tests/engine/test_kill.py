@@ -21,7 +21,7 @@ MODELS = {
     "sasrec": ["train.epochs=20", "train.batch_tokens=120", "train.micro_tokens=30"],
     "tone": [
         "model.name=tone", "model.d_ff=32", "model.d_kv=8", "model.n_heads=2", "model.n_layers=1", "model.max_len=8", "embed.encoder=builtin",
-        "codes.name=kmeans", "codes.size=8", "codes.gate=false", "train.epochs=4", "train.batch_tokens=256", "train.micro_tokens=64",
+        "codes.name=kmeans", "codes.size=8", "codes.gate=false", "train.epochs=6", "train.batch_tokens=256", "train.micro_tokens=64",
     ],
 }  # fmt: skip
 
