@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from ranks import run_on
 from t5 import fed, hugging_face
 from torch.testing import assert_close
 
 from distrec import config as cfg
 from distrec.data.batches import Batch
 from distrec.data.item_codes import ItemCodes
+from distrec.engine import scoring
 from distrec.models.blocks import Agf, Attention, Crfa, Rpml
 from distrec.models.tone import Tone
+from distrec.runtime import Ranks
 
 SIZES = (8, 8, 8, 3)
 SMALL = {"d_model": 16, "d_ff": 32, "d_kv": 8, "n_heads": 2, "n_layers": 2, "beams": 20}
@@ -306,3 +309,22 @@ def test_rows_without_a_target_count_nothing():
     batch = replace(batch, is_target=batch.is_target & counts[:, None])
     kept = Batch(*(getattr(batch, name)[counts] for name in ("user", "items", "is_item", "targets", "is_target")))
     assert_close(model(batch), model(kept))
+
+
+def test_ranks_are_the_same_on_any_number_of_processes_and_in_any_batch(small):
+    torch.manual_seed(0)
+    number = torch.arange(small.n_items)
+    codes = ItemCodes.of(torch.stack([number // 64, number // 8 % 8, number % 8, 0 * number], 1), SIZES)
+    model = Tone(cfg.Tone(**SMALL), codes).eval()
+
+    def ranks(**score):
+        found = scoring.rank_split(
+            model, small, "test", cfg.Score(**score), Ranks.here(), torch.device("cpu"), thorough=True
+        )
+        return [found.rank, found.sampled, *found.others.values()]
+
+    alone = ranks()
+    assert np.isfinite(alone[0]).any()
+    for other in (ranks(batch_users=1), ranks(batch_users=4000), *run_on(2, ranks), *run_on(4, ranks)):
+        for ours, theirs in zip(alone, other, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
