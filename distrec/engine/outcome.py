@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 import torch
-from torch import nn
 
 from distrec.config import Score
 from distrec.data.prepared import Prepared, Split
@@ -16,7 +15,7 @@ from distrec.runtime import Ranks, write_atomically
 
 
 def measure(
-    model: nn.Module, data: Prepared, split: Split, config: Score, ranks: Ranks, device: torch.device
+    model: Any, data: Prepared, split: Split, config: Score, ranks: Ranks, device: torch.device
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """(metrics of a split under both protocols, the rank of each user's target with raw ids)."""
     ranking = scoring.rank_split(model, data, split, config, ranks, device, thorough=True)
@@ -48,6 +47,8 @@ def measure(
         is_share = name.endswith("_invalid")
         report[name] = float(values.mean()) if is_share else metrics.summarise(values, config.bootstrap)
         table[name if is_share else f"rank_{name}"] = values
+    if hasattr(model, "facts"):
+        report["learnt"] = model.facts()
     return report, pl.DataFrame(table)
 
 

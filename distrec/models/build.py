@@ -26,7 +26,7 @@ class Recommender(Protocol):
     `max_len`: the longest history it reads; `samples`: what it is trained on.  A model that scores every item also
     has `scorer(batch) -> Scorer`; one that generates has `beams`, the most that it lists, and
     `listings(batch)`: its lists by each way of decoding, its own way first, -1 where no item came out, and
-    `likelihood(batch, items)`: its scores of given items.
+    `likelihood(batch, items)`: its scores of given items.  `facts()`, where there is one, tells what its parts learnt.
     """
 
     max_len: int

@@ -22,6 +22,7 @@ from distrec.config import Tiger
 from distrec.config import Tone as Config
 from distrec.data.batches import Batch
 from distrec.data.item_codes import ItemCodes
+from distrec.freq.spectrum import ranks
 from distrec.models.blocks import Agf, Attention, Crfa, EncoderLayer, FeedForward, RelativeBias, Rpml, Stack
 
 _USERS = 64  # searched at once: their caches are some 100 MiB
@@ -160,6 +161,15 @@ class Tone(nn.Module):
         if self._index is None or self._index.item.device != device:
             self._index = PrefixIndex.of(self._codes.codes, self.sizes).to(device)
         return self._index
+
+    def facts(self) -> dict[str, float]:
+        """What its parts learnt: σ of the filter; α and the ranks of softplus(M) in each layer, with their tolerance."""
+        found = {"sigma": float(self.agf.sigma)} if self.agf is not None else {}
+        for name, module in self.named_modules():
+            if isinstance(module, Rpml):
+                told = {"lm_alpha": float(module.lm_alpha), **ranks(F.softplus(module.matrix))}
+                found |= {f"{name}.{key}": value for key, value in told.items()}
+        return found
 
     @property
     def is_fixed(self) -> bool:

@@ -60,6 +60,8 @@ def test_one_command_makes_whatever_is_missing_and_reports_every_way_of_decoding
         "vectors",
         "codes",
     }
+    assert report["learnt"]["sigma"] == pytest.approx(3, abs=0.5)
+    assert {"crfa.real.layers.0.attention.rpml.rank@0.01"} <= set(report["learnt"])  # with its tolerance
     table = pl.read_parquet(place / "tone/ranks.parquet")
     assert {"rank", "rank_constrained", "rank_free", "rank_free_ids", "free_invalid"} <= set(table.columns)
 

@@ -1,0 +1,23 @@
+"""The Gaussian filter's band matrix against a convolution."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from distrec.freq.filters import gaussian, smooth
+
+
+@pytest.mark.parametrize(("length", "taps"), [(80, 7), (5, 15), (1, 7), (20, 1)])
+def test_smoothing_is_a_masked_convolution(length, taps):
+    x = torch.randn(3, length, 4, dtype=torch.float64, requires_grad=True)
+    is_valid = torch.rand(3, length) < 0.7
+    kernel = gaussian(torch.tensor(2.0, dtype=torch.float64), taps)
+    weights, padding = kernel.view(1, 1, -1, 1), (taps // 2, 0)
+    valid = is_valid[:, None, :, None].double()
+    total, count = (F.conv2d(part, weights, padding=padding) for part in (x[:, None] * valid, valid))
+    wanted = torch.where(valid > 0, total / count, 0.0)[:, 0]
+    assert_close(smooth(x, is_valid, kernel), wanted)
+    assert_close(smooth(x, is_valid, kernel, normalised=False), (total * valid)[:, 0])
+    smooth(x, is_valid, kernel).sum().backward()
+    assert bool(x.grad.isfinite().all())
