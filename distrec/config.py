@@ -264,7 +264,7 @@ class Tone(_CodeModel):
     rpml_std: NotNegative = 0.1
     rpml_centred: bool = False  # softplus(M) − ln 2, so that M = 0 adds nothing
     rpml_decoder: bool = False
-    lm_alpha: NotNegative = 0.4
+    lm_alpha: NotNegative = 0.4  # where it starts; 0: stays there
     learn_alpha: bool = True
     zero_pads: bool = True  # before the filters
 
