@@ -264,7 +264,7 @@ class Tone(_CodeModel):
     rpml_std: NotNegative = 0.1
     rpml_centred: bool = False  # softplus(M) − ln 2, so that M = 0 adds nothing
     rpml_decoder: bool = False
-    lm_alpha: NotNegative = 0.4  # where it starts; 0: stays there
+    lm_alpha: Annotated[float, Field(ge=0, le=10)] = 0.4  # where it starts; 0: stays there
     learn_alpha: bool = True
     zero_pads: bool = True  # before the filters
 
@@ -327,8 +327,8 @@ class Config:
             raise ValueError(f"model.d_model {model.d_model} is not a multiple of model.n_heads {model.n_heads}")
         if isinstance(model, _CodeModel) and self.train.samples == "sequences":
             raise ValueError(f"model.name={model.name} predicts one item a sample: train.samples=prefixes")
-        if isinstance(model, Tone) and model.taps % 2 == 0:
-            raise ValueError(f"model.taps {model.taps}: a filter is odd, so that it has a middle")
+        if isinstance(model, Tone):
+            _check_tone(model)
         if data.source != "synthetic" and data.path is None and data.catalogue is None:
             raise ValueError(f"data.source={data.source} needs data.path=FOLDER_OR_FILE (or data.catalogue=NAME)")
         if data.source == "synthetic" and (data.path or data.items or data.catalogue):
@@ -342,6 +342,26 @@ class Config:
             if getattr(self.embed, key) != getattr(Embed(), key):
                 raise ValueError(f"embed.{key} does nothing with embed.encoder={self.embed.encoder}")
         return self
+
+
+_OF_SWITCH = {
+    "agf": ("sigma", "taps", "agf_axis", "agf_literal"),
+    "crfa": ("crfa_tokens", "crfa_place", "bin_embedding", "relative_bias"),
+    "rpml": ("rpml_mode", "rpml_std", "rpml_centred", "lm_alpha", "learn_alpha"),
+}
+
+
+def _check_tone(model: Tone) -> None:
+    if model.agf and (model.taps % 2 == 0 or not 0.3 < model.sigma < max(model.taps, 0.31)):
+        raise ValueError(
+            f"model.taps {model.taps}, model.sigma {model.sigma}: taps are odd, so that there is a middle, and sigma lies "
+            "between 0.3 and taps, where it can learn"
+        )
+    for switch, keys in _OF_SWITCH.items():
+        used = getattr(model, switch) or (switch == "rpml" and model.rpml_decoder)
+        for key in keys:
+            if not used and getattr(model, key) != getattr(Tone(), key):
+                raise ValueError(f"model.{key} does nothing with model.{switch}=false")
 
 
 _SCHEMA = Schema(Config, {"model": (Model, "sasrec"), "codes": (Codes, "gmm")}, verbatim=("data.text",))

@@ -15,7 +15,7 @@ from distrec.codes.prefix import PrefixIndex
 Step = Callable[[int, Tensor | None, Tensor | None], Tensor]
 """(level, token of each beam B × W, which beam of the level before it goes on B × W) → log-probabilities, B × W × V.
 
-Both are None at level 0, where each user has one beam."""
+Both are None at level 0, where each user has one beam; the second alone where every beam goes on in its place."""
 
 _Continue = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 """(level, state of each beam) → (tokens B × W × C, states B × W × C); a state below 0 ends there."""
@@ -26,6 +26,7 @@ class Beams(NamedTuple):
 
     state: Int[Tensor, "B W"]
     score: Float[Tensor, "B W"]  # log-probability in nats
+    tokens: Int[Tensor, "B W L"]
 
 
 def among_items(
@@ -48,25 +49,21 @@ def among_items(
 def free(
     step: Step, n_tokens: int, n_levels: int, n_users: int, width: int, device: torch.device | str = "cpu"
 ) -> tuple[Int[Tensor, "B W L"], Float[Tensor, "B W"]]:
-    """(tokens, log-probabilities) of the best `width` beams over all tokens at every level.
-
-    Raises: ValueError when so many tokens exceed 63 bits.
-    """
-    if n_tokens**n_levels >= 2**63:
-        raise ValueError(f"{n_tokens:,} tokens at {n_levels} levels exceed 63 bits: free search needs fewer")
+    """(tokens, log-probabilities) of the best `width` beams over all tokens at every level."""
     tokens = torch.arange(n_tokens, device=device)
 
-    def go_on(_: int, packed: Tensor) -> tuple[Tensor, Tensor]:
-        return tokens.expand(*packed.shape, -1), packed[..., None] * n_tokens + tokens
+    def go_on(_: int, state: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (*state.shape, n_tokens)
+        return tokens.expand(shape), state[..., None].expand(shape)
 
     beams = _search(step, go_on, n_levels, n_users, width, device)
-    places = n_tokens ** torch.arange(n_levels - 1, -1, -1, device=device)
-    return beams.state[..., None] // places % n_tokens, beams.score
+    return beams.tokens, beams.score
 
 
 def _search(step: Step, go_on: _Continue, n_levels: int, n_users: int, width: int, device: torch.device | str) -> Beams:
     state = torch.zeros(n_users, 1, dtype=torch.int64, device=device)
     score = torch.zeros(n_users, 1, device=device)
+    sent = torch.zeros(n_users, 1, 0, dtype=torch.int64, device=device)
     token = parent = None
     for level in range(n_levels):
         log_p = step(level, token, parent)
@@ -75,4 +72,5 @@ def _search(step: Step, go_on: _Continue, n_levels: int, n_users: int, width: in
         score, place = scores.topk(min(width, scores.shape[1]), dim=1)
         parent = place // tokens.shape[2]
         token, state = tokens.flatten(1).gather(1, place), states.flatten(1).gather(1, place)
-    return Beams(state, score)
+        sent = torch.cat([sent.gather(1, parent[..., None].expand(-1, -1, level)), token[..., None]], 2)
+    return Beams(state, score, sent)

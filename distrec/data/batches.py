@@ -35,19 +35,26 @@ class Batch:
 class Samples:
     """Sample n reads the places begin[n] … end[n]-1 of the flat items; the last of them is its last target.
 
-    `last_only`: the loss reads the last position alone (one sample a prefix), else every position.
+    `last_only`: the loss reads the last position alone (one sample a prefix), else every position.  Such a sample counts
+    as a whole window where positions are counted, so that every step has as many of them whatever their lengths.
     """
 
     user: Int[np.ndarray, " N"]
     begin: Int[np.ndarray, " N"]
     end: Int[np.ndarray, " N"]
     last_only: bool
+    max_len: int
 
     def __len__(self) -> int:
         return len(self.user)
 
     def lengths(self, rows: Any = slice(None)) -> Int[np.ndarray, " n"]:
         return self.end[rows] - self.begin[rows] - 1
+
+    def costs(self, rows: Any = slice(None)) -> Int[np.ndarray, " n"]:
+        """Positions that each row counts for."""
+        lengths = self.lengths(rows)
+        return np.full_like(lengths, self.max_len) if self.last_only else lengths
 
     def n_targets(self, rows: np.ndarray) -> int:
         return len(rows) if self.last_only else int(self.lengths(rows).sum())
@@ -76,13 +83,13 @@ def training(data: Prepared, kind: Literal["sequences", "prefixes"], max_len: in
         ends = last[users]
     if not len(users):
         raise ValueError(f"{data.folder}: no user has two training interactions; there is nothing to learn from")
-    return Samples(users, np.maximum(first[users], ends - max_len - 1), ends, kind == "prefixes")
+    return Samples(users, np.maximum(first[users], ends - max_len - 1), ends, kind == "prefixes", max_len)
 
 
 def evaluation(data: Prepared, split: Split, max_len: int) -> Samples:
     """The target of each user of a split, after the last max_len items of everything before it."""
     users, places = data.targets(split)
-    return Samples(users, np.maximum(data.start[users], places - max_len), places + 1, True)
+    return Samples(users, np.maximum(data.start[users], places - max_len), places + 1, True, max_len)
 
 
 def collate(data: Prepared, samples: Samples, rows: np.ndarray, weightless: int = 0) -> Batch:
@@ -117,9 +124,9 @@ def steps(samples: Samples, batch_tokens: int, seed: int, epoch: int) -> list[np
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(samples))
     lengths = samples.lengths(order)
-    stretch = np.cumsum(lengths, dtype=np.int64) // (batch_tokens * WINDOW)
+    stretch = np.cumsum(samples.costs(order), dtype=np.int64) // (batch_tokens * WINDOW)
     order = order[np.lexsort((lengths, stretch))]
-    batches = [order[low:high] for low, high in _cut(samples.lengths(order), batch_tokens)]
+    batches = [order[low:high] for low, high in _cut(samples.costs(order), batch_tokens)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
@@ -141,7 +148,7 @@ def micro_batches(
 
     A rank with nothing left gets a row that counts no target, so that all ranks run as often.
     """
-    longest = max(1, int(samples.lengths(rows).max()))
+    longest = max(1, int(samples.costs(rows).max()))
     per_piece = max(1, micro_tokens // longest)
     n_pieces = -(-len(rows) // (per_piece * size))
     own = [rows[rank::size][piece::n_pieces] for piece in range(n_pieces)]

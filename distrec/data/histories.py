@@ -4,8 +4,9 @@ Shapes: U users, N items of all histories, B users in a batch, T positions (left
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -50,6 +51,9 @@ def read(path: Path, data: Prepared, unknown: Literal["refuse", "drop"] = "refus
     table = _open(path)
     if not len(table):
         raise ValueError(f"{path} holds no history")
+    nameless = table["user"].is_null() | table["items"].list.eval(pl.element().is_null()).list.any().fill_null(False)
+    if nameless.any():
+        raise ValueError(f"{path}: row {int(nameless.arg_max() or 0) + 1} has a user or an item that is null")
     flat = table.with_row_index("row").explode("items").drop_nulls("items")
     raw = pl.Series("items", data.items.data.column("raw").to_pylist(), pl.String)
     known = pl.DataFrame({"items": raw, "item": np.arange(data.n_items)})
@@ -71,7 +75,8 @@ def read(path: Path, data: Prepared, unknown: Literal["refuse", "drop"] = "refus
 
 
 def _open(path: Path) -> pl.DataFrame:
-    readers = {".parquet": pl.read_parquet, ".jsonl": pl.read_ndjson, ".ndjson": pl.read_ndjson}
+    lines = partial(pl.read_ndjson, infer_schema_length=None)
+    readers = {".parquet": pl.read_parquet, ".jsonl": lines, ".ndjson": lines}
     if path.suffix not in readers:
         raise ValueError(f"{path}: histories come as .jsonl or .parquet with the columns user and items")
     try:
@@ -80,6 +85,13 @@ def _open(path: Path) -> pl.DataFrame:
         raise ValueError(f"{path}: {str(error).strip().splitlines()[0]}") from None
     if missing := [name for name in ("user", "items") if name not in table.columns]:
         raise ValueError(f"{path} has no column {missing[0]!r}; it has: {', '.join(table.columns) or 'none'}")
-    if not isinstance(table.schema["items"], pl.List):
-        raise ValueError(f"{path}: items is a list of item ids, got {table.schema['items']}")
+    user, items = table.schema["user"], table.schema["items"]
+    if not isinstance(items, pl.List) or not _is_name(items.inner):
+        raise ValueError(f"{path}: items is a list of item ids, got {items}")
+    if not _is_name(user):
+        raise ValueError(f"{path}: user is a name or a number, got {user}")
     return table.select(pl.col("user").cast(pl.String), pl.col("items").cast(pl.List(pl.String)))
+
+
+def _is_name(kind: Any) -> bool:
+    return kind == pl.String or kind == pl.Null or kind.is_integer()

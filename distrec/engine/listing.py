@@ -1,6 +1,6 @@
 """The best items for histories, by any model.
 
-Shapes: B users in a batch, K items wanted, S items allowed.
+Shapes: B users in a batch, K items wanted.
 """
 
 from typing import Any
@@ -15,18 +15,18 @@ from distrec.models.ranking import top_items
 
 @torch.inference_mode()
 def best_items(
-    model: Any, batch: Batch, k: int, n_items: int, among: Int[Tensor, " S"] | None, owned: Batch | None
+    model: Any, batch: Batch, k: int, n_items: int, among: Any, owned: Batch | None
 ) -> tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]:
     """(items, scores), best first; -1 and -inf where a model lists fewer than k.
 
-    `among`: the only items that may come out, ascending; all if None.  `owned`: the whole histories, which must not.
+    `among`: the only items that may come out, all if None: ascending ids, or of a model that generates its index of
+    them.  `owned`: the whole histories, which must not.
     """
-    wanted = k + (owned.items.shape[1] if owned else 0)
+    wanted = min(n_items, k + (owned.items.shape[1] if owned else 0))
     if hasattr(model, "scorer"):
         items, scores = top_items(model.scorer(batch), n_items, wanted, among)
     else:
-        index = model.index(batch.items.device, among)
-        items, scores = model.search(batch, min(wanted, model.beams), "constrained", index)
+        items, scores = model.search(batch, wanted, "constrained", among)
     if owned:
         row = torch.arange(len(items), device=items.device)[:, None] * n_items
         scores = scores.masked_fill(torch.isin(row + items, (row + owned.items)[owned.is_item]), -torch.inf)

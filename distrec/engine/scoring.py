@@ -32,8 +32,8 @@ class Ranking:
     """The rank of each evaluated user's target, 1 is best; `sampled` is its rank among 1 + M items.
 
     Ties get the expected rank (half of the equal ones stand before); beyond what a generative model
-    lists the rank is inf.  `others`: ranks by each of its ways of decoding (WAY among the items that came out,
-    WAY_ids among all that came out) and the share of the list that is no item (WAY_invalid).
+    lists the rank is inf.  `others`: ranks by each of its ways of decoding; of free decoding also among all that came
+    out, items or not (free_ids), and the share of them that is no item (free_invalid).
     """
 
     user: np.ndarray
@@ -138,8 +138,9 @@ def _rank_listed(
         place = _place(hit, left_out)
         result.setdefault("rank", place)
         if thorough:
-            ids = _place(hit, left_out & ~no_item)
-            result |= {name: place, f"{name}_ids": ids, f"{name}_invalid": no_item.double().mean(1)}
+            result[name] = place
+        if name == "free":
+            result |= {"free_ids": _place(hit, left_out & ~no_item), "free_invalid": no_item.double().mean(1)}
     return result
 
 

@@ -31,8 +31,9 @@ def smooth(
     # a band matrix: one product is a tenth of a convolution's time in windows of some 80 places
     band = torch.where(inside, kernel[lag.clamp(0, len(kernel) - 1)], 0.0).to(x)
     valid = is_valid.to(x)
-    filtered = band @ (x * valid[..., None])
-    if normalised:
-        weight = valid @ band.T
-        filtered = filtered / weight.clamp(min=torch.finfo(x.dtype).tiny)[..., None]
+    with torch.autocast(x.device.type, enabled=False):
+        filtered = band @ x.masked_fill(~is_valid[..., None], 0)
+        if normalised:
+            weight = valid @ band.T
+            filtered = filtered / weight.clamp(min=torch.finfo(x.dtype).tiny)[..., None]
     return filtered * valid[..., None]

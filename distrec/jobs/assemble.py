@@ -1,6 +1,5 @@
 """The model of a config; what it needs and lacks is made first."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from distrec.data.prepared import Prepared
 from distrec.engine.checkpoint import Checkpoints
 from distrec.jobs.codes.artefact import Work
 from distrec.jobs.codes.fit import quantize
-from distrec.models.build import build, is_trained
+from distrec.models.build import build
 from distrec.runtime import Ranks
 
 GENERATIVE = cfg.Tiger | cfg.Tone
@@ -39,22 +38,30 @@ def codes_of(work: Work) -> Path | None:
     return model.codes
 
 
-def best_of(
-    out: Path, config: cfg.Config, ranks: Ranks, stop: Callable[[], bool], device: torch.device
-) -> Loaded | None:
-    """The model of a run with the weights of its best checkpoint; None when making its codes was stopped.
+def best_of(out: Path, config: cfg.Config, ranks: Ranks, device: torch.device) -> Loaded:
+    """The model of a run with the weights of its best checkpoint; nothing is fitted.
 
-    Raises: ValueError when the run was about other data or codes, or has no good checkpoint.
+    Raises: ValueError when the run has no good checkpoint, was about other data, or its codes are not there.
     """
+    learns = not isinstance(config.model, cfg.Popularity | cfg.ItemKnn | cfg.Markov)
+    best = Checkpoints(out / "checkpoints", {}).best() if learns else ""
+    wanted = store.read_stamp(out / "checkpoints" / best)["made_by"].get("codes") if learns else None
     data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
-    assembled = assemble(Work(config, data, ranks, stop, device))
-    if assembled is None:
-        return None
-    model, codes = assembled
-    if is_trained(model):
-        kept = Checkpoints(out / "checkpoints", {"data": data.stamp} | ({"codes": codes} if codes else {}))
-        kept.load(kept.best(), model)
+    codes = item_codes.load(_codes_folder(config, wanted), data) if wanted else None
+    model = build(config.model, data, config.seed, codes).to(device)
+    if learns:
+        made_by = {"data": data.stamp} | ({"codes": wanted} if wanted else {})
+        Checkpoints(out / "checkpoints", made_by).load(best, model)
     return Loaded(model.eval(), data)
+
+
+def _codes_folder(config: cfg.Config, wanted: str) -> Path:
+    """The folder of codes with this content: the one that the config names, or one under data.root."""
+    named = getattr(config.model, "codes", None)
+    for folder in [named] if named else sorted(config.data.root.glob("codes-*")):
+        if (folder / store.STAMP).is_file() and store.content(folder) == wanted:
+            return folder
+    raise ValueError(f"{named or config.data.root} does not hold the codes of this run: give model.codes=FOLDER")
 
 
 def assemble(work: Work) -> tuple[nn.Module, str | None] | None:

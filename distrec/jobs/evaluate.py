@@ -13,13 +13,13 @@ from distrec import config as cfg
 from distrec.engine import outcome
 from distrec.engine.launch import join
 from distrec.jobs.assemble import best_of
-from distrec.runtime import REQUEUE, Ranks, Stop, run
+from distrec.runtime import Ranks, run
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> None:
     given: dict[str, str] = {key: value for key, _, value in (arg.partition("=") for arg in argv)}
     split, out = given.pop("split", "test"), Path(given.get("out", ""))
-    own = ("out", "data.root", "data.path", "data.items")
+    own = ("out", "data.root", "data.path", "data.items", "model.codes")
     if other := [key for key in given if key not in own and not key.startswith("score.")]:
         raise ValueError(
             f"evaluate takes out, split, score.… and the places of the data, not {other[0]}: the run's config holds"
@@ -31,15 +31,11 @@ def main(argv: Sequence[str]) -> int | None:
     config = cfg.load([str(out / "config.yaml"), *(arg for arg in argv if not arg.startswith("split="))])
     accelerator = join(config.train)
     ranks = Ranks.here()
-    with Stop() as stop:
-        found = best_of(out, config, ranks, stop, accelerator.device)
-    if found is None:
-        return REQUEUE
+    found = best_of(out, config, ranks, accelerator.device)
     report, table = outcome.measure(found.model, found.data, split, config.score, ranks, accelerator.device)
     if ranks.is_main:
         outcome.write(out, report, table, f"evaluate-{split}")
         print(outcome.lines(report))
-    return None
 
 
 if __name__ == "__main__":

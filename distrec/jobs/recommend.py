@@ -28,13 +28,13 @@ from distrec.engine import scoring
 from distrec.engine.launch import join
 from distrec.engine.listing import best_items
 from distrec.jobs.assemble import best_of
-from distrec.runtime import REQUEUE, Ranks, Stop, log, run
+from distrec.runtime import Ranks, log, run
 
 _OWN = {"histories": "", "k": "10", "to": "", "among": "", "unknown": "refuse"}
-_PLACES = ("out", "data.root", "data.path", "data.items", "score.mask_history", "score.batch_users")
+_PLACES = ("out", "data.root", "data.path", "data.items", "model.codes", "score.mask_history", "score.batch_users")
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> None:
     given = {key: value for key, _, value in (arg.partition("=") for arg in argv)}
     if other := [key for key in given if key not in _OWN and key not in _PLACES]:
         raise ValueError(f"recommend takes {', '.join((*_OWN, *_PLACES))}, not {other[0]}: the run's config holds")
@@ -45,41 +45,40 @@ def main(argv: Sequence[str]) -> int | None:
         raise ValueError(f"out={str(out)!r} is no run folder (no config.yaml in it); give out=RUN")
     if target.suffix not in (".jsonl", ".parquet") or own["unknown"] not in ("refuse", "drop"):
         raise ValueError("to=FILE ends in .jsonl or .parquet; unknown is refuse or drop")
+    if not target.parent.is_dir():
+        raise ValueError(f"to={target}: no such folder")
     if not source.is_file():
         raise ValueError(f"histories={own['histories']}: no such file")
     config = cfg.load([str(out / "config.yaml"), *(arg for arg in argv if arg.partition("=")[0] not in _OWN)])
     accelerator = join(config.train)
     ranks = Ranks.here()
-    with Stop() as stop:
-        loaded = best_of(out, config, ranks, stop, accelerator.device)
-    if loaded is None:
-        return REQUEUE
-    model, data = loaded
-    if k > getattr(model, "beams", k):
-        raise ValueError(f"k={k}: this model lists model.beams={model.beams} at most")
+    model, data = best_of(out, config, ranks, accelerator.device)
     asked = histories.read(source, data, "drop" if own["unknown"] == "drop" else "refuse")
     among = allowed(Path(own["among"]), data) if own["among"] else None
     found = listed(model, asked, k, among, config.score, data, ranks)
     if ranks.is_main:
         _write(target, found)
-        log(f"{len(found):,} users, {k} items each")
+        short = int((found["items"].list.len() < k).sum())
+        log(
+            f"{len(found):,} users, {k} items each" + (f"; {short:,} of them fewer, for want of items" if short else "")
+        )
         print(target)
-    return None
 
 
 def listed(
-    model: Any, asked: Histories, k: int, among: torch.Tensor | None, score: cfg.Score, data: Prepared, ranks: Ranks
+    model: Any, asked: Histories, k: int, among: Any, score: cfg.Score, data: Prepared, ranks: Ranks
 ) -> pl.DataFrame:
     """user, items, scores, texts; in the order of the histories, on every rank."""
     drop = scoring.masks_history(score, model)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if among is not None:
+        among = model.index(device, among) if hasattr(model, "index") else among.to(device)
     lows = range(0, len(asked), score.batch_users)
     own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for low in tqdm(list(lows)[ranks.rank :: ranks.size], unit="batch", disable=not ranks.is_main, delay=2):
         rows = slice(low, low + score.batch_users)
         batch = asked.batch(rows, model.max_len).to(device)
         owned = asked.batch(rows).to(device) if drop else None
-        among = among.to(device) if among is not None else None
         items, scores = best_items(model, batch, k, data.n_items, among, owned)
         own[low] = items.cpu(), scores.cpu()
     whole = {low: part for parts in ranks.gather(own) for low, part in parts.items()}
@@ -96,14 +95,18 @@ def listed(
     table = flat.join(known, on="item", how="left", maintain_order="left").group_by("row", maintain_order=True)
     lists = table.agg("items", "scores", "texts")
     users = pl.DataFrame({"row": range(len(asked)), "user": asked.user})
-    return users.join(lists, on="row", how="left", maintain_order="left").drop("row")
+    whole = users.join(lists, on="row", how="left", maintain_order="left").drop("row")
+    return whole.with_columns(pl.col("items", "scores", "texts").fill_null([]))
 
 
 def allowed(path: Path, data: Prepared) -> torch.Tensor:
     """The ids of the items that a file names.   Raises: ValueError naming one that the catalogue lacks."""
     if not path.is_file():
         raise ValueError(f"among={path}: no such file")
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
     places = {raw: i for i, raw in enumerate(data.items.data.column("raw").to_pylist())}
     if missing := [name for name in names if name not in places]:
         raise ValueError(f"{path}: {len(missing):,} items are not in the catalogue, the first of them {missing[0]!r}")
@@ -113,7 +116,7 @@ def allowed(path: Path, data: Prepared) -> torch.Tensor:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"k={text}: how many items, at least 1")
     return int(text)
 

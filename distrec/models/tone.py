@@ -114,22 +114,18 @@ class Tone(nn.Module):
     ) -> tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]:
         """(items, log-probabilities) of the k best beams; `index`: the items that may come out, all if None.
 
-        Raises: ValueError when k exceeds the beams.
+        Searches with as many beams as the config says, or k if that is more.
         """
-        if k > self.config.beams:
-            raise ValueError(f"{k} items asked of model.beams={self.config.beams}: raise model.beams")
-        found = []
+        width, found = max(k, self.beams), []
         for rows in torch.arange(len(batch.items)).split(_USERS):
             step = self._step(*self.encode(batch.items[rows], batch.is_item[rows]))
             if decoding == "free":
-                tokens, scores = beam.free(
-                    step, self.n_tokens, len(self.sizes), len(rows), self.config.beams, batch.items.device
-                )
+                tokens, scores = beam.free(step, self.n_tokens, len(self.sizes), len(rows), width, batch.items.device)
                 codes = (tokens - torch.tensor(self.offsets).to(tokens)).cpu().flatten(0, 1)
                 items = self._codes.items(codes).view_as(scores).to(tokens)
             else:
                 items, scores = beam.among_items(
-                    step, index or self.index(batch.items.device), self.offsets, len(rows), self.config.beams
+                    step, index or self.index(batch.items.device), self.offsets, len(rows), width
                 )
             short = k - min(k, items.shape[1])
             found.append(
@@ -146,11 +142,10 @@ class Tone(nn.Module):
             tokens = self.token_of[items[rows]]
             log_p = step(0, None, None).expand(-1, tokens.shape[1], -1)
             total = log_p.gather(2, tokens[..., :1])[..., 0]
-            parent = torch.zeros_like(tokens[..., 0])
             for level in range(1, len(self.sizes)):
-                log_p = step(level, tokens[..., level - 1], parent)
+                start = torch.zeros_like(tokens[..., 0]) if level == 1 else None
+                log_p = step(level, tokens[..., level - 1], start)
                 total = total + log_p.gather(2, tokens[..., level, None])[..., 0]
-                parent = torch.arange(tokens.shape[1], device=tokens.device).expand_as(parent)
             found.append(total)
         return torch.cat(found)
 
@@ -162,6 +157,7 @@ class Tone(nn.Module):
             self._index = PrefixIndex.of(self._codes.codes, self.sizes).to(device)
         return self._index
 
+    @torch.no_grad()
     def facts(self) -> dict[str, float]:
         """What its parts learnt: σ of the filter; α and the ranks of softplus(M) in each layer, with their tolerance."""
         found = {"sigma": float(self.agf.sigma)} if self.agf is not None else {}
@@ -182,9 +178,9 @@ class Tone(nn.Module):
         past: list[tuple[Tensor, Tensor]] = []
 
         def step(level: int, token: Tensor | None, parent: Tensor | None) -> Tensor:
-            if token is None or parent is None:
+            if token is None:
                 token = torch.zeros(n_users, 1, dtype=torch.int64, device=states.device)
-            else:
+            if parent is not None:
                 users = torch.arange(n_users, device=states.device)[:, None]
                 past[:] = [(keys[users, parent], values[users, parent]) for keys, values in past]
             return self._logits(self.decoder.step(self.shared(token), memory, mask, past)).float().log_softmax(2)

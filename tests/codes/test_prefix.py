@@ -128,6 +128,8 @@ def test_what_cannot_be_indexed(items, message):
         PrefixIndex.of(torch.zeros(3, 4, dtype=torch.int64), SIZES, items)
 
 
-def test_too_many_tokens_for_free_search():
-    with pytest.raises(ValueError, match="exceed 63 bits"):
-        beam.free(chain(table(1)), 2**20, 4, 1, 3)
+def test_free_search_at_many_levels_of_many_tokens():
+    log_p = torch.randn(2, 300, generator=torch.Generator().manual_seed(0)).log_softmax(1)
+    tokens, scores = beam.free(lambda *_: log_p[:, None].expand(-1, 300, -1), 300, 9, 2, 300)  # 300⁹ > 2⁶³
+    assert torch.equal(tokens[:, 0], log_p.argmax(1)[:, None].expand(-1, 9))
+    torch.testing.assert_close(scores[:, 0], 9 * log_p.amax(1))

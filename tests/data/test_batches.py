@@ -116,3 +116,13 @@ def test_padding_is_invisible_except_for_its_mask(small):
     width = short.items.shape[1]
     assert torch.equal(both.items[0, -width:], short.items[0])
     assert not both.is_item[0, :-width].any()
+
+
+def test_every_step_of_prefixes_holds_as_many_whatever_their_lengths(small):
+    samples = batches.training(small, "prefixes", 20)
+    sizes = [len(rows) for rows in batches.steps(samples, 640, 0, 0)]
+    assert sorted(sizes)[1:] == [32] * (len(sizes) - 1)
+    assert sum(sizes) == len(samples)
+    rows = batches.steps(samples, 640, 0, 0)[0]
+    pieces = batches.micro_batches(small, samples, rows, 160, 0, 1)
+    assert max(len(piece.items) for piece in pieces) == 8

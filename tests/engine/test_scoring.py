@@ -206,7 +206,6 @@ def test_every_way_of_decoding_is_ranked_items_and_ids_apart(small):
     np.testing.assert_array_equal(found.others["free_ids"], np.where(seen, place + 1, np.inf))
     np.testing.assert_array_equal(found.others["free"], np.where(seen, place // 2 + 1, np.inf))
     assert (found.others["free_invalid"] == 0.5).all()
-    assert (found.others["constrained_invalid"] == 0).all()
 
 
 def test_a_list_without_its_history_moves_up(small):

@@ -21,3 +21,12 @@ def test_smoothing_is_a_masked_convolution(length, taps):
     assert_close(smooth(x, is_valid, kernel, normalised=False), (total * valid)[:, 0])
     smooth(x, is_valid, kernel).sum().backward()
     assert bool(x.grad.isfinite().all())
+
+
+def test_the_filter_is_the_same_under_autocast_and_blind_to_what_stands_at_pads():
+    x, is_valid = torch.randn(2, 30, 4), torch.arange(30).expand(2, -1) >= 9
+    kernel = gaussian(torch.tensor(3.0), 7)
+    wanted = smooth(x, is_valid, kernel)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(smooth(x, is_valid, kernel), wanted)
+    assert torch.equal(smooth(x.masked_fill(~is_valid[..., None], torch.nan), is_valid, kernel), wanted)

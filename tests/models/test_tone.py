@@ -266,9 +266,11 @@ def test_every_part_learns():
         assert float(dict(model.named_parameters())[name].grad.abs().sum()) > 0
 
 
-def test_a_search_asks_for_no_more_than_its_beams():
-    with pytest.raises(ValueError, match=r"21 items asked of model\.beams=20"):
-        tone().search(histories(), 21, "constrained")
+def test_a_search_widens_to_what_is_asked_and_leaves_places_empty():
+    items, scores = tone().search(histories(), 70, "constrained")
+    assert [sorted(row[:60].tolist()) for row in items] == [list(range(60))] * 6
+    assert bool((items[:, 60:] == -1).all())
+    assert bool((scores[:, 60:] == -torch.inf).all())
 
 
 def test_it_learns_a_rule():
