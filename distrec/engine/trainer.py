@@ -57,7 +57,11 @@ class Trainer:
         config = self.config
         self.samples = batches.training(self.data, config.samples or self.model.samples, self.model.max_len)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        groups = [  # norms, widths and the like have no size to be kept small
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
         self.wrapped, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
         self._resume()
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32

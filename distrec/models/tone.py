@@ -25,7 +25,7 @@ from distrec.data.item_codes import ItemCodes
 from distrec.freq.spectrum import ranks
 from distrec.models.blocks import Agf, Attention, Crfa, EncoderLayer, FeedForward, RelativeBias, Rpml, Stack
 
-_USERS = 64  # searched at once: their caches are some 100 MiB
+_USERS, _CANDIDATES = 64, 2**24  # searched at once: caches of some 100 MiB, and as much for candidates
 
 
 class Tone(nn.Module):
@@ -117,7 +117,7 @@ class Tone(nn.Module):
         Searches with as many beams as the config says, or k if that is more.
         """
         width, found = max(k, self.beams), []
-        for rows in torch.arange(len(batch.items)).split(_USERS):
+        for rows in torch.arange(len(batch.items)).split(self._together(width)):
             step = self._step(*self.encode(batch.items[rows], batch.is_item[rows]))
             if decoding == "free":
                 tokens, scores = beam.free(step, self.n_tokens, len(self.sizes), len(rows), width, batch.items.device)
@@ -137,7 +137,7 @@ class Tone(nn.Module):
     def likelihood(self, batch: Batch, items: Int[Tensor, "B M"]) -> Float[Tensor, "B M"]:
         """log p(item | history) of some items for each user, over all tokens as a search has it."""
         found = []
-        for rows in torch.arange(len(batch.items)).split(_USERS):
+        for rows in torch.arange(len(batch.items)).split(self._together(items.shape[1])):
             step = self._step(*self.encode(batch.items[rows], batch.is_item[rows]))
             tokens = self.token_of[items[rows]]
             log_p = step(0, None, None).expand(-1, tokens.shape[1], -1)
@@ -171,6 +171,10 @@ class Tone(nn.Module):
     def is_fixed(self) -> bool:
         """Whether histories are padded to the whole window, which frequencies and M are about."""
         return self.config.crfa or self.config.rpml
+
+    def _together(self, width: int) -> int:
+        """How many users are searched at once."""
+        return max(1, min(_USERS, _CANDIDATES // (width * self.n_tokens)))
 
     def _step(self, states: Tensor, mask: Tensor) -> beam.Step:
         """One level of the decoder for all beams; keys of the history are worked out once a user."""

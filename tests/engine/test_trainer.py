@@ -228,3 +228,13 @@ def test_throughput_memory_and_mfu_are_logged(small, tmp_path):
     assert last["items_per_s"] > 0
     assert 0.01 < last["peak_gib"] < 100
     assert 0 < last["mfu"] < 1.5
+
+
+def test_only_matrices_decay(small, tmp_path):
+    run = trainer(small, tmp_path, epochs=1, weight_decay=0.1)
+    run.fit(never)
+    decayed, kept = run.optimizer.param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0)
+    assert {p.ndim for p in decayed["params"]} == {2}
+    assert {p.ndim for p in kept["params"]} == {1}
+    assert len(decayed["params"]) + len(kept["params"]) == len(list(run.model.parameters()))
