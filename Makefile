@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test slow lint clean
+.PHONY: setup demo tone test slow lint clean
 
 setup: .venv/.done
 
@@ -17,6 +17,11 @@ demo: setup
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no distrec/train.py configs/experiment/demo.yaml
 	$(BIN)/distrec quantize configs/experiment/demo.yaml
 	$(BIN)/distrec audit configs/experiment/demo.yaml
+
+# the whole line on the built-in catalogue: prepare, embed, quantize, train, evaluate, recommend
+tone: setup
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no distrec/train.py configs/experiment/tone_demo.yaml
+	$(BIN)/distrec recommend out=runs/tone_demo k=5
 
 test: setup
 	$(BIN)/python -m pytest -q

@@ -233,6 +233,7 @@ class _CodeModel:
     beams: AtLeastOne = 30  # of a search; what it lists at most
     decoding: Literal["constrained", "free"] = "constrained"  # to codes of items, or to any codes
     codes: Path | None = None  # a folder of distrec quantize; None: made as config.codes says
+    user_tokens: Count = 0  # that users are spread over, one of them read after the history (TIGER: 2000); 0: none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,6 +262,7 @@ class Tone(_CodeModel):
     bin_embedding: bool = False
     relative_bias: bool = True  # between bins
     rpml_mode: Literal["post_l1", "post", "pre"] = "post_l1"
+    rpml_mean: Annotated[float, Field(ge=-20, le=20)] = 0.0  # where M starts; -4 lets the attention through
     rpml_std: NotNegative = 0.1
     rpml_centred: bool = False  # softplus(M) − ln 2, so that M = 0 adds nothing
     rpml_decoder: bool = False
@@ -347,7 +349,7 @@ class Config:
 _OF_SWITCH = {
     "agf": ("sigma", "taps", "agf_axis", "agf_literal"),
     "crfa": ("crfa_tokens", "crfa_place", "bin_embedding", "relative_bias"),
-    "rpml": ("rpml_mode", "rpml_std", "rpml_centred", "lm_alpha", "learn_alpha"),
+    "rpml": ("rpml_mode", "rpml_mean", "rpml_std", "rpml_centred", "lm_alpha", "learn_alpha"),
 }
 
 

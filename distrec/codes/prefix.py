@@ -14,15 +14,40 @@ from torch import Tensor
 
 from distrec.codes.collisions import pack
 
+_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Ascending:
+    """Whole numbers that never fall, in a byte or two each: the first of each block, and how far each lies above it."""
+
+    base: Int[Tensor, " _"]
+    above: Integer[Tensor, " _"]
+
+    @classmethod
+    def of(cls, values: Int[Tensor, " _"]) -> "Ascending":
+        base = values[::_BLOCK]
+        return cls(base.int(), _least(values - base.repeat_interleave(_BLOCK)[: len(values)]))
+
+    def at(self, places: Int[Tensor, " *M"]) -> Int[Tensor, " *M"]:
+        return self.base[places // _BLOCK].long() + self.above[places].long()
+
+    def to(self, device: torch.device | str) -> "Ascending":
+        return Ascending(self.base.to(device), self.above.to(device))
+
+    @property
+    def nbytes(self) -> int:
+        return self.base.nbytes + self.above.nbytes
+
 
 @dataclass(frozen=True)
 class PrefixIndex:
-    """`code[l]`: the code of each node of level l.  `first[l]`: where the children of each node begin in level l,
+    """`code[l]`: the code of each node of level l.  `edges[l]`: where the children of each node begin in level l,
     the root's in level 0, and where the last one's end.  `item`: whose codes end in each node of the last level.
     """
 
     code: tuple[Integer[Tensor, " _"], ...]
-    first: tuple[Int[Tensor, " _"], ...]
+    edges: tuple["Ascending", ...]
     item: Int[Tensor, " _"]
     widest: tuple[int, ...]  # most children that a node has in each level
     sizes: tuple[int, ...]
@@ -41,7 +66,7 @@ class PrefixIndex:
         keys, order = pack(codes[own].cpu(), sizes).sort()
         if bool((keys[1:] == keys[:-1]).any()):
             raise ValueError("two items have the same codes")
-        code, first, widest = [], [], []
+        code, edges, widest = [], [], []
         parents = torch.zeros(1, dtype=torch.int64)  # place of each node's first item
         below = 1
         for size in reversed(sizes):
@@ -50,16 +75,16 @@ class PrefixIndex:
             below //= size
             prefix = keys // below
             starts = torch.cat([prefix.new_ones(1, dtype=torch.bool), prefix[1:] != prefix[:-1]]).nonzero()[:, 0]
-            edges = torch.cat([torch.searchsorted(starts, parents), torch.tensor([len(starts)])])
+            begin = torch.cat([torch.searchsorted(starts, parents), torch.tensor([len(starts)])])
             code.append(_least(prefix[starts] % size))
-            first.append(edges.int())
-            widest.append(int(edges.diff().max()))
+            edges.append(Ascending.of(begin))
+            widest.append(int(begin.diff().max()))
             parents = starts
-        return cls(tuple(code), tuple(first), own[order].int(), tuple(widest), tuple(sizes))
+        return cls(tuple(code), tuple(edges), own[order].int(), tuple(widest), tuple(sizes))
 
     def to(self, device: torch.device | str) -> "PrefixIndex":
-        code, first = (tuple(part.to(device) for part in parts) for parts in (self.code, self.first))
-        return replace(self, code=code, first=first, item=self.item.to(device))
+        code, edges = (tuple(part.to(device) for part in parts) for parts in (self.code, self.edges))
+        return replace(self, code=code, edges=edges, item=self.item.to(device))
 
     def children(
         self, level: int, nodes: Int[Tensor, " *M"]
@@ -68,8 +93,8 @@ class PrefixIndex:
 
         Level 0 lies below the root, node 0.
         """
-        edges, parent = self.first[level], nodes.clamp(min=0)
-        low, high = edges[parent].long(), edges[parent + 1].long()
+        parent = nodes.clamp(min=0)
+        low, high = self.edges[level].at(parent), self.edges[level].at(parent + 1)
         child = low[..., None] + torch.arange(self.widest[level], device=nodes.device)
         is_child = (child < high[..., None]) & (nodes >= 0)[..., None]
         child = child.masked_fill(~is_child, 0)
@@ -81,7 +106,7 @@ class PrefixIndex:
 
     @property
     def n_bytes(self) -> int:
-        return sum(part.nbytes for part in (*self.code, *self.first, self.item))
+        return sum(part.nbytes for part in (*self.code, *self.edges, self.item))
 
 
 def _least(values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 import torch
+from datasets import Dataset
 from jaxtyping import Int
 
 from distrec.data.batches import Batch
@@ -20,9 +21,10 @@ from distrec.runtime import log
 
 @dataclass(frozen=True)
 class Histories:
-    """User u has the items start[u] … start[u + 1] − 1, oldest first."""
+    """User u has the items start[u] … start[u + 1] − 1, oldest first; `number` is −1 where the training data lack them."""
 
     user: list[str]
+    number: Int[np.ndarray, " U"]
     item: Int[np.ndarray, " N"]
     start: Int[np.ndarray, " U1"]
 
@@ -37,8 +39,14 @@ class Histories:
         is_item = place >= begin[:, None]
         items = torch.from_numpy(np.where(is_item, self.item[np.where(is_item, place, 0)], 0))
         nothing = torch.zeros(items.shape, dtype=torch.bool)
-        user = torch.arange(len(self))[rows]
-        return Batch(user, items, torch.from_numpy(is_item), torch.zeros_like(items), nothing)
+        return Batch(
+            torch.from_numpy(self.number[rows]), items, torch.from_numpy(is_item), torch.zeros_like(items), nothing
+        )
+
+
+def known(data: Prepared) -> Histories:
+    """All that every user of the data ever did, the validation and test items included: what to offer them next."""
+    return Histories(list(data.users["raw"]), np.arange(data.n_users), np.array(data.item, np.int64), data.start)
 
 
 def read(path: Path, data: Prepared, unknown: Literal["refuse", "drop"] = "refuse") -> Histories:
@@ -55,9 +63,7 @@ def read(path: Path, data: Prepared, unknown: Literal["refuse", "drop"] = "refus
     if nameless.any():
         raise ValueError(f"{path}: row {int(nameless.arg_max() or 0) + 1} has a user or an item that is null")
     flat = table.with_row_index("row").explode("items").drop_nulls("items")
-    raw = pl.Series("items", data.items.data.column("raw").to_pylist(), pl.String)
-    known = pl.DataFrame({"items": raw, "item": np.arange(data.n_items)})
-    flat = flat.join(known, on="items", how="left", maintain_order="left")
+    flat = flat.join(_numbered(data.items, "items", "item"), on="items", how="left", maintain_order="left")
     missing = flat.filter(pl.col("item").is_null())
     if len(missing):
         first = missing.row(0, named=True)
@@ -70,8 +76,19 @@ def read(path: Path, data: Prepared, unknown: Literal["refuse", "drop"] = "refus
     if len(empty := np.flatnonzero(length == 0)):
         user = table["user"][int(empty[0])]
         raise ValueError(f"{path}: {len(empty):,} users have an empty history, the first of them {user!r}")
+    if len(twice := table.filter(pl.col("user").is_duplicated())):
+        log(f"{path}: {len(twice):,} rows share their user with another, the first {twice['user'][0]!r}: a list each")
+    number = table.join(_numbered(data.users, "user", "number"), on="user", how="left", maintain_order="left")["number"]
     start = np.concatenate([[0], np.cumsum(length)])
-    return Histories(table["user"].to_list(), flat["item"].to_numpy().astype(np.int64), start)
+    return Histories(
+        table["user"].to_list(), number.fill_null(-1).to_numpy(writable=True), flat["item"].to_numpy(), start
+    )
+
+
+def _numbered(names: Dataset, name: str, number: str) -> pl.DataFrame:
+    """The raw ids of users or items beside their numbers."""
+    table = pl.DataFrame(pl.from_arrow(names.data.table.select(["raw"])))
+    return table.select(pl.col("raw").cast(pl.String).alias(name), pl.arange(len(names), dtype=pl.Int64).alias(number))
 
 
 def _open(path: Path) -> pl.DataFrame:

@@ -57,11 +57,16 @@ def best_of(out: Path, config: cfg.Config, ranks: Ranks, device: torch.device) -
 
 def _codes_folder(config: cfg.Config, wanted: str) -> Path:
     """The folder of codes with this content: the one that the config names, or one under data.root."""
-    named = getattr(config.model, "codes", None)
+    named, broken = getattr(config.model, "codes", None), ""
     for folder in [named] if named else sorted(config.data.root.glob("codes-*")):
-        if (folder / store.STAMP).is_file() and store.content(folder) == wanted:
-            return folder
-    raise ValueError(f"{named or config.data.root} does not hold the codes of this run: give model.codes=FOLDER")
+        try:
+            if (folder / store.STAMP).is_file() and store.content(folder) == wanted:
+                return folder
+        except ValueError as error:  # an artefact of another run may be broken
+            broken = f" ({error})"
+    raise ValueError(
+        f"{named or config.data.root} does not hold the codes of this run: give model.codes=FOLDER{broken}"
+    )
 
 
 def assemble(work: Work) -> tuple[nn.Module, str | None] | None:

@@ -1,9 +1,10 @@
-"""distrec recommend out=RUN histories=FILE [k=10] [to=FILE] [among=FILE] [unknown=drop] [score.mask_history=true]
+"""distrec recommend out=RUN [histories=FILE] [k=10] [to=FILE] [among=FILE] [unknown=drop] [score.mask_history=true]
 
 The k best items for each history, by the best checkpoint of a run; users need not be those of the training data.
 Every process of a launch takes its share: accelerate launch -m distrec.jobs.recommend …
 
   histories=FILE   .jsonl or .parquet with user and items (a list of raw item ids, oldest first)
+                   (default: every user of the run's data, after all that they did)
   to=FILE          .jsonl or .parquet: user, items, scores, texts, best first   (default: RUN/recommendations.jsonl)
   among=FILE       one raw item id a line: the only items that may come out
   unknown=drop     leave out items that the catalogue lacks (default: refuse)
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     if other := [key for key in given if key not in _OWN and key not in _PLACES]:
         raise ValueError(f"recommend takes {', '.join((*_OWN, *_PLACES))}, not {other[0]}: the run's config holds")
     own = _OWN | {key: value for key, value in given.items() if key in _OWN}
-    out, source, k = Path(given.get("out", "")), Path(own["histories"]), _count(own["k"])
+    out, source, k = Path(given.get("out", "")), own["histories"], _count(own["k"])
     target = Path(own["to"] or out / "recommendations.jsonl")
     if not (out / "config.yaml").is_file():
         raise ValueError(f"out={str(out)!r} is no run folder (no config.yaml in it); give out=RUN")
@@ -47,13 +48,14 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("to=FILE ends in .jsonl or .parquet; unknown is refuse or drop")
     if not target.parent.is_dir():
         raise ValueError(f"to={target}: no such folder")
-    if not source.is_file():
-        raise ValueError(f"histories={own['histories']}: no such file")
+    if source and not Path(source).is_file():
+        raise ValueError(f"histories={source}: no such file")
     config = cfg.load([str(out / "config.yaml"), *(arg for arg in argv if arg.partition("=")[0] not in _OWN)])
     accelerator = join(config.train)
     ranks = Ranks.here()
     model, data = best_of(out, config, ranks, accelerator.device)
-    asked = histories.read(source, data, "drop" if own["unknown"] == "drop" else "refuse")
+    unknown = "drop" if own["unknown"] == "drop" else "refuse"
+    asked = histories.read(Path(source), data, unknown) if source else histories.known(data)
     among = allowed(Path(own["among"]), data) if own["among"] else None
     found = listed(model, asked, k, among, config.score, data, ranks)
     if ranks.is_main:
@@ -90,10 +92,10 @@ def listed(
             "scores": scores.flatten().double().numpy(),
         }
     ).filter(pl.col("item") >= 0)
-    names = [data.items.data.column(name).to_pylist() for name in ("raw", "text")]
-    known = pl.DataFrame({"item": range(data.n_items), "items": names[0], "texts": names[1]})
-    table = flat.join(known, on="item", how="left", maintain_order="left").group_by("row", maintain_order=True)
-    lists = table.agg("items", "scores", "texts")
+    shown = flat["item"].to_numpy()
+    names = {key: data.items.data.column(column).take(shown) for key, column in (("items", "raw"), ("texts", "text"))}
+    table = flat.with_columns(**{key: pl.Series(pl.from_arrow(column)) for key, column in names.items()})
+    lists = table.group_by("row", maintain_order=True).agg("items", "scores", "texts")
     users = pl.DataFrame({"row": range(len(asked)), "user": asked.user})
     whole = users.join(lists, on="row", how="left", maintain_order="left").drop("row")
     return whole.with_columns(pl.col("items", "scores", "texts").fill_null([]))

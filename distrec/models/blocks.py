@@ -29,10 +29,12 @@ class Rpml(nn.Module):
     softmax, where a constant softplus does nothing.
     """
 
-    def __init__(self, n: int, mode: RpmlMode, std: float, lm_alpha: float, learn_alpha: bool, centred: bool):
+    def __init__(
+        self, n: int, mode: RpmlMode, mean: float, std: float, lm_alpha: float, learn_alpha: bool, centred: bool
+    ):
         super().__init__()
         self.mode = mode
-        self.matrix = nn.Parameter(std * torch.randn(n, n))
+        self.matrix = nn.Parameter(mean + std * torch.randn(n, n))
         inverse = math.log(math.expm1(lm_alpha)) if lm_alpha > 0 else -torch.inf
         self.raw_alpha = nn.Parameter(torch.tensor(inverse), requires_grad=learn_alpha and lm_alpha > 0)
         self._offset = math.log(2) if centred else 0.0  # softplus(0): an M of zeros then adds nothing

@@ -25,6 +25,7 @@ from distrec.data.item_codes import ItemCodes
 from distrec.freq.spectrum import ranks
 from distrec.models.blocks import Agf, Attention, Crfa, EncoderLayer, FeedForward, RelativeBias, Rpml, Stack
 
+_ALL = slice(None)
 _USERS, _CANDIDATES = 64, 2**24  # searched at once: caches of some 100 MiB, and as much for candidates
 
 
@@ -44,11 +45,12 @@ class Tone(nn.Module):
         n_levels = len(codes.sizes)
         self.offsets = [1 + n for n in itertools.accumulate(codes.sizes[:-1], initial=0)]
         self.n_tokens = 1 + sum(codes.sizes)
-        self.length = config.max_len * n_levels
+        self.length = config.max_len * n_levels + bool(config.user_tokens)
         self.register_buffer("token_of", codes.codes.long() + torch.tensor(self.offsets), persistent=False)
         self._codes = codes
         self._index: PrefixIndex | None = None
         self.shared = nn.Embedding(self.n_tokens, config.d_model)
+        self.users = nn.Embedding(config.user_tokens, config.d_model) if config.user_tokens else None
         self.agf = (
             Agf(config.sigma, config.taps, n_levels if config.agf_axis == "items" else 1, config.agf_literal)
             if config.agf
@@ -66,15 +68,15 @@ class Tone(nn.Module):
         """Mean over the codes of −log p(code | codes before it, history), summed over targets."""
         counts = batch.is_target[:, -1]
         target = self.token_of[batch.targets[:, -1]]
-        logits = self.logits(*self.encode(batch.items, batch.is_item), target)
+        logits = self.logits(*self.encode(batch), target)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none").view_as(target)
         return (loss.mean(1) * counts).sum()
 
     def encode(
-        self, items: Int[Tensor, "B T"], is_item: Bool[Tensor, "B T"]
+        self, batch: Batch, rows: slice | Int[Tensor, " B"] = _ALL
     ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B 1 1 S"]]:
-        """(states of the history's tokens, 0 or -inf for the decoder's attention to each)."""
-        items, is_item = items[:, -self.max_len :], is_item[:, -self.max_len :]
+        """(states of the history's tokens, 0 or -inf for the decoder's attention to each) of some rows of a batch."""
+        items, is_item = batch.items[rows, -self.max_len :], batch.is_item[rows, -self.max_len :]
         if self.is_fixed:
             missing = self.max_len - items.shape[1]
             items, is_item = F.pad(items, (missing, 0)), F.pad(is_item, (missing, 0))
@@ -85,6 +87,8 @@ class Tone(nn.Module):
         x = self.dropout(x)
         if self.agf is not None:
             x = self.agf(x, is_token)
+        if self.users is not None:
+            x, is_token = self._with_user(x, is_token, batch.user[rows])
         seen = is_token | ~is_token.any(1, keepdim=True)  # without history nothing is masked: no NaN
         mask = torch.zeros_like(seen, dtype=x.dtype).masked_fill(~seen, -torch.inf)[:, None, None]
         if self.crfa is not None:
@@ -118,7 +122,7 @@ class Tone(nn.Module):
         """
         width, found = max(k, self.beams), []
         for rows in torch.arange(len(batch.items)).split(self._together(width)):
-            step = self._step(*self.encode(batch.items[rows], batch.is_item[rows]))
+            step = self._step(*self.encode(batch, rows))
             if decoding == "free":
                 tokens, scores = beam.free(step, self.n_tokens, len(self.sizes), len(rows), width, batch.items.device)
                 codes = (tokens - torch.tensor(self.offsets).to(tokens)).cpu().flatten(0, 1)
@@ -138,7 +142,7 @@ class Tone(nn.Module):
         """log p(item | history) of some items for each user, over all tokens as a search has it."""
         found = []
         for rows in torch.arange(len(batch.items)).split(self._together(items.shape[1])):
-            step = self._step(*self.encode(batch.items[rows], batch.is_item[rows]))
+            step = self._step(*self.encode(batch, rows))
             tokens = self.token_of[items[rows]]
             log_p = step(0, None, None).expand(-1, tokens.shape[1], -1)
             total = log_p.gather(2, tokens[..., :1])[..., 0]
@@ -171,6 +175,17 @@ class Tone(nn.Module):
     def is_fixed(self) -> bool:
         """Whether histories are padded to the whole window, which frequencies and M are about."""
         return self.config.crfa or self.config.rpml
+
+    def _with_user(
+        self, x: Float[Tensor, "B T D"], is_token: Bool[Tensor, "B T"], user: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"]]:
+        """The user's own token, last; a place without a token for a user who was not in the training data.
+
+        Deviation: TIGER has it first, where its distance to the items would depend on the padding.
+        """
+        assert self.users is not None
+        own = self.users(user.clamp(min=0) % self.users.num_embeddings) * (user >= 0)[:, None]
+        return torch.cat([x, self.dropout(own)[:, None]], 1), torch.cat([is_token, (user >= 0)[:, None]], 1)
 
     def _together(self, width: int) -> int:
         """How many users are searched at once."""
@@ -276,4 +291,4 @@ class Decoder(nn.Module):
 
 def _rpml(config: Config, n: int) -> Rpml:
     c = config
-    return Rpml(n, c.rpml_mode, c.rpml_std, c.lm_alpha, c.learn_alpha, c.rpml_centred)
+    return Rpml(n, c.rpml_mode, c.rpml_mean, c.rpml_std, c.lm_alpha, c.learn_alpha, c.rpml_centred)

@@ -1,10 +1,11 @@
 """The prefix index against sets of prefixes, beam search against scoring every item."""
 
+import numpy as np
 import pytest
 import torch
 
 from distrec.codes import beam
-from distrec.codes.prefix import PrefixIndex
+from distrec.codes.prefix import Ascending, PrefixIndex
 
 SIZES = (5, 4, 6, 3)
 OFFSETS = (1, 6, 10, 16)
@@ -110,14 +111,21 @@ def test_users_do_not_see_each_other():
     assert torch.equal(items[2:3], alone[0])
 
 
-def test_an_index_takes_few_bytes_an_item():
+@pytest.mark.parametrize("sizes", [(256,) * 4, (4096, 4096, 4096, 256), (4096,) * 4, (65_536, 65_536, 256)])
+def test_an_index_takes_few_bytes_an_item(sizes):
     n = 200_000
-    drawn = torch.randint(256**3, (3 * n,), generator=torch.Generator().manual_seed(0)).unique()
-    keys = drawn[torch.randperm(len(drawn), generator=torch.Generator().manual_seed(1))[:n]]
-    codes = torch.stack([keys // 65_536, keys // 256 % 256, keys % 256, torch.zeros_like(keys)], 1)
-    index = PrefixIndex.of(codes, (256,) * 4)
-    assert index.n_bytes <= 16 * n
-    assert torch.equal(index.item[:1].long(), keys.argmin()[None])
+    rng = np.random.default_rng(0)
+    codes = torch.from_numpy(np.unique(np.stack([rng.integers(size, size=n) for size in sizes], 1), axis=0))
+    index = PrefixIndex.of(codes, sizes)
+    assert index.n_bytes <= 16 * len(codes)
+    assert torch.equal(index.item.long(), torch.arange(len(codes)))  # unique codes come sorted
+
+
+def test_packed_numbers_are_those_that_were_packed():
+    steps = torch.randint(3000, (1000,), generator=torch.Generator().manual_seed(0))
+    for scale in (1, 10, 3000):
+        values = (steps // scale).cumsum(0)
+        assert torch.equal(Ascending.of(values).at(torch.arange(1000)), values)
 
 
 @pytest.mark.parametrize(

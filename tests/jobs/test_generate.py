@@ -1,6 +1,7 @@
 """Codes to recommendations: train a generative model, evaluate it, recommend to anyone."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -228,3 +229,29 @@ def test_a_run_is_not_read_with_other_codes(place, tmp_path, monkeypatch):
     (other / "checkpoints").symlink_to(place / "tone/checkpoints")
     refused = distrec("evaluate", f"out={other}", cwd=place, code=2)
     assert "does not hold the codes of this run: give model.codes=FOLDER" in refused.stderr
+
+
+def test_broken_codes_of_another_run_are_no_hindrance(place):
+    broken = place / "artefacts/codes-0"
+    broken.mkdir()
+    (broken / "stamp.json").write_text("{}")
+    distrec("evaluate", "out=tone", "split=valid", "score.bootstrap=0", cwd=place)
+    shutil.rmtree(broken)
+
+
+def test_known_users_have_their_numbers_and_strangers_none(data, tmp_path, capfd):
+    users, items = data.users[:3]["raw"], data.items[:2]["raw"]
+    rows = [{"user": user, "items": items} for user in (users[2], "stranger", users[0], users[2])]
+    asked = histories.read(lines(tmp_path / "h.jsonl", rows), data)
+    assert asked.batch(slice(0, 4)).user.tolist() == [2, -1, 0, 2]
+    assert f"2 rows share their user with another, the first {users[2]!r}: a list each" in capfd.readouterr().err
+
+
+def test_without_a_file_everybody_gets_a_list(place, data):
+    distrec("recommend", "out=tone", "k=3", "score.mask_history=true", cwd=place)
+    found = pl.read_ndjson(place / "tone/recommendations.jsonl")
+    assert found["user"].to_list() == list(data.users["raw"])
+    for user, items in enumerate(found["items"]):
+        assert len(items) == 3
+        owned = data.item[data.start[user] : data.start[user + 1]]
+        assert not set(items) & {data.items[int(i)]["raw"] for i in owned}

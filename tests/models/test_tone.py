@@ -56,7 +56,7 @@ def test_with_its_switches_off_it_is_t5_gradients_too():
     theirs, pairs = hugging_face(model)
     ids, mask, labels = fed(model, batch)
     out = theirs(input_ids=ids, attention_mask=mask, labels=labels)
-    states, seen = model.encode(batch.items, batch.is_item)
+    states, seen = model.encode(batch)
     there = mask.bool()
     assert_close(states[there], out.encoder_last_hidden_state[there], atol=1e-5, rtol=1e-5)
     logits = model.logits(states, seen, labels)
@@ -102,7 +102,7 @@ def test_its_beams_are_those_of_generate():
 def test_a_beam_of_all_items_is_exhaustive_scoring():
     model, batch = tone(beams=60), histories(4)
     items, scores = model.search(batch, 60, "constrained")
-    states, mask = model.encode(batch.items, batch.is_item)
+    states, mask = model.encode(batch)
     whole = []
     for item in range(60):
         target = model.token_of[torch.full((4,), item)]
@@ -118,7 +118,7 @@ def test_a_beam_of_all_items_is_exhaustive_scoring():
 @pytest.mark.parametrize("switches", COMBINATIONS, ids=lambda on: "+".join(k for k, v in on.items() if v) or "t5")
 def test_decoder_sees_no_later_code(switches):
     model, batch = tone(**switches, rpml_decoder=True), histories()
-    states, mask = model.encode(batch.items, batch.is_item)
+    states, mask = model.encode(batch)
     target = model.token_of[batch.targets[:, -1]]
     before = model.logits(states, mask, target)
     for level in range(4):
@@ -133,16 +133,17 @@ def test_decoder_sees_no_later_code(switches):
 def test_steps_of_the_search_are_the_decoder(switches):
     model, batch = tone(**switches, rpml_decoder=True, beams=60), histories(3)
     items, scores = model.search(batch, 5, "constrained")
-    states, mask = model.encode(batch.items, batch.is_item)
+    states, mask = model.encode(batch)
     for place in range(5):
         target = model.token_of[items[:, place]]
         log_p = model.logits(states, mask, target).log_softmax(2).gather(2, target[..., None]).sum((1, 2))
         assert_close(scores[:, place], log_p, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("users", [0, 4])
 @pytest.mark.parametrize("switches", COMBINATIONS, ids=lambda on: "+".join(k for k, v in on.items() if v) or "t5")
-def test_scores_depend_on_neither_padding_nor_company_nor_what_stands_at_pads(switches):
-    model, batch = tone(**switches), histories(5, longest=9)
+def test_scores_depend_on_neither_padding_nor_company_nor_what_stands_at_pads(switches, users):
+    model, batch = tone(**switches, user_tokens=users), histories(5, longest=9)
     items, scores = model.search(batch, 10, "constrained")
     longer = {name: F.pad(getattr(batch, name), (11, 0)) for name in ("is_item", "targets", "is_target")}
     padded = replace(batch, items=F.pad(batch.items, (11, 0), value=7), **longer)
@@ -181,7 +182,7 @@ def test_crfa_has_41_bins_for_80_positions_and_adds_nothing_at_zero_weights():
     assert_close(crfa(x), x, atol=1e-6, rtol=1e-6)
     with pytest.raises(ValueError, match="79 positions, the frequencies are those of 80"):
         crfa(x[:, 1:])
-    assert model.encode(batch.items, batch.is_item)[0].shape == (6, 80, 16)
+    assert model.encode(batch)[0].shape == (6, 80, 16)
 
 
 @pytest.mark.parametrize("tokens", ["bins", "flat", "channels"])
@@ -237,7 +238,7 @@ def test_agf_over_items_keeps_the_codes_of_an_item_apart():
 def test_rpml_rows_sum_to_one_and_alpha_zero_is_plain_attention():
     scores = torch.randn(2, 3, 41, 41)
     scores[..., :5] = -torch.inf
-    rpml = Rpml(41, "post_l1", 0.1, 0.4, True, False)
+    rpml = Rpml(41, "post_l1", 0.0, 0.1, 0.4, True, False)
     weights = rpml(scores)
     assert_close(weights.sum(-1), torch.ones(2, 3, 41))
     assert bool((weights >= 0).all())
@@ -245,17 +246,24 @@ def test_rpml_rows_sum_to_one_and_alpha_zero_is_plain_attention():
     x = torch.randn(2, 41, 16)
     for mode in ("post_l1", "post", "pre"):
         plain = Attention(16, 2, 8, 0.0)
-        learnt = Attention(16, 2, 8, 0.0, Rpml(41, mode, 0.1, 0.0, True, False))
+        learnt = Attention(16, 2, 8, 0.0, Rpml(41, mode, 0.0, 0.1, 0.0, True, False))
         learnt.load_state_dict(plain.state_dict(), strict=False)
         assert_close(learnt(x, *learnt.keys_values(x), None), plain(x, *plain.keys_values(x), None))
 
 
+def test_an_m_that_starts_low_lets_the_attention_through():
+    scores = torch.randn(1, 1, 41, 41)
+    low = Rpml(41, "post_l1", -20.0, 0.1, 0.4, True, False)
+    assert_close(low(scores), scores.softmax(-1), atol=1e-6, rtol=1e-5)
+    assert Rpml(41, "post_l1", -4.0, 0.1, 0.4, True, False).matrix.mean().item() == pytest.approx(-4, abs=0.01)
+
+
 def test_rpml_keeps_8_percent_of_the_attention_at_alpha_04():
-    rpml = Rpml(41, "post_l1", 0.01, 0.4, True, False)
+    rpml = Rpml(41, "post_l1", 0.0, 0.01, 0.4, True, False)
     scores = torch.full((1, 1, 41, 41), -100.0)
     scores[..., 0] = 0
     assert float(rpml(scores)[..., 0].mean()) == pytest.approx(0.081 + 0.919 / 41, abs=2e-3)  # METHODS 2.3
-    centred = Rpml(41, "post_l1", 0.0, 0.4, True, True)
+    centred = Rpml(41, "post_l1", 0.0, 0.0, 0.4, True, True)
     assert_close(centred(scores), scores.softmax(-1))
 
 
@@ -298,10 +306,10 @@ def test_it_learns_a_rule():
 @pytest.mark.parametrize("zero_pads", [True, False])
 def test_padding_adds_nothing_to_the_spectrum(zero_pads):
     model, batch = tone(agf=False, zero_pads=zero_pads), histories(5, longest=9)
-    before = model.encode(batch.items, batch.is_item)[0]
+    before = model.encode(batch)[0]
     with torch.no_grad():
         model.shared.weight[0] += 1
-    after = model.encode(batch.items, batch.is_item)[0]
+    after = model.encode(batch)[0]
     assert torch.equal(before, after) == zero_pads
 
 
@@ -330,3 +338,22 @@ def test_ranks_are_the_same_on_any_number_of_processes_and_in_any_batch(small):
     for other in (ranks(batch_users=1), ranks(batch_users=4000), *run_on(2, ranks), *run_on(4, ranks)):
         for ours, theirs in zip(alone, other, strict=True):
             np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("switches", [OFF, {}, {"agf_axis": "items"}], ids=["tiger", "tone", "items"])
+def test_users_have_a_token_of_their_own_and_strangers_none(switches):
+    model, batch = tone(**switches, user_tokens=4), histories(6)
+    assert model.encode(batch)[0].shape[1] == 81
+    one = replace(batch, **{name: getattr(batch, name)[:1].expand(6, -1) for name in ("items", "is_item")})
+    scores = model.search(one, 5, "constrained")[1]
+    assert torch.equal(scores[:2], scores[4:])  # users 4 and 5 share the tokens of 0 and 1
+    assert not torch.allclose(scores[0], scores[1])
+    stranger = replace(batch, user=torch.full((6,), -1))
+    before = model.search(stranger, 5, "constrained")[1]
+    with torch.no_grad():
+        model.users.weight.add_(1)
+    assert torch.equal(model.search(stranger, 5, "constrained")[1], before)
+    if switches == OFF:
+        plain = tone(**OFF)
+        plain.load_state_dict(model.state_dict(), strict=False)
+        assert_close(plain.search(batch, 5, "constrained")[1], before)
