@@ -82,10 +82,13 @@ class Embed:
     """Item texts → vectors."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    encoder: str = "sentence-transformers/sentence-t5-base"  # a hub name, a folder, `minilm` (offline), `builtin`
+    encoder: str | None = (
+        None  # a hub name, a folder, `minilm`, `builtin`, `small_llm`; None: frellm's backbone, else sentence-t5-base
+    )
     revision: str | None = None  # of a hub name
     max_tokens: AtLeastOne | None = None  # None: what the encoder was made for
     batch: AtLeastOne = 64  # texts at once: memory and speed only
+    pooling: Literal["last", "mean"] = "last"  # of the tokens' states; of language models
     normalize: bool = True  # to unit length
     dtype: Literal["float32", "float16"] = "float32"  # on disk
     dimensions: AtLeastOne = 256  # of `builtin`
@@ -271,9 +274,6 @@ class Tone(_CodeModel):
     zero_pads: bool = True  # before the filters
 
 
-Model = Popularity | ItemKnn | Markov | SasRec | Tiger | Tone
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Train:
     """The one loop: budget, optimiser, stopping, checkpoints."""
@@ -298,6 +298,77 @@ class Train:
     log_steps: AtLeastOne = 50
     max_skips: AtLeastOne = 10  # non-finite steps in a row that end the run
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backbone:
+    """The language model that reads the items' vectors."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    path: str = "small_llm"  # a hub name or a folder; small_llm: trained on the items' own texts, at first use
+    revision: str | None = None  # of a hub name
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    quantise: Literal["none", "nf4"] = "none"
+    tune: Literal["frozen", "lora", "full"] = "frozen"
+    lora_rank: AtLeastOne = 8
+    lora_alpha: AtLeastOne = 16
+    lora_dropout: OpenShare = 0.0
+    lora_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    checkpointing: bool = False  # of activations: less memory, a third more work
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filter:
+    """TFM: a Butterworth low-pass along time after every layer of the backbone."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    mode: Literal["global", "causal", "off"] = "global"  # global sees the whole history, so it wants prefix samples
+    boundary: Literal["reflect", "circular", "paper"] = "reflect"  # of `global`
+    cutoff: Annotated[float, Field(gt=0, le=1)] = 0.3  # omega_c, a share of the Nyquist frequency
+    order: Annotated[int, Field(ge=1, le=4)] = 2
+    beta: Share = 1.0  # share of the filtered state
+    learn_cutoff: bool = False  # one a layer
+    dropout: OpenShare = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Graph:
+    """G-LPF: items' vectors are smoothed once over a graph of training interactions, (I − glpf_alpha · L)^order."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    source: Literal["interactions", "session", "text", "items"] = "interactions"  # text, items: nearest neighbours
+    glpf_alpha: Share = 0.7  # 0: no filter
+    order: Annotated[int, Field(ge=1, le=10)] = 1
+    window: AtLeastOne | None = None  # places between two items of a user that count as together; None: any
+    weighting: Literal["binary", "count", "lag"] = "binary"
+    top_k: AtLeastOne | None = None  # neighbours kept of each item; None: all (text, items: 10)
+    self_loops: bool = True
+    gap_hours: Positive = 24.0  # between two sessions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frellm:
+    """FreLLM4Rec: item vectors of a graph-filtered table through a frozen language model with a temporal filter."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    name: Literal["frellm"] = "frellm"
+    backbone: Backbone = field(default_factory=Backbone)
+    tfm: Filter = field(default_factory=Filter)
+    graph: Graph = field(default_factory=Graph)
+    max_len: AtLeastOne = 50
+    hidden: AtLeastOne = 1000  # of the projection of texts
+    dropout: OpenShare = 0.0  # of what the backbone reads
+    loss: Literal["full", "sampled"] | None = None  # None: full softmax up to 65,536 items
+    negatives: AtLeastOne = 4096  # of `sampled`, uniform, shared by a batch
+    corrected: bool = True  # `sampled` estimates the full softmax; false as published, with negatives=99
+    logits_mib: AtLeastOne = 256  # the most that logits take at once
+    items: Path | None = None  # run folder of a SASRec; None: trained as sasrec and sasrec_train say
+    sasrec: SasRec = field(default_factory=lambda: SasRec(loss="bce", d_model=50, n_heads=1, dropout=0.2))
+    sasrec_train: Train = field(default_factory=lambda: Train(batch_tokens=512, eval_epochs=4, patience=5))
+    compat_unsafe: bool = False  # as published: a global filter with a loss at all positions, which sees its targets
+
+
+Model = Popularity | ItemKnn | Markov | SasRec | Tiger | Tone | Frellm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -331,6 +402,8 @@ class Config:
             raise ValueError(f"model.name={model.name} predicts one item a sample: train.samples=prefixes")
         if isinstance(model, Tone):
             _check_tone(model)
+        if isinstance(model, Frellm):
+            _check_frellm(model, self.train)
         if data.source != "synthetic" and data.path is None and data.catalogue is None:
             raise ValueError(f"data.source={data.source} needs data.path=FOLDER_OR_FILE (or data.catalogue=NAME)")
         if data.source == "synthetic" and (data.path or data.items or data.catalogue):
@@ -339,10 +412,7 @@ class Config:
             )
         if data.valid_share + data.test_share >= 1:
             raise ValueError("data.valid_share + data.test_share leave nothing to train on; make them smaller")
-        builtin = self.embed.encoder == "builtin"
-        for key in ("revision", "max_tokens") if builtin else ("dimensions", "vocabulary"):
-            if getattr(self.embed, key) != getattr(Embed(), key):
-                raise ValueError(f"embed.{key} does nothing with embed.encoder={self.embed.encoder}")
+        _check_embed(self.embed, isinstance(model, Frellm))
         return self
 
 
@@ -364,6 +434,33 @@ def _check_tone(model: Tone) -> None:
         for key in keys:
             if not used and getattr(model, key) != getattr(Tone(), key):
                 raise ValueError(f"model.{key} does nothing with model.{switch}=false")
+
+
+def _check_frellm(model: Frellm, train: Train) -> None:
+    if model.tfm.mode == "global" and train.samples == "sequences" and not model.compat_unsafe:
+        raise ValueError(
+            "model.tfm.mode=global sees later items, so that a loss at all positions would see its targets: "
+            "train.samples=prefixes, model.tfm.mode=causal, or model.compat_unsafe=true to measure the leak"
+        )
+    if model.compat_unsafe and (model.tfm.mode != "global" or train.samples != "sequences"):
+        raise ValueError("model.compat_unsafe=true means model.tfm.mode=global with train.samples=sequences")
+    if model.tfm.mode != "global" and model.tfm.boundary != Filter().boundary:
+        raise ValueError(f"model.tfm.boundary does nothing with model.tfm.mode={model.tfm.mode}")
+    if model.tfm.learn_cutoff and (model.tfm.mode == "off" or model.tfm.boundary == "paper"):
+        raise ValueError("model.tfm.learn_cutoff=true needs a filter that is differentiable in it: not off, not paper")
+    if model.backbone.quantise == "nf4" and model.backbone.tune == "full":
+        raise ValueError("model.backbone.quantise=nf4 cannot be trained whole: model.backbone.tune=lora or frozen")
+    if model.graph.source in ("text", "items") and (model.graph.window or model.graph.weighting != "binary"):
+        raise ValueError(f"model.graph.window and weighting do nothing with model.graph.source={model.graph.source}")
+    if model.graph.source != "session" and model.graph.gap_hours != Graph().gap_hours:
+        raise ValueError(f"model.graph.gap_hours does nothing with model.graph.source={model.graph.source}")
+
+
+def _check_embed(embed: Embed, is_frellm: bool) -> None:
+    others = {"builtin": ("revision", "max_tokens", "pooling"), None: () if is_frellm else ("pooling",)}
+    for key in (*others.get(embed.encoder, ()), *(() if embed.encoder == "builtin" else ("dimensions", "vocabulary"))):
+        if getattr(embed, key) != getattr(Embed(), key):
+            raise ValueError(f"embed.{key} does nothing with embed.encoder={embed.encoder or 'the default'}")
 
 
 _SCHEMA = Schema(Config, {"model": (Model, "sasrec"), "codes": (Codes, "gmm")}, verbatim=("data.text",))

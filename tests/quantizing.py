@@ -5,8 +5,8 @@ import json
 import torch
 
 from distrec import config as cfg
-from distrec.jobs.codes.artefact import Work
 from distrec.jobs.codes.fit import quantize
+from distrec.jobs.work import Work
 from distrec.runtime import Ranks
 
 SMALL = ["data.synthetic.users=120", "data.synthetic.items=150", "data.negatives=20", "embed.encoder=builtin"]

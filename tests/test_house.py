@@ -16,7 +16,7 @@ ORDER = [{"settings", "config", "runtime"}, {"freq", "codes"}, {"data"}, {"model
 LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}
 BESIDE = {("train", "jobs"), ("config", "runtime"), ("config", "settings")}  # neighbours on one storey
 DOORS = {
-    "transformers": ("models/backbone.py", "jobs/embed.py"),
+    "transformers": ("models/backbone.py", "models/small_llm.py", "jobs/embed.py"),
     "peft": ("models/backbone.py",),
     "bitsandbytes": ("models/backbone.py",),
     "sentence_transformers": ("jobs/embed.py",),

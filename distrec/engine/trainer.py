@@ -229,5 +229,7 @@ class Trainer:
         self.meter.read()
 
     def _save(self) -> None:
+        if hasattr(self.model, "check_seal"):
+            self.model.check_seal()  # pyright: ignore[reportCallIssue]
         if self.ranks.is_main:
             self.checkpoints.save(self.model, self.optimizer, self.progress)

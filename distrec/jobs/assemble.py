@@ -1,5 +1,6 @@
 """The model of a config; what it needs and lacks is made first."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +12,28 @@ from distrec import config as cfg
 from distrec.data import item_codes, prepared, store
 from distrec.data.prepared import Prepared
 from distrec.engine.checkpoint import Checkpoints
-from distrec.jobs.codes.artefact import Work
+from distrec.jobs import llm
 from distrec.jobs.codes.fit import quantize
+from distrec.jobs.embed import encoder_digest
+from distrec.jobs.tables import backbone_of, tables
+from distrec.jobs.tables import load as load_tables
+from distrec.jobs.work import Work
 from distrec.models.build import build
 from distrec.runtime import Ranks
 
 GENERATIVE = cfg.Tiger | cfg.Tone
+COUNTING = cfg.Popularity | cfg.ItemKnn | cfg.Markov
+
+
+class Parts(NamedTuple):
+    """What a model is built on, beside the data, and the hash of each."""
+
+    found: dict[str, Path]  # codes; or tables and backbone
+    hashes: dict[str, str]
+
+    @classmethod
+    def of(cls, found: dict[str, Path]) -> "Parts":
+        return cls(found, {name: _hash(name, folder) for name, folder in found.items()})
 
 
 class Loaded(NamedTuple):
@@ -38,43 +55,69 @@ def codes_of(work: Work) -> Path | None:
     return model.codes
 
 
+def parts_of(work: Work, train: Callable[[Work], Path | None]) -> Parts | None:
+    """What the config's model is built on, made where it is missing; None when that was stopped.
+
+    `train`: makes a run of a config, for models that are built on another's.
+    """
+    model = work.config.model
+    if isinstance(model, GENERATIVE):
+        codes = codes_of(work)
+        return Parts.of({"codes": codes}) if codes else None
+    if isinstance(model, cfg.Frellm):
+        backbone = backbone_of(work)
+        made = tables(work, backbone, train)
+        return Parts.of({"tables": made, "backbone": backbone}) if made else None
+    return Parts({}, {})
+
+
+def assemble(config: cfg.Config, data: Prepared, parts: Parts, device: torch.device) -> nn.Module:
+    """The model of a config, on the device."""
+    codes, tables = None, None
+    if "codes" in parts.found:
+        codes = item_codes.load(parts.found["codes"], data)
+    if "tables" in parts.found:
+        tables = load_tables(parts.found["tables"])
+    return build(config.model, data, config.seed, codes, tables, parts.found.get("backbone")).to(device)
+
+
 def best_of(out: Path, config: cfg.Config, ranks: Ranks, device: torch.device) -> Loaded:
     """The model of a run with the weights of its best checkpoint; nothing is fitted.
 
-    Raises: ValueError when the run has no good checkpoint, was about other data, or its codes are not there.
+    Raises: ValueError when the run has no good checkpoint, was about other data, or what it was built on is not there.
     """
-    learns = not isinstance(config.model, cfg.Popularity | cfg.ItemKnn | cfg.Markov)
+    learns = not isinstance(config.model, COUNTING)
     best = Checkpoints(out / "checkpoints", {}).best() if learns else ""
-    wanted = store.read_stamp(out / "checkpoints" / best)["made_by"].get("codes") if learns else None
+    before = store.read_stamp(out / "checkpoints" / best)["made_by"] if learns else {}
+    wanted = {name: before[name] for name in ("codes", "tables", "backbone") if name in before}
     data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
-    codes = item_codes.load(_codes_folder(config, wanted), data) if wanted else None
-    model = build(config.model, data, config.seed, codes).to(device)
+    parts = Parts({name: _find(config, name, digest) for name, digest in wanted.items()}, wanted)
+    model = assemble(config, data, parts, device)
     if learns:
-        made_by = {"data": data.stamp} | ({"codes": wanted} if wanted else {})
-        Checkpoints(out / "checkpoints", made_by).load(best, model)
+        Checkpoints(out / "checkpoints", {"data": data.stamp, **wanted}).load(best, model)
     return Loaded(model.eval(), data)
 
 
-def _codes_folder(config: cfg.Config, wanted: str) -> Path:
-    """The folder of codes with this content: the one that the config names, or one under data.root."""
-    named, broken = getattr(config.model, "codes", None), ""
-    for folder in [named] if named else sorted(config.data.root.glob("codes-*")):
+def _find(config: cfg.Config, name: str, wanted: str) -> Path:
+    """The folder with this content: the one that the config names, or one under data.root."""
+    model, broken = config.model, ""
+    named = {
+        "codes": getattr(model, "codes", None),
+        "backbone": Path(model.backbone.path) if isinstance(model, cfg.Frellm) else None,
+    }.get(name)
+    if name == "backbone" and isinstance(model, cfg.Frellm) and named and not named.is_dir():
+        named = None if model.backbone.path == llm.SMALL else llm.download(model.backbone.path, model.backbone.revision)
+    pattern = {"backbone": "llm-*"}.get(name, f"{name}-*")
+    for folder in [named] if named else sorted(config.data.root.glob(pattern)):
         try:
-            if (folder / store.STAMP).is_file() and store.content(folder) == wanted:
+            if folder.is_dir() and _hash(name, folder) == wanted:
                 return folder
         except ValueError as error:  # an artefact of another run may be broken
             broken = f" ({error})"
-    raise ValueError(
-        f"{named or config.data.root} does not hold the codes of this run: give model.codes=FOLDER{broken}"
-    )
+    key = {"codes": "model.codes", "backbone": "model.backbone.path"}.get(name, "data.root")
+    raise ValueError(f"{named or config.data.root} does not hold the {name} of this run: give {key}=FOLDER{broken}")
 
 
-def assemble(work: Work) -> tuple[nn.Module, str | None] | None:
-    """(the model, the hash of its codes if it has any), on the device; None when making its codes was stopped."""
-    config, codes, identity = work.config, None, None
-    if isinstance(config.model, GENERATIVE):
-        folder = codes_of(work)
-        if folder is None:
-            return None
-        codes, identity = item_codes.load(folder, work.data), store.content(folder)
-    return build(config.model, work.data, config.seed, codes).to(work.device), identity
+def _hash(name: str, folder: Path) -> str:
+    """Of what a folder holds; a language model need not be an artefact of ours."""
+    return encoder_digest(folder) if name == "backbone" else store.content(folder)

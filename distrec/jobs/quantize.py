@@ -27,9 +27,10 @@ from distrec import config as cfg
 from distrec.data import prepared
 from distrec.engine.launch import join
 from distrec.jobs.codes import report
-from distrec.jobs.codes.artefact import FREE, Collapsed, Work
+from distrec.jobs.codes.artefact import FREE, Collapsed
 from distrec.jobs.codes.extend import extend
 from distrec.jobs.codes.fit import quantize
+from distrec.jobs.work import Work
 from distrec.runtime import FAILED, REQUEUE, Ranks, Stop, log, run
 
 

@@ -32,7 +32,16 @@ from distrec.jobs.assemble import best_of
 from distrec.runtime import Ranks, log, run
 
 _OWN = {"histories": "", "k": "10", "to": "", "among": "", "unknown": "refuse"}
-_PLACES = ("out", "data.root", "data.path", "data.items", "model.codes", "score.mask_history", "score.batch_users")
+_PLACES = (
+    "out",
+    "data.root",
+    "data.path",
+    "data.items",
+    "model.codes",
+    "model.backbone.path",
+    "score.mask_history",
+    "score.batch_users",
+)
 
 
 def main(argv: Sequence[str]) -> None:

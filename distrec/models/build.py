@@ -1,6 +1,7 @@
 """What a recommender is, and which one a config names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -11,7 +12,9 @@ from distrec import config as cfg
 from distrec.data.batches import Batch
 from distrec.data.item_codes import ItemCodes
 from distrec.data.prepared import Prepared
+from distrec.models.backbone import Backbone, open_decoder
 from distrec.models.baselines.counting import ItemKnn, Markov, Popularity
+from distrec.models.frellm import Frellm
 from distrec.models.sasrec import SasRec
 from distrec.models.tone import Tone
 
@@ -41,10 +44,18 @@ class Recommender(Protocol):
         ...
 
 
-def build(config: cfg.Model, data: Prepared, seed: int, codes: ItemCodes | None = None) -> nn.Module:
+def build(
+    config: cfg.Model,
+    data: Prepared,
+    seed: int,
+    codes: ItemCodes | None = None,
+    tables: Mapping[str, Tensor] | None = None,
+    backbone: Path | None = None,
+) -> nn.Module:
     """The model that `config` names, with weights drawn from `seed`; counting models are complete when built.
 
-    Reads nothing of `data` but its sizes and its training interactions; `codes`: of a model that generates them.
+    Reads nothing of `data` but its sizes and its training interactions; `codes`: of a model that generates them;
+    `tables`, `backbone`: the items' vectors and the folder of the language model that reads them.
     """
     torch.manual_seed(seed)
     match config:
@@ -59,6 +70,12 @@ def build(config: cfg.Model, data: Prepared, seed: int, codes: ItemCodes | None 
         case cfg.Tone() | cfg.Tiger():
             assert codes is not None
             return Tone(config, codes)
+        case cfg.Frellm():
+            assert tables is not None
+            assert backbone is not None
+            decoder = open_decoder(backbone, config.backbone.dtype, config.backbone.quantise)
+            torch.manual_seed(seed)  # whatever loading drew
+            return Frellm(config, Backbone(config.backbone, config.tfm, decoder), **tables)
 
 
 def is_trained(model: nn.Module) -> bool:

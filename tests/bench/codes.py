@@ -22,8 +22,8 @@ from distrec.codes import health
 from distrec.data import prepared
 from distrec.jobs import embed
 from distrec.jobs.codes import report as reports
-from distrec.jobs.codes.artefact import Work
 from distrec.jobs.codes.fit import quantize
+from distrec.jobs.work import Work
 from distrec.runtime import Ranks, Stop
 
 ROOT = Path(__file__).parents[2]

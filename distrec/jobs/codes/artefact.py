@@ -1,8 +1,7 @@
 """What a fit and an extension of codes share: the limits that codes must keep, and the artefact they are written to."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,13 @@ from distrec.data import item_codes, store
 from distrec.data.item_codes import ItemCodes
 from distrec.data.prepared import Prepared
 from distrec.jobs.codes import report as reports
-from distrec.runtime import Ranks
+from distrec.jobs.work import Work
 
 FREE = ("gate", "min_used", "max_collisions", "vectors", "category")  # keys of config.codes that shape no code
 
 
 class Collapsed(Exception):
     """Codes that are not worth training on."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a job of codes works with."""
-
-    config: cfg.Config
-    data: Prepared
-    ranks: Ranks
-    stop: Callable[[], bool]
-    device: torch.device
 
 
 def origin(source: Path, identity: str, data: Prepared) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from distrec.codes.rows import largest
 from distrec.data import item_codes, store, vectors
 from distrec.data.item_codes import ItemCodes
 from distrec.jobs import embed
-from distrec.jobs.codes.artefact import Work, check_category, finished, origin, write
+from distrec.jobs.codes.artefact import check_category, finished, origin, write
 from distrec.jobs.codes.fit import rows_of
+from distrec.jobs.work import Work
 from distrec.models import quantisers
 from distrec.runtime import log
 

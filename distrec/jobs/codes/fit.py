@@ -20,7 +20,8 @@ from distrec.data import store, vectors
 from distrec.data.prepared import Prepared
 from distrec.engine.states import SavedStates, drain
 from distrec.jobs import embed
-from distrec.jobs.codes.artefact import FREE, Work, check_category, finished, origin, write
+from distrec.jobs.codes.artefact import FREE, check_category, finished, origin, write
+from distrec.jobs.work import Work
 from distrec.models import quantisers
 from distrec.runtime import Ranks, log
 

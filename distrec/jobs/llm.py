@@ -1,0 +1,63 @@
+"""Where a language model lies: found, downloaded, or trained on the catalogue's own texts."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+from distrec.data import store, vectors
+from distrec.data.prepared import Prepared
+from distrec.models import backbone, small_llm
+from distrec.runtime import log
+
+SMALL = "small_llm"
+
+
+def locate(name: str, revision: str | None, root: Path, data: Prepared) -> Path:
+    """The folder of a decoder that can be taken as it is.   Raises: ValueError, one line, saying what is wrong with it."""
+    if name == SMALL:
+        made = {
+            "texts": vectors.texts_digest(data),
+            "fitted_on": "text",
+            "code": store.file_digest(Path(small_llm.__file__)),
+        }
+        folder = store.make(store.folder(root, "llm", made), made, partial(_train, data=data))
+    elif Path(name).is_dir():
+        folder = Path(name)
+    else:
+        try:
+            folder = download(name, revision)
+        except ValueError as error:
+            raise ValueError(
+                f"model.backbone.path={error}; without a network: model.backbone.path=FOLDER or {SMALL}"
+            ) from None
+    backbone.check(folder)
+    return folder
+
+
+def is_decoder(folder: Path) -> bool:
+    """Whether a folder's config names a causal language model."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return any(str(name).endswith("ForCausalLM") for name in found.get("architectures") or [])
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def download(name: str, revision: str | None) -> Path:
+    """A model's folder from the hub, without pickled weights.   Raises: ValueError, one line, beginning with its name."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    unneeded = ["*.bin", "*.h5", "*.msgpack", "*.ot", "*.ckpt", "*.pth", "onnx/*", "openvino/*", "original/*"]
+    try:
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=unneeded))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{name} is neither a folder nor to be had from the hub ({reason})") from None
+
+
+def _train(folder: Path, data: Prepared) -> None:
+    log(f"training a small language model on {data.n_items:,} texts")
+    texts = [text for batch in vectors.text_batches(data, 65_536) for text in batch]
+    told = small_llm.train(texts, folder)
+    log(f"  {told['loss']:.2f} nats a token after {told['steps']:.0f} steps (unigram {told['unigram']:.2f})")

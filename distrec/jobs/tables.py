@@ -1,0 +1,131 @@
+"""What FreLLM4Rec knows of items: a SASRec's vectors and texts' vectors, smoothed over a graph of training interactions.
+
+An artefact `tables-…` holds tables.safetensors: collaborative I × S and text I × X, float32.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from distrec import config as cfg
+from distrec.config import plain
+from distrec.data import store, vectors
+from distrec.data.prepared import Prepared
+from distrec.freq import graph
+from distrec.jobs import llm
+from distrec.jobs.embed import embed
+from distrec.jobs.work import Work
+from distrec.runtime import log
+
+FILE = "tables.safetensors"
+_NEIGHBOURS = 10  # of graphs of nearest neighbours, where config says nothing
+
+
+def tables(work: Work, backbone: Path, train: Callable[[Work], Path | None]) -> Path | None:
+    """The folder of the filtered vectors, made now unless it is there; None when making them was stopped.
+
+    `train`: makes a run of a config, the SASRec that is missing.
+
+    Raises: ValueError when the run that the config names has no item table, or one of other data.
+    """
+    config, data = work.config, work.data
+    model = config.model
+    assert isinstance(model, cfg.Frellm)
+    if model.items is not None:
+        _verify(model.items, data)
+    encoder = config.embed if config.embed.encoder else replace(config.embed, encoder=str(backbone))
+    text = embed(encoder, config.data, data, work.ranks, work.stop)
+    run = model.items or (_sasrec(work, model, train) if text else None)
+    if text is None or run is None:
+        return None
+    _verify(run, data)
+    made = {
+        "fitted_on": "train",
+        "data": data.stamp,
+        "items": store.content(run / "item_table"),
+        "text": store.content(text),
+        "code": store.file_digest(Path(graph.__file__)),
+        **store.flat({"graph": plain(model.graph)}),
+    }
+    target = store.folder(config.data.root, "tables", made)
+    fill = partial(_fill, run=run, text=text, config=model.graph, data=data)
+    return work.ranks.main_first(partial(store.make, target, made, fill))
+
+
+def load(folder: Path) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(folder / FILE)
+
+
+def _sasrec(work: Work, model: cfg.Frellm, train: Callable[[Work], Path | None]) -> Path | None:
+    """A finished run of the SASRec that the config describes."""
+    own = replace(work.config, model=model.sasrec, train=model.sasrec_train, embed=cfg.Embed())
+    key = {"model": plain(own.model), "train": plain(own.train), "seed": own.seed, "data": work.data.stamp}
+    out = store.folder(own.data.root, "sasrec", key)
+    log(f"SASRec for the items' collaborative vectors: {out}")
+    return train(replace(work, config=replace(own, out=out)))
+
+
+def _verify(run: Path, data: Prepared) -> None:
+    folder = run / "item_table"
+    if not folder.is_dir():
+        raise ValueError(f"model.items={run}: no run with an item table (a finished run of model.name=sasrec has one)")
+    made = store.verify(folder)["made_by"]
+    if made.get("data") != data.stamp or made.get("fitted_on") != "train":
+        raise ValueError(
+            f"model.items={run} is about other data than these: train it on them, or leave model.items out"
+        )
+
+
+def _fill(folder: Path, run: Path, text: Path, config: cfg.Graph, data: Prepared) -> None:
+    found = safetensors.torch.load_file(run / "item_table" / "item_table.safetensors")
+    # Deviation: an item that no training window held has no vector, where its random start would be taken for one
+    known = found["item_table"].float() * (found["seen"] > 0)[:, None]
+    told = torch.from_numpy(np.array(vectors.open_file(text / vectors.FILE), dtype=np.float32))
+    made = {"collaborative": known, "text": told}
+    if config.glpf_alpha > 0:
+        adjacency = _graph(config, data, known, told)
+        made = {name: graph.low_pass(adjacency, x, config.glpf_alpha, config.order) for name, x in made.items()}
+        isolated = int((np.diff(adjacency.indptr) == 0).sum())
+        log(f"graph: {adjacency.nnz:,} edges, {isolated:,} items without any (they keep their vectors)")
+        (folder / "graph.json").write_text(json.dumps({"edges": int(adjacency.nnz), "isolated": isolated}, indent=1))
+    safetensors.torch.save_file({name: x.contiguous() for name, x in made.items()}, folder / FILE)
+
+
+def _graph(config: cfg.Graph, data: Prepared, known: Tensor, told: Tensor) -> Any:
+    """The normalised adjacency of items, from training interactions or vectors made of them."""
+    if config.source in ("text", "items"):
+        weights = graph.neighbours(told if config.source == "text" else known, config.top_k or _NEIGHBOURS)
+        if config.self_loops:
+            weights.setdiag(1)
+        return graph.normalise(weights, in_place=True)
+    train = data.is_train()
+    item, time = data.item[train], data.time[train]
+    start = np.r_[0, np.cumsum(data.train_end - data.start[:-1])]
+    if config.source == "session":
+        start = graph.sessions(start, time, config.gap_hours * 3.6e9)
+    weights = graph.cooccurrence(
+        item,
+        start,
+        data.n_items,
+        window=config.window,
+        weighting=config.weighting,
+        top_k=config.top_k,
+        self_loops=config.self_loops,
+    )
+    return graph.normalise(weights, in_place=True)
+
+
+def backbone_of(work: Work) -> Path:
+    """The folder of the config's language model, checked; trained now where it is the small one."""
+    model = work.config.model
+    assert isinstance(model, cfg.Frellm)
+    place, root = model.backbone, work.config.data.root
+    return work.ranks.main_first(partial(llm.locate, place.path, place.revision, root, work.data))

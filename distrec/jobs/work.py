@@ -1,0 +1,23 @@
+"""What a job works with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distrec import config as cfg
+from distrec.data.prepared import Prepared
+from distrec.runtime import Ranks
+
+
+@dataclass(frozen=True)
+class Work:
+    """`stop()`: whether a signal asked to save and leave; `accelerator`: of jobs that train."""
+
+    config: cfg.Config
+    data: Prepared
+    ranks: Ranks
+    stop: Callable[[], bool]
+    device: torch.device
+    accelerator: Any = None

@@ -1,0 +1,197 @@
+"""A Hugging Face decoder as a frozen encoder of vectors: loaded, frozen or adapted, sealed.
+
+Shapes: B rows of a batch, T positions, D channels.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from distrec.config import Backbone as Config
+from distrec.config import Filter
+from distrec.models.hooks import ARGUMENT, Attached, Tfm
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """The config of a folder that `open_backbone` can take; nothing is loaded.
+
+    Raises: ValueError, one line, when the folder has no config or tokenizer, pickled weights only, or code of its own.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"model.backbone.path={folder}: no language model in this folder (no config.json)")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        architectures = list(config.get("architectures") or [])
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not a model's config: {error}") from None
+    if config.get("auto_map"):
+        raise ValueError(f"{folder} brings code of its own (auto_map in config.json), which is never run")
+    if not any(name.endswith("ForCausalLM") for name in architectures):
+        raise ValueError(f"{folder} is no decoder: its architectures are {architectures}, wanted one …ForCausalLM")
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        raise ValueError(f"{folder} has no model.safetensors: pickled weights are never read")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise ValueError(f"{folder} has no tokenizer (tokenizer.json)")
+    return config
+
+
+def open_decoder(folder: Path, dtype: str = "float32", quantise: str = "none", attention: str = "sdpa") -> nn.Module:
+    """The decoder's base model (no head), every byte as it was saved.
+
+    Raises: ValueError, one line, when the folder is none or its weights do not fit its config.
+    """
+    from transformers import AutoModel, BitsAndBytesConfig
+    from transformers.utils import logging
+
+    check(folder)
+    kind = _DTYPES[dtype]
+    settings: dict[str, Any] = {"dtype": kind, "attn_implementation": attention}
+    if quantise == "nf4":
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=kind,
+            bnb_4bit_quant_storage=kind,
+        )
+    logging.disable_progress_bar()
+    safe = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+    try:
+        model, told = AutoModel.from_pretrained(str(folder), output_loading_info=True, **safe, **settings)
+    except Exception as error:  # safetensors, transformers and torch each raise their own
+        raise ValueError(f"{folder}: {str(error).strip().splitlines()[0]}") from None
+    if lost := sorted(told["missing_keys"]) or sorted(str(key) for key in told["mismatched_keys"]):
+        raise ValueError(f"{folder}: its weights do not fit its config: {lost[0]} (and {len(lost) - 1} more)")
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # it packs the weights anew in place, and training then crashes
+    return model
+
+
+class Backbone(nn.Module):
+    """States of vectors, by a decoder that is frozen, adapted by LoRA or trained whole."""
+
+    def __init__(self, config: Config, tfm: Filter, decoder: nn.Module):
+        super().__init__()
+        self.config = config
+        decoder.requires_grad_(config.tune == "full")
+        self.seal = digest(_frozen(decoder))
+        if config.tune == "lora":
+            decoder = _with_lora(config, decoder)
+        self.decoder = decoder
+        self.tfm = Tfm(tfm, len(self.layers)) if tfm.mode != "off" else None
+        self.attached = Attached(self.layers, self.tfm) if self.tfm is not None else None
+        if config.checkpointing:
+            decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # pyright: ignore[reportCallIssue]
+        self.check_seal()
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        return self.decoder.layers  # pyright: ignore[reportReturnType]
+
+    @property
+    def width(self) -> int:
+        return self.decoder.config.hidden_size  # pyright: ignore[reportAttributeAccessIssue,reportReturnType]
+
+    def forward(self, x: Float[Tensor, "B T D"], segment: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """The last layer's states after the final norm; `segment`: which sequence a place belongs to, 0 for padding.
+
+        A place sees those before it in its own sequence; its position is counted from that sequence's first place.
+        """
+        sees = (segment[:, :, None] == segment[:, None]).tril()
+        place = (sees & (segment > 0)[:, :, None]).sum(2).sub(1).clamp(min=0)
+        filters = {ARGUMENT: self.tfm(segment)} if self.tfm is not None else {}
+        dtype = next(p.dtype for p in self.decoder.parameters() if p.is_floating_point() and p.dim() == 1)
+        mask: Bool[Tensor, "B 1 T T"] = sees[:, None]
+        out = self.decoder(
+            inputs_embeds=x.to(dtype), attention_mask=mask, position_ids=place, use_cache=False, **filters
+        )
+        return out.last_hidden_state
+
+    def check_seal(self) -> None:
+        """Raises: RuntimeError when a frozen weight is not what was loaded."""
+        if digest(_frozen(self.decoder)) != self.seal:
+            raise RuntimeError("the frozen backbone has changed: a weight is not what was loaded; nothing was saved")
+
+
+class TextReader:
+    """Texts → vectors: the decoder's state at the last token, or the mean over tokens, in float32.
+
+    Padding stands on the right, after everything that a state may depend on; a longer text is cut at `max_tokens`,
+    an empty one is the end-of-text mark alone.
+    """
+
+    def __init__(self, folder: Path, dtype: str, pooling: str, max_tokens: int | None, batch: int, device: str):
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(f"{folder}: no tokenizer: {str(error).strip().splitlines()[0]}") from None
+        self._decoder: Any = open_decoder(folder, dtype).to(device).eval()
+        most = int(self._decoder.config.max_position_embeddings)
+        if max_tokens is not None and max_tokens > most:
+            raise ValueError(f"embed.max_tokens={max_tokens}: this model takes 1 to {most}")
+        self._pooling, self._most, self._batch, self._device = pooling, max_tokens or min(128, most), batch, device
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "n D"]:
+        rows = self._tokenizer(list(texts), truncation=True, max_length=self._most)["input_ids"]
+        end = self._tokenizer.eos_token_id or 0
+        rows = [torch.tensor(row or [end]) for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        found = torch.empty(len(rows), self._decoder.config.hidden_size)
+        for low in range(0, len(rows), self._batch):
+            own = order[low : low + self._batch]
+            found[own] = self._states([rows[i] for i in own]).cpu()
+        return found.numpy()
+
+    def _states(self, rows: list[Tensor]) -> Tensor:
+        lengths = torch.tensor([len(row) for row in rows], device=self._device)
+        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self._device)
+        is_token = torch.arange(tokens.shape[1], device=self._device) < lengths[:, None]
+        states = self._decoder(input_ids=tokens, attention_mask=is_token.long(), use_cache=False).last_hidden_state
+        if self._pooling == "mean":
+            return (states.float() * is_token[..., None]).sum(1) / lengths[:, None]
+        return states[torch.arange(len(rows)), lengths - 1].float()
+
+
+def digest(tensors: Iterator[tuple[str, Tensor]]) -> str:
+    """sha256 over names and bytes of tensors, in the order of their names."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        total.update(name.encode())
+        total.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+    return total.hexdigest()
+
+
+def _frozen(decoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in decoder.named_parameters():
+        if not parameter.requires_grad:
+            yield name.replace(".base_layer.", "."), parameter
+
+
+def _with_lora(config: Config, decoder: nn.Module) -> nn.Module:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_modules),
+    )
+    try:
+        return inject_adapter_in_model(lora, decoder)
+    except ValueError as error:
+        raise ValueError(f"model.backbone.lora_modules: {str(error).strip().splitlines()[0]}") from None

@@ -1,0 +1,126 @@
+"""FreLLM4Rec: a graph-filtered item table, read by a language model with a temporal filter after each layer.
+
+    e_id = LN(W_id s̃ + b),   e_tx = LN(MLP(t̃)),   g = σ(W_f [e_id ; e_tx]),   e = g ⊙ e_id + (1 − g) ⊙ e_tx
+    score(i | history) = ⟨LN(backbone(e_{i_1} … e_{i_t})_t), e_i⟩
+
+s̃, t̃: collaborative and text vectors after the graph filter (G-LPF).   Source: FreLLM4Rec (arXiv 2508.10312), its code.
+Deviation: the graph filter works once on the vectors, where the published code filters projections at every step;
+the last place is the last item's, in windows padded on the left.
+
+Shapes: B users in a batch, T positions, D channels of the backbone, I items, N targets, M negatives.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from distrec.config import Frellm as Config
+from distrec.data.batches import Batch
+from distrec.models import softmax
+from distrec.models.backbone import Backbone
+from distrec.models.ranking import top_items
+
+_FULL = 65_536  # items up to which the softmax is taken over all of them
+
+
+class ItemTable(nn.Module):
+    """One vector an item, from what other models and the graph know of it."""
+
+    collaborative: Tensor
+    text: Tensor
+
+    def __init__(self, collaborative: Float[Tensor, "I S"], text: Float[Tensor, "I X"], width: int, hidden: int):
+        super().__init__()
+        self.register_buffer("collaborative", collaborative, persistent=False)
+        self.register_buffer("text", text, persistent=False)
+        self.project = nn.Linear(collaborative.shape[1], width)
+        self.read = nn.Sequential(nn.Linear(text.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, width))
+        self.norm_collaborative, self.norm_text = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.gate = nn.Linear(2 * width, width)
+
+    def forward(self, items: slice | Int[Tensor, "*B"] = slice(None)) -> Float[Tensor, "*B D"]:
+        own = self.norm_collaborative(self.project(self.collaborative[items]))
+        told = self.norm_text(self.read(self.text[items]))
+        share = self.gate(torch.cat([own, told], -1)).sigmoid()
+        return share * own + (1 - share) * told
+
+
+class Frellm(nn.Module):
+    """Scores by the inner product of the last state and the table that it read (tied)."""
+
+    def __init__(
+        self, config: Config, backbone: Backbone, collaborative: Float[Tensor, "I S"], text: Float[Tensor, "I X"]
+    ):
+        super().__init__()
+        self.config, self.max_len, self.n_items = config, config.max_len, len(text)
+        self.backbone = backbone
+        self.table = ItemTable(collaborative, text, backbone.width, config.hidden)
+        self.norm = nn.LayerNorm(backbone.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.is_full = config.loss == "full" or (config.loss is None and self.n_items <= _FULL)
+        self._known: tuple[tuple[int, ...], Tensor] | None = None
+
+    @property
+    def samples(self) -> str:
+        """A filter that sees the whole history leaves one honest target a history: the one after it."""
+        sees_all = self.config.tfm.mode == "global" and not self.config.compat_unsafe
+        return "prefixes" if sees_all else "sequences"
+
+    def forward(self, batch: Batch) -> Float[Tensor, ""]:
+        targets = batch.targets[batch.is_target]
+        if self.is_full:
+            table = self.table()
+            states = self.states(table[batch.items], batch.is_item)[batch.is_target]
+            return softmax.full(states, table, targets, self.config.logits_mib)
+        states = self.states(self.table(batch.items), batch.is_item)[batch.is_target]
+        rows = torch.where(batch.is_target)[0]
+        owned = torch.cat([batch.items, batch.targets], 1)
+        owned = owned.masked_fill(~torch.cat([batch.is_item, batch.is_target], 1), -1)[rows]
+        drawn = torch.randint(self.n_items, (self.config.negatives,), device=targets.device)
+        return softmax.sampled(
+            states,
+            self.table(targets),
+            targets,
+            owned,
+            self.table(drawn),
+            drawn,
+            self.n_items,
+            self.config.corrected,
+        )
+
+    def states(self, x: Float[Tensor, "B T D"], is_item: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """What the model makes of each position.   Causal: unless the filter is global."""
+        x = self.dropout(x * is_item[..., None])
+        return self.norm(self.backbone(x, is_item.long()).to(x.dtype))
+
+    def scorer(self, batch: Batch) -> Callable[[slice | Tensor], Float[Tensor, "B n"]]:
+        table = self.item_table()
+        items, is_item = batch.items[:, -self.max_len :], batch.is_item[:, -self.max_len :]
+        state = self.states(table[items], is_item)[:, -1].float()
+        return lambda items: state @ table[items].T
+
+    def rank(self, batch: Batch, k: int) -> Int[Tensor, "B K"]:
+        return top_items(self.scorer(batch), self.n_items, k)[0]
+
+    def item_table(self) -> Float[Tensor, "I D"]:
+        """The table, worked out again when a weight has changed since."""
+        versions = tuple(parameter._version for parameter in self.table.parameters())
+        if self._known is None or self._known[0] != versions or self._known[1].device != self.norm.weight.device:
+            with torch.no_grad():
+                parts = [self.table(slice(low, low + _FULL)) for low in range(0, self.n_items, _FULL)]
+            self._known = versions, torch.cat(parts).float()
+        return self._known[1]
+
+    def check_seal(self) -> None:
+        """Raises: RuntimeError when the frozen backbone is not what was loaded."""
+        self.backbone.check_seal()
+
+    @torch.no_grad()
+    def facts(self) -> dict[str, float]:
+        """The cutoffs that were learnt, layer by layer."""
+        tfm = self.backbone.tfm
+        if tfm is None or tfm.raw_cutoff is None:
+            return {}
+        return {f"cutoff.{i}": float(value) for i, value in enumerate(tfm.raw_cutoff.sigmoid())}
