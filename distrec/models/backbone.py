@@ -66,6 +66,7 @@ def open_decoder(folder: Path, dtype: str = "float32", quantise: str = "none", a
             bnb_4bit_quant_storage=kind,
         )
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # heads that are not wanted are no news
     safe = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
     try:
         model, told = AutoModel.from_pretrained(str(folder), output_loading_info=True, **safe, **settings)
@@ -93,12 +94,12 @@ class Backbone(nn.Module):
         self.tfm = Tfm(tfm, len(self.layers)) if tfm.mode != "off" else None
         self.attached = Attached(self.layers, self.tfm) if self.tfm is not None else None
         if config.checkpointing:
-            decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # pyright: ignore[reportCallIssue]
+            decoder.activation_checkpointing_enable()  # pyright: ignore[reportCallIssue]
         self.check_seal()
 
     @property
     def layers(self) -> Sequence[nn.Module]:
-        return self.decoder.layers  # pyright: ignore[reportReturnType]
+        return list(self.decoder.layers)  # pyright: ignore[reportArgumentType]
 
     @property
     def width(self) -> int:
@@ -139,7 +140,7 @@ class TextReader:
             self._tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         except Exception as error:  # tokenizers raises nothing narrower
             raise ValueError(f"{folder}: no tokenizer: {str(error).strip().splitlines()[0]}") from None
-        self._decoder: Any = open_decoder(folder, dtype).to(device).eval()
+        self._decoder: Any = open_decoder(folder, dtype).to(device).train(False)
         most = int(self._decoder.config.max_position_embeddings)
         if max_tokens is not None and max_tokens > most:
             raise ValueError(f"embed.max_tokens={max_tokens}: this model takes 1 to {most}")

@@ -1,7 +1,6 @@
 """A causal language model of the catalogue's own texts: loaded as users load one, the same again, better than counting."""
 
 import json
-import random
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from distrec.models import small_llm
 
 SAFE = {"trust_remote_code": False, "local_files_only": True}
 QUICK = {"vocabulary": 400, "d_model": 32, "n_layers": 2, "n_heads": 2, "bar": False}
-ODD = ["", " ", "naïve café", "指甲油 2012", "помада", "💅🏽👩‍👩‍👧", "\x00\t\n", "<|pad|>", "a" * 5000]
+ODD = ["", " ", "naïve café", "指甲油 2012", "помада", "💅🏽👩‍👩‍👧", "\x00\t\n", "<|pad|>", "many words " * 40]
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +55,14 @@ def test_it_is_an_ordinary_folder(made, texts):
 def test_it_runs_in_half_precision_and_up_to_its_last_position(made, texts):
     folder, _ = made
     half = opened(folder, AutoModel, dtype=torch.bfloat16)
-    _, batch = tokens(folder, [*texts[:3], "lamp " * 2000])
+    _, batch = tokens(folder, [*texts[:3], "lamp " * 1000])
     assert batch["input_ids"].shape[1] == small_llm.POSITIONS
     with torch.no_grad():
         assert half(**batch).last_hidden_state.isfinite().all()
 
 
 def test_the_tokenizer_that_users_open_is_the_one_that_was_trained(made, texts):
-    """transformers takes its own splitting for this architecture, whatever tokenizer.json says."""
+    """transformers splits texts in its own way for this architecture, whatever tokenizer.json says."""
     folder, _ = made
     tokenizer, trained = (
         AutoTokenizer.from_pretrained(folder, **SAFE),
@@ -130,7 +129,7 @@ def test_the_same_bytes_again_and_others_from_another_seed(texts, tmp_path):
 
 def test_nobody_elses_dice_are_touched(tmp_path):
     def states():
-        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()  # noqa: NPY002
 
     before = states()
     small_llm.train(["red nail", "blue nail"], tmp_path, steps=2, **QUICK)
@@ -151,6 +150,12 @@ def test_many_texts_are_sampled(tmp_path, monkeypatch):
     monkeypatch.setattr(small_llm, "_SAMPLE", 50)
     figures = small_llm.train([f"item {i}" for i in range(1000)], tmp_path, steps=2, **QUICK)
     assert figures["texts"] == 50
+
+
+def test_long_texts_are_cut_and_learnt_from(tmp_path):
+    figures = small_llm.train(["x1 " * 3000, "short"], tmp_path, steps=2, **QUICK)
+    assert small_llm._LENGTH < figures["tokens"] <= small_llm._LENGTH + len("short") + 1
+    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).truncation is None
 
 
 @pytest.mark.parametrize(

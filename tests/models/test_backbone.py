@@ -1,0 +1,352 @@
+"""Language models from disk: filters as hooks against filters as layers, what stays frozen, what is refused."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from decoders import CLASSES, saved
+from ranks import run_on
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+from distrec import config as cfg
+from distrec.freq.butterworth import matrices
+from distrec.models import backbone
+from distrec.models.backbone import Backbone, TextReader, open_decoder
+from distrec.models.hooks import Attached, Recorder, Tfm, filtered
+
+CAUSAL = cfg.Filter(mode="causal")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    return {kind: saved(tmp_path_factory.mktemp(kind), kind) for kind in CLASSES}
+
+
+def segments():
+    segment = torch.ones(4, 12, dtype=torch.long)
+    segment[0, :5], segment[1, :11], segment[2, 4:] = 0, 0, 2
+    return segment
+
+
+def vectors(dtype=torch.float32, seed=0):
+    return torch.randn(4, 12, 64, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_()
+
+
+def opened(folder, tfm=CAUSAL, **settings):
+    config = cfg.Backbone(path=str(folder), **settings)
+    torch.manual_seed(0)
+    return Backbone(config, tfm, open_decoder(folder, config.dtype, config.quantise))
+
+
+class Layer(nn.Module):
+    """The reference: a decoder layer with the filter inside."""
+
+    def __init__(self, layer, tfm, number):
+        super().__init__()
+        self.layer, self.tfm, self.number = layer, [tfm], number
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+    def forward(self, x, *args, **kwargs):
+        matrix = kwargs.pop("distrec_filters")[self.number]
+        return filtered(self.layer(x, *args, **kwargs), matrix)
+
+
+def wrapped(folder, tfm=CAUSAL, **settings):
+    """The same model with layers in place of hooks."""
+    model = opened(folder, tfm, **settings)
+    model.attached.remove()
+    for i, layer in enumerate(model.layers):
+        model.decoder.layers[i] = Layer(layer, model.tfm, i)
+    return model
+
+
+def gradients(model, x, segment):
+    model.train()
+    out = model(x, segment)
+    (out.float() * (segment > 0)[..., None]).square().sum().backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return out.detach(), x.grad, {name.replace(".layer.", "."): grad for name, grad in found.items()}
+
+
+PRECISIONS = {
+    "fp32": {},
+    "bf16": {"dtype": "bfloat16"},
+    "nf4": {"quantise": "nf4"},
+    "nf4-bf16": {"quantise": "nf4", "dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("tune", ["frozen", "lora"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_hooks_are_layers_that_filter_gradients_too(folders, kind, precision, checkpointing, tune):
+    settings = {**PRECISIONS[precision], "checkpointing": checkpointing, "tune": tune}
+    tfm = cfg.Filter(mode="causal", learn_cutoff=True, beta=0.7)
+    ours, theirs = opened(folders[kind], tfm, **settings), wrapped(folders[kind], tfm, **settings)
+    out, x_grad, own = gradients(ours, vectors(), segments())
+    wanted, wanted_x, others = gradients(theirs, vectors(), segments())
+    assert_close(out, wanted, atol=0, rtol=0)
+    assert_close(x_grad, wanted_x, atol=0, rtol=0)
+    assert own.keys() == others.keys()
+    assert "tfm.raw_cutoff" in own
+    assert (tune == "frozen") == (len(own) == 1)
+    for name, grad in own.items():
+        assert_close(grad, others[name], atol=0, rtol=0)
+    ours.check_seal()
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_checkpointing_changes_no_gradient(folders, kind):
+    plain = gradients(opened(folders[kind], tune="lora"), vectors(), segments())
+    again = gradients(opened(folders[kind], tune="lora", checkpointing=True), vectors(), segments())
+    assert_close(plain[1], again[1], atol=1e-6, rtol=1e-5)
+    for name, grad in plain[2].items():
+        assert_close(grad, again[2][name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tune", ["frozen", "lora"])
+def test_two_processes_give_the_gradients_of_one(folders, tune):
+    tfm = cfg.Filter(mode="causal", learn_cutoff=True)
+    alone = gradients(opened(folders["qwen2"], tfm, tune=tune), vectors(), segments())[2]
+
+    def share():
+        from distrec.runtime import Ranks
+
+        rows = slice(2 * Ranks.here().rank, 2 * Ranks.here().rank + 2)
+        model = DistributedDataParallel(opened(folders["qwen2"], tfm, tune=tune))
+        found = gradients(model, vectors()[rows].detach().requires_grad_(), segments()[rows])[2]
+        return {name.removeprefix("module."): grad.numpy() for name, grad in found.items()}
+
+    for found in run_on(2, share):
+        for name, grad in alone.items():
+            np.testing.assert_allclose(2 * found[name], grad.numpy(), atol=1e-3, rtol=1e-3)
+
+
+COMPILED = """
+import copy, sys, torch
+from distrec import config as cfg
+from distrec.models.backbone import Backbone, open_decoder
+torch.manual_seed(0)
+model = Backbone(cfg.Backbone(), cfg.Filter(mode="causal"), open_decoder(__import__("pathlib").Path(sys.argv[1])))
+x, segment = torch.randn(4, 12, 64), torch.ones(4, 12, dtype=torch.long)
+segment[0, :4] = 0
+compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
+inputs = x.clone().requires_grad_(), x.clone().requires_grad_()
+outs = compiled(inputs[0], segment), model(inputs[1], segment)
+for out in outs:
+    out.square().sum().backward()
+torch.testing.assert_close(outs[0], outs[1], atol=1e-5, rtol=1e-5)
+torch.testing.assert_close(inputs[0].grad, inputs[1].grad, atol=1e-4, rtol=1e-4)
+model.attached.remove()
+assert not torch.allclose(model(x, segment), outs[0], atol=1e-2)
+"""
+
+
+def test_compiled_it_is_the_same_gradients_too(folders):
+    """In a process of its own: the checks of shapes while testing are nothing that can be compiled."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, str(folders["qwen2"])], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("tfm", [CAUSAL, cfg.Filter(mode="off")], ids=["causal", "off"])
+def test_no_place_sees_a_later_one(folders, kind, tfm):
+    model, x, segment = opened(folders[kind], tfm).eval(), vectors().detach(), segments()
+    before = model(x, segment)
+    for t in (7, 11):
+        changed = x.clone()
+        changed[:, t] = torch.randn(4, 64)
+        after = model(changed, segment)
+        assert_close(after[:, :t], before[:, :t], atol=0, rtol=0)
+        assert not torch.allclose(after[:, t], before[:, t])
+
+
+@pytest.mark.parametrize("mode", ["causal", "global", "off"])
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_sequence_is_read_alike_alone_padded_and_packed(folders, kind, mode):
+    model, x, segment = opened(folders[kind], cfg.Filter(mode=mode)).eval(), vectors().detach(), segments()
+    x[0, :5] = 1e3  # what stands at a padded place
+    out = model(x, segment)
+    for row, part in ((0, slice(5, 12)), (1, slice(11, 12)), (2, slice(0, 4)), (2, slice(4, 12)), (3, slice(0, 12))):
+        alone = model(x[row : row + 1, part], torch.ones(1, part.stop - part.start, dtype=torch.long))
+        assert_close(out[row, part], alone[0], atol=1e-4, rtol=1e-4)
+    longer = model(torch.nn.functional.pad(x, (0, 0, 50, 0)), torch.nn.functional.pad(segment, (50, 0)))
+    assert_close(longer[:, 50:][segment > 0], out[segment > 0], atol=1e-4, rtol=1e-4)
+    assert bool(longer.isfinite().all())
+
+
+def test_bf16_goes_in_and_comes_out_and_one_item_is_left_alone():
+    x = torch.randn(2, 1, 8).bfloat16()
+    for mode in ("reflect", "circular", "paper", "causal"):
+        y = filtered(x, matrices(torch.ones(2, 1, dtype=torch.long), 0.1, 2, mode))
+        assert y.dtype == torch.bfloat16
+        assert torch.equal(y, x)
+    x = torch.randn(2, 30, 8).bfloat16().requires_grad_()
+    y = filtered(x, matrices(torch.ones(2, 30, dtype=torch.long), 0.1, 2, "reflect"))
+    y.float().sum().backward()
+    assert bool(x.grad.isfinite().all())
+    wanted = matrices(torch.ones(2, 30, dtype=torch.long), 0.1, 2, "reflect") @ x.float()
+    assert_close(y, wanted.bfloat16())
+
+
+def test_hooks_go_as_they_came(folders):
+    model, x, segment = opened(folders["qwen2"]).eval(), vectors().detach(), segments()
+    plain = opened(folders["qwen2"], cfg.Filter(mode="off")).eval()
+    assert len(model.attached.handles) == len(model.layers) == 3
+    with pytest.raises(ValueError, match="have filters already"):
+        Attached(model.layers, model.tfm)
+    with pytest.raises(ValueError, match="2 filters for 3 layers"):
+        Attached(plain.layers, Tfm(CAUSAL, 2))
+    assert not torch.allclose(model(x, segment), plain(x, segment), atol=1e-2)
+    model.attached.remove()
+    assert torch.equal(model(x, segment), plain(x, segment))
+    Attached(model.layers, model.tfm)
+    assert not torch.allclose(model(x, segment), plain(x, segment), atol=1e-2)
+
+
+def test_a_layer_may_give_a_tuple():
+    class Pair(nn.Module):
+        def forward(self, x, **_):
+            return x, "cache"
+
+    layer = Pair()
+    Attached([layer], Tfm(CAUSAL, 1))
+    x, matrix = torch.randn(1, 5, 2), matrices(torch.ones(1, 5, dtype=torch.long), 0.3, 2, "causal")
+    state, cache = layer(x, distrec_filters=[matrix])
+    assert cache == "cache"
+    assert_close(state, matrix @ x)
+
+
+def test_the_recorder_sees_the_filtered_states(folders):
+    model, x, segment = opened(folders["qwen2"], cfg.Filter(mode="global", cutoff=0.05)).eval(), vectors(), segments()
+    plain = opened(folders["qwen2"], cfg.Filter(mode="off")).eval()
+    with Recorder(model.layers) as states:
+        model(x, segment)
+        out = model(x, segment)
+    with Recorder(plain.layers) as others:
+        plain(x, segment)
+    assert len(states) == 3
+    assert_close(model.decoder.norm(states[-1]), out)
+    assert float(states[0][3].std(0).mean()) < 0.5 * float(others[0][3].std(0).mean())  # smooth along time
+    model(x, segment)
+    assert len(states) == 3  # and nothing is recorded afterwards
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_what_is_frozen_is_what_was_saved_and_stays_it(folders, kind, precision):
+    model = opened(folders[kind], tune="lora", **PRECISIONS[precision])
+    if precision == "fp32":
+        from safetensors.torch import load_file
+
+        there = {name.removeprefix("model."): t for name, t in load_file(folders[kind] / "model.safetensors").items()}
+        frozen = dict(backbone._frozen(model.decoder))
+        assert {name for name in there if name != "lm_head.weight"} == set(frozen)
+        assert all(torch.equal(tensor, there[name]) for name, tensor in frozen.items())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    gradients(model, vectors(), segments())
+    optimizer.step()
+    model.check_seal()
+    with torch.no_grad():
+        next(p for _, p in backbone._frozen(model.decoder)).view(torch.uint8)[0] ^= 1
+    with pytest.raises(RuntimeError, match="frozen backbone has changed"):
+        model.check_seal()
+
+
+def test_nothing_of_a_frozen_one_trains_and_all_of_a_full_one_does(folders):
+    frozen = opened(folders["llama"], cfg.Filter(mode="causal"))
+    assert not [name for name, p in frozen.named_parameters() if p.requires_grad]
+    full = opened(folders["llama"], tune="full")
+    assert all(p.requires_grad for p in full.decoder.parameters())
+    learnt = opened(folders["llama"], cfg.Filter(mode="global", learn_cutoff=True))
+    assert [name for name, p in learnt.named_parameters() if p.requires_grad] == ["tfm.raw_cutoff"]
+    assert "tfm.raw_cutoff" in learnt.state_dict()
+
+
+def test_four_bits_are_its_dequantised_weights(folders):
+    from bitsandbytes.functional import dequantize_4bit
+
+    four = opened(folders["qwen2"], quantise="nf4").eval()
+    plain = opened(folders["qwen2"]).eval()
+    changed = 0
+    for name, module in four.decoder.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
+            plain.decoder.get_submodule(name).weight.data.copy_(weight)
+            changed += 1
+    assert changed == 3 * 7
+    x, segment = vectors(), segments()
+    assert_close(four(x, segment), plain(x, segment), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_texts_are_read_alike_in_any_company(folders, pooling):
+    texts = ["", "red shirt", "blue shoes with a very long name " * 5, "ä 🙂", *(f"item {i}" * (i % 7 + 1) for i in range(60))]  # fmt: skip
+    found = {n: TextReader(folders["qwen2"], "float32", pooling, None, n, "cpu").encode(texts) for n in (1, 7, 128)}
+    for n in (7, 128):
+        np.testing.assert_allclose(found[n], found[1], atol=1e-5)
+    assert np.isfinite(found[1]).all()
+    decoder = open_decoder(folders["qwen2"])
+    reader = TextReader(folders["qwen2"], "float32", pooling, None, 1, "cpu")
+    tokens = torch.tensor([reader._tokenizer("red shirt")["input_ids"]])
+    states = decoder(input_ids=tokens).last_hidden_state[0]
+    np.testing.assert_allclose(found[1][1], (states[-1] if pooling == "last" else states.mean(0)).detach(), atol=1e-5)
+
+
+def test_a_longer_text_is_cut_and_a_longer_window_refused(folders):
+    reader = TextReader(folders["qwen2"], "float32", "last", 4, 1, "cpu")
+    _, long = reader.encode(["red shirt", "red shirt red shirt red shirt"])
+    whole = TextReader(folders["qwen2"], "float32", "last", None, 1, "cpu")
+    tokens = whole._tokenizer("red shirt red shirt red shirt")["input_ids"][:4]
+    np.testing.assert_allclose(long, whole.encode([whole._tokenizer.decode(tokens)])[0], atol=1e-5)
+    with pytest.raises(ValueError, match=r"embed.max_tokens=999: this model takes 1 to 256"):
+        TextReader(folders["qwen2"], "float32", "last", 999, 1, "cpu")
+
+
+BREAKAGES = {
+    "no config": (lambda at: (at / "config.json").unlink(), "no config.json"),
+    "no tokenizer": (lambda at: (at / "tokenizer.json").unlink(), "has no tokenizer"),
+    "pickled": (lambda at: (at / "model.safetensors").rename(at / "pytorch_model.bin"), "pickled weights are never read"),
+    "own code": (lambda at: rewrite(at, auto_map={"AutoModel": "evil.Evil"}), "brings code of its own"),
+    "encoder": (lambda at: rewrite(at, architectures=["BertModel"]), "is no decoder"),
+    "nonsense": (lambda at: (at / "config.json").write_text("[1"), "is not a model's config"),
+    "truncated": (lambda at: (at / "model.safetensors").write_bytes((at / "model.safetensors").read_bytes()[:999]), "qwen"),
+    "other shapes": (lambda at: rewrite(at, hidden_size=32), "qwen"),
+    "more layers": (lambda at: rewrite(at, num_hidden_layers=5, layer_types=None), "do not fit its config"),
+}  # fmt: skip
+
+
+def rewrite(at, **values):
+    config = json.loads((at / "config.json").read_text())
+    (at / "config.json").write_text(json.dumps({**config, **values}))
+
+
+@pytest.mark.parametrize("case", BREAKAGES)
+def test_folders_that_are_refused(tmp_path, case):
+    at = saved(tmp_path / "qwen")
+    breakage, message = BREAKAGES[case]
+    breakage(at)
+    with pytest.raises(ValueError, match=message) as refused:
+        open_decoder(at)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [("lora_modules", ("nothing",), "lora_modules")])
+def test_settings_that_fit_no_model(folders, field, value, message):
+    config = replace(cfg.Backbone(path="x", tune="lora"), **{field: value})
+    with pytest.raises(ValueError, match=message):
+        Backbone(config, CAUSAL, open_decoder(folders["qwen2"]))
