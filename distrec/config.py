@@ -358,6 +358,7 @@ class Frellm:
     max_len: AtLeastOne = 50
     hidden: AtLeastOne = 1000  # of the projection of texts
     dropout: OpenShare = 0.0  # of what the backbone reads
+    head: Literal["identity", "linear"] = "identity"  # before the last norm; linear: a score need not be symmetric
     loss: Literal["full", "sampled"] | None = None  # None: full softmax up to 65,536 items
     negatives: AtLeastOne = 4096  # of `sampled`, uniform, shared by a batch
     corrected: bool = True  # `sampled` estimates the full softmax; false as published, with negatives=99

@@ -1,7 +1,7 @@
 """FreLLM4Rec: a graph-filtered item table, read by a language model with a temporal filter after each layer.
 
     e_id = LN(W_id s̃ + b),   e_tx = LN(MLP(t̃)),   g = σ(W_f [e_id ; e_tx]),   e = g ⊙ e_id + (1 − g) ⊙ e_tx
-    score(i | history) = ⟨LN(backbone(e_{i_1} … e_{i_t})_t), e_i⟩
+    score(i | history) = ⟨LN(W_o backbone(e_{i_1} … e_{i_t})_t), e_i⟩,   W_o the identity, or learnt (`head=linear`)
 
 s̃, t̃: collaborative and text vectors after the graph filter (G-LPF).   Source: FreLLM4Rec (arXiv 2508.10312), its code.
 Deviation: the graph filter works once on the vectors, where the published code filters projections at every step;
@@ -58,6 +58,12 @@ class Frellm(nn.Module):
         self.backbone = backbone
         self.table = ItemTable(collaborative, text, backbone.width, config.hidden)
         self.norm = nn.LayerNorm(backbone.width)
+        # Deviation: starts at D^-½, so that scores do not start √D wide and the loss far above chance
+        nn.init.constant_(self.norm.weight, backbone.width**-0.5)
+        self.head = nn.Linear(backbone.width, backbone.width) if config.head == "linear" else nn.Identity()
+        if isinstance(self.head, nn.Linear):
+            nn.init.eye_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
         self.dropout = nn.Dropout(config.dropout)
         self.is_full = config.loss == "full" or (config.loss is None and self.n_items <= _FULL)
         self._known: tuple[tuple[int, ...], Tensor] | None = None
@@ -93,7 +99,7 @@ class Frellm(nn.Module):
     def states(self, x: Float[Tensor, "B T D"], is_item: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """What the model makes of each position.   Causal: unless the filter is global."""
         x = self.dropout(x * is_item[..., None])
-        return self.norm(self.backbone(x, is_item.long()).to(x.dtype))
+        return self.norm(self.head(self.backbone(x, is_item.long()).to(x.dtype)))
 
     def scorer(self, batch: Batch) -> Callable[[slice | Tensor], Float[Tensor, "B n"]]:
         table = self.item_table()

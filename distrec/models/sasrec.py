@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from distrec.config import SasRec as Config
 from distrec.data.batches import Batch
+from distrec.models import softmax
 from distrec.models.ranking import top_items
+
+_LOGITS_MIB = 1024  # that the softmax's logits take at once
 
 
 class SasRec(nn.Module):
@@ -44,7 +47,7 @@ class SasRec(nn.Module):
         states = self.states(batch.items, batch.is_item)[batch.is_target]
         targets = batch.targets[batch.is_target]
         if self.config.loss == "ce":
-            return F.cross_entropy(states @ self.item.weight.T, targets, reduction="sum")
+            return softmax.full(states, self.item.weight, targets, _LOGITS_MIB)
         return self._binary_loss(states, targets, batch)
 
     def states(self, items: Int[Tensor, "B T"], is_item: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:

@@ -44,7 +44,7 @@ def train(
 ) -> dict[str, float]:
     """Figures of the model that now lies in the folder; losses in nats per token that follows another.
 
-    Loss: mean over real tokens t ≥ 1 of -log p(token_t | token_0 … token_t-1), each text alone and ended by EOS;
+    Loss: mean over real tokens t ≥ 1 of -log p(token_t | token_0 … token_t-1), each text alone and ended by EOS (a long one cut);
     "loss" is that of the last tenth of the steps, "unigram" the entropy of the same tokens by their frequency.
     Same texts, settings and seed give the same bytes on one kind of machine; another count of threads may not.
     torch's global random state and thread count are afterwards what they were.
@@ -102,7 +102,10 @@ def _sample(texts: Sequence[str], rng: np.random.Generator) -> list[str]:
 
 
 def _tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
-    """Takes any text, empty or in any script, and ends it with EOS; at most so many tokens, fewer where texts give fewer."""
+    """Tokens of any text, empty or in any script, ended by EOS; fewer kinds than asked where the texts give fewer.
+
+    Words are split by Qwen2's own pattern: AutoTokenizer applies it to this architecture, whatever tokenizer.json says.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
