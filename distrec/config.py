@@ -233,7 +233,7 @@ class _CodeModel:
     n_layers: AtLeastOne = 4  # of the encoder, and of the decoder
     max_len: AtLeastOne = 20  # latest items it reads
     dropout: OpenShare = 0.1
-    beams: AtLeastOne = 30  # of a search; what it lists at most
+    beams: AtLeastOne = 30  # of a search; what it lists at most, more where more are asked for
     decoding: Literal["constrained", "free"] = "constrained"  # to codes of items, or to any codes
     codes: Path | None = None  # a folder of distrec quantize; None: made as config.codes says
     user_tokens: Count = 0  # that users are spread over, one of them read after the history (TIGER: 2000); 0: none
@@ -378,7 +378,7 @@ class Score:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     mask_history: bool | None = None  # never the target itself; None: masked, but kept in what a model generates
-    batch_users: AtLeastOne = 1024  # users ranked at once on a process: memory only, never the result
+    batch_users: AtLeastOne = 1024  # users ranked at once on a process: memory only, never the ranks
     bootstrap: Count = 1000  # resamples of the 95 % intervals; 0: none
 
 
@@ -430,6 +430,8 @@ def _check_tone(model: Tone) -> None:
             f"model.taps {model.taps}, model.sigma {model.sigma}: taps are odd, so that there is a middle, and sigma lies "
             "between 0.3 and taps, where it can learn"
         )
+    if model.agf and not model.zero_pads:
+        raise ValueError("model.zero_pads=false does nothing with model.agf=true, which leaves padding out by itself")
     for switch, keys in _OF_SWITCH.items():
         used = getattr(model, switch) or (switch == "rpml" and model.rpml_decoder)
         for key in keys:

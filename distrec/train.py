@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
         return FAILED
     if out is None:
         return REQUEUE
+    accelerator.end_training()  # last: it leaves the group of processes
     if ranks.is_main:
         print(outcome.lines(json.loads((out / "test.json").read_text())))
         print(f"run folder: {out}")

@@ -3,8 +3,8 @@
 Shapes: U users, N items of all histories, B users in a batch, T positions (left-padded).
 """
 
+import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,12 +92,12 @@ def _numbered(names: Dataset, name: str, number: str) -> pl.DataFrame:
 
 
 def _open(path: Path) -> pl.DataFrame:
-    lines = partial(pl.read_ndjson, infer_schema_length=None)
-    readers = {".parquet": pl.read_parquet, ".jsonl": lines, ".ndjson": lines}
-    if path.suffix not in readers:
+    if path.suffix in (".jsonl", ".ndjson"):
+        return _open_lines(path)
+    if path.suffix != ".parquet":
         raise ValueError(f"{path}: histories come as .jsonl or .parquet with the columns user and items")
     try:
-        table = readers[path.suffix](path)
+        table = pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ValueError(f"{path}: {str(error).strip().splitlines()[0]}") from None
     if missing := [name for name in ("user", "items") if name not in table.columns]:
@@ -108,6 +108,43 @@ def _open(path: Path) -> pl.DataFrame:
     if not _is_name(user):
         raise ValueError(f"{path}: user is a name or a number, got {user}")
     return table.select(pl.col("user").cast(pl.String), pl.col("items").cast(pl.List(pl.String)))
+
+
+def _open_lines(path: Path) -> pl.DataFrame:
+    """Each line judged by itself: a table's common type would turn numbers, truths and objects into names."""
+    users: list[str | None] = []
+    lists: list[list[str | None]] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode(), object_pairs_hook=_once)
+                users.append(_name(row["user"]))
+                if not isinstance(row["items"], list):
+                    raise ValueError("items is a list of item ids")
+                lists.append([_name(item) for item in row["items"]])
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                told = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+                raise ValueError(
+                    f'{path}, line {number}: not like {{"user": "u1", "items": ["i7", "i3"]}}: {told}'
+                ) from None
+    schema = {"user": pl.String, "items": pl.List(pl.String)}
+    return pl.DataFrame({"user": users, "items": lists}, schema=schema)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(row := dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice")
+    return row
+
+
+def _name(value: Any) -> str | None:
+    if isinstance(value, bool) or not (value is None or isinstance(value, str | int)):
+        raise ValueError(f"an id is a text or a whole number, got {value!r}")
+    if value is not None:
+        str(value).encode()  # half a surrogate pair is no text
+    return None if value is None else str(value)
 
 
 def _is_name(kind: Any) -> bool:

@@ -15,6 +15,7 @@ from distrec.engine.checkpoint import Checkpoints
 from distrec.jobs import llm
 from distrec.jobs.codes.fit import quantize
 from distrec.jobs.embed import encoder_digest
+from distrec.jobs.identity import check_settings, settings
 from distrec.jobs.tables import backbone_of, tables
 from distrec.jobs.tables import load as load_tables
 from distrec.jobs.work import Work
@@ -87,11 +88,14 @@ def best_of(out: Path, config: cfg.Config, ranks: Ranks, device: torch.device) -
     Raises: ValueError when the run has no good checkpoint, was about other data, or what it was built on is not there.
     """
     learns = not isinstance(config.model, COUNTING)
+    if (out / store.STAMP).exists():
+        store.verify_stamped(out)
+    check_settings(out, {k: v for k, v in settings(config).items() if k != "score.mask_history"})
     best = Checkpoints(out / "checkpoints", {}).best() if learns else ""
     before = store.read_stamp(out / "checkpoints" / best)["made_by"] if learns else {}
     wanted = {name: before[name] for name in ("codes", "tables", "backbone") if name in before}
-    data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
     parts = Parts({name: _find(config, name, digest) for name, digest in wanted.items()}, wanted)
+    data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
     model = assemble(config, data, parts, device)
     if learns:
         Checkpoints(out / "checkpoints", {"data": data.stamp, **wanted}).load(best, model)
@@ -106,7 +110,12 @@ def _find(config: cfg.Config, name: str, wanted: str) -> Path:
         "backbone": Path(model.backbone.path) if isinstance(model, cfg.Frellm) else None,
     }.get(name)
     if name == "backbone" and isinstance(model, cfg.Frellm) and named and not named.is_dir():
-        named = None if model.backbone.path == llm.SMALL else llm.download(model.backbone.path, model.backbone.revision)
+        try:
+            named = (
+                None if model.backbone.path == llm.SMALL else llm.download(model.backbone.path, model.backbone.revision)
+            )
+        except ValueError as error:
+            raise ValueError(f"{error}: give model.backbone.path=FOLDER") from None
     pattern = {"backbone": "llm-*"}.get(name, f"{name}-*")
     for folder in [named] if named else sorted(config.data.root.glob(pattern)):
         try:

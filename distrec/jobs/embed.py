@@ -171,6 +171,8 @@ def open_encoder(place: Path, config: cfg.Embed) -> Encoder:
             return TextReader(place, dtype, config.pooling, config.max_tokens, config.batch, device)
         return SentenceEncoder(place, config)
     except Exception as error:  # tokenizers raises nothing narrower
+        if isinstance(error, ValueError) and llm.is_decoder(place):
+            raise
         raise ValueError(f"{place}: not a sentence encoder: {str(error).strip().splitlines()[0]}") from None
 
 

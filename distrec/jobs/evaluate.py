@@ -1,7 +1,8 @@
 """distrec evaluate out=RUN [split=valid|test] [score.mask_history=false …]
 
 Ranks a split again with the best checkpoint of a finished or stopped run; writes RUN/evaluate-SPLIT.json
-and its ranks.  Every process of a launch takes its share: accelerate launch -m distrec.jobs.evaluate out=RUN
+and its ranks.  data.root, data.path, data.items, model.codes and model.backbone.path tell where things lie now, if they
+were moved.  Every process of a launch takes its share: accelerate launch -m distrec.jobs.evaluate out=RUN
 
 Example:  distrec evaluate out=runs/beauty split=valid
 """

@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int | None:
     known = flags[0].partition("=")[2] if flags else None
     if flags and (len(flags) > 1 or not known):
         raise ValueError("--assign-only=CODES, with an equals sign, names one folder of codes made by distrec quantize")
+    if known and not Path(known).is_dir():
+        raise ValueError(f"--assign-only={known}: no such folder")
     settled = [arg for arg in argv if arg.startswith("codes.") and arg[6:].partition("=")[0] not in FREE]
     if known and settled:
         raise ValueError(f"{settled[0]}: with --assign-only the codes' settings are those of {known}")

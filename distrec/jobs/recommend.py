@@ -9,11 +9,15 @@ Every process of a launch takes its share: accelerate launch -m distrec.jobs.rec
   among=FILE       one raw item id a line: the only items that may come out
   unknown=drop     leave out items that the catalogue lacks (default: refuse)
   score.mask_history=true|false   leave out what a user has (default: yes, no where a model generates)
+  data.root=… data.path=… model.codes=… model.backbone.path=…   where things lie now, if they were moved
+  score.batch_users=1024   users at once: memory; scores may differ in their last digits
 
 Example:  distrec recommend out=runs/beauty histories=new_users.jsonl k=5
 """
 
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +53,16 @@ def main(argv: Sequence[str]) -> None:
     if other := [key for key in given if key not in _OWN and key not in _PLACES]:
         raise ValueError(f"recommend takes {', '.join((*_OWN, *_PLACES))}, not {other[0]}: the run's config holds")
     own = _OWN | {key: value for key, value in given.items() if key in _OWN}
+    if empty := [key for key, value in given.items() if not value]:
+        raise ValueError(f"{empty[0]}= has no value")
     out, source, k = Path(given.get("out", "")), own["histories"], _count(own["k"])
     target = Path(own["to"] or out / "recommendations.jsonl")
     if not (out / "config.yaml").is_file():
         raise ValueError(f"out={str(out)!r} is no run folder (no config.yaml in it); give out=RUN")
     if target.suffix not in (".jsonl", ".parquet") or own["unknown"] not in ("refuse", "drop"):
         raise ValueError("to=FILE ends in .jsonl or .parquet; unknown is refuse or drop")
-    if not target.parent.is_dir():
-        raise ValueError(f"to={target}: no such folder")
+    if not target.parent.is_dir() or target.is_dir() or not os.access(target.parent, os.W_OK):
+        raise ValueError(f"to={target}: no file can be written there")
     if source and not Path(source).is_file():
         raise ValueError(f"histories={source}: no such file")
     config = cfg.load([str(out / "config.yaml"), *(arg for arg in argv if arg.partition("=")[0] not in _OWN)])
@@ -64,7 +70,11 @@ def main(argv: Sequence[str]) -> None:
     ranks = Ranks.here()
     model, data = best_of(out, config, ranks, accelerator.device)
     unknown = "drop" if own["unknown"] == "drop" else "refuse"
-    asked = histories.read(Path(source), data, unknown) if source else histories.known(data)
+    asked = ranks.main_first(partial(histories.read, Path(source), data, unknown)) if source else histories.known(data)
+    if k > getattr(model, "beams", k):
+        log(
+            f"k={k} is more than model.beams={model.beams}: searched with {k} beams, which may find better first items too"
+        )
     among = allowed(Path(own["among"]), data) if own["among"] else None
     found = listed(model, asked, k, among, config.score, data, ranks)
     if ranks.is_main:
@@ -127,7 +137,7 @@ def allowed(path: Path, data: Prepared) -> torch.Tensor:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) < 2**31:
         raise ValueError(f"k={text}: how many items, at least 1")
     return int(text)
 

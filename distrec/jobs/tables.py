@@ -1,9 +1,10 @@
 """What FreLLM4Rec knows of items: a SASRec's vectors and texts' vectors, smoothed over a graph of training interactions.
 
-An artefact `tables-…` holds tables.safetensors: collaborative I × S and text I × X, float32.
+An artefact `tables-…` holds
+    tables.safetensors   collaborative I × S and text I × X, float32; seen: how often SASRec read each item
+    graph.safetensors    row, column: the edges of a graph of interactions, each once (what an audit reads)
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -61,12 +63,13 @@ def tables(work: Work, backbone: Path, train: Callable[[Work], Path | None]) -> 
 
 
 def load(folder: Path) -> dict[str, Tensor]:
-    return safetensors.torch.load_file(folder / FILE)
+    found = safetensors.torch.load_file(folder / FILE)
+    return {name: found[name] for name in ("collaborative", "text")}
 
 
 def _sasrec(work: Work, model: cfg.Frellm, train: Callable[[Work], Path | None]) -> Path | None:
     """A finished run of the SASRec that the config describes."""
-    own = replace(work.config, model=model.sasrec, train=model.sasrec_train, embed=cfg.Embed())
+    own = replace(work.config, model=model.sasrec, train=replace(model.sasrec_train, trackers=()), embed=cfg.Embed())
     key = {"model": plain(own.model), "train": plain(own.train), "seed": own.seed, "data": work.data.stamp}
     out = store.folder(own.data.root, "sasrec", key)
     log(f"SASRec for the items' collaborative vectors: {out}")
@@ -95,7 +98,12 @@ def _fill(folder: Path, run: Path, text: Path, config: cfg.Graph, data: Prepared
         made = {name: graph.low_pass(adjacency, x, config.glpf_alpha, config.order) for name, x in made.items()}
         isolated = int((np.diff(adjacency.indptr) == 0).sum())
         log(f"graph: {adjacency.nnz:,} edges, {isolated:,} items without any (they keep their vectors)")
-        (folder / "graph.json").write_text(json.dumps({"edges": int(adjacency.nnz), "isolated": isolated}, indent=1))
+        if config.source in ("interactions", "session"):
+            row = np.repeat(np.arange(data.n_items, dtype=np.int32), np.diff(adjacency.indptr))
+            once = row <= adjacency.indices
+            edges = {"row": row[once], "column": adjacency.indices[once].astype(np.int32)}
+            safetensors.numpy.save_file(edges, folder / "graph.safetensors")
+    made["seen"] = found["seen"]
     safetensors.torch.save_file({name: x.contiguous() for name, x in made.items()}, folder / FILE)
 
 

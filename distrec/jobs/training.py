@@ -1,6 +1,5 @@
 """A run from its config to its test figures: build, train, rank, stamp."""
 
-import contextlib
 import fcntl
 import importlib.metadata
 import os
@@ -21,35 +20,30 @@ from distrec.engine import outcome
 from distrec.engine.checkpoint import Checkpoints
 from distrec.engine.trainer import Trainer
 from distrec.jobs.assemble import assemble, parts_of
+from distrec.jobs.identity import check_settings, settings
 from distrec.jobs.work import Work
 from distrec.models.build import is_trained
 from distrec.runtime import Journal, Ranks, log, write_atomically
-
-_FREE = (
-    "train.log_steps",
-    "train.save_steps",
-    "train.trackers",
-    "model.codes",
-    "model.items",
-    "model.backbone.path",
-    "model.backbone.revision",
-    "model.backbone.checkpointing",
-)  # may differ between a run and its resumption
 
 
 def train(work: Work) -> Path | None:
     """The folder of a finished run; None when a signal stopped it after it had saved."""
     config, data, ranks, accelerator = work.config, work.data, work.ranks, work.accelerator
+    if config.out:
+        ranks.main_first(partial(check_settings, config.out, {**settings(config), "data": data.stamp}))
     parts = parts_of(work, train)
     if parts is None:
         log("stopped before training; the same command goes on from there")
         return None
     model = assemble(config, data, parts, work.device)
-    made = made_by(config, data, parts.hashes)
+    made = {**settings(config), "data": data.stamp, **parts.hashes}
     out = config.out or Path("runs") / f"{config.data.source}-{config.model.name}-{store.digest(made)[:8]}"
     lock = ranks.main_first(partial(enter, out, config, made, ranks))
     if (out / store.STAMP).exists():
         store.verify_stamped(out)
+        if is_trained(model):
+            checkpoints = Checkpoints(out / "checkpoints", made)
+            store.verify(checkpoints.folder / checkpoints.best(), made)
         log(f"{out} is finished already (remove it to train again)")
     else:
         journal = Journal(out / "metrics.jsonl", ranks)
@@ -69,7 +63,6 @@ def train(work: Work) -> Path | None:
         report, table = outcome.measure(model, data, "test", config.score, ranks, work.device)
         if ranks.is_main:
             finish(out, config, data, model, made, seen, journal, report, table)
-        accelerator.end_training()
     if ranks.is_main:
         os.close(lock)
     ranks.wait()  # the stamp is written before any rank reads the folder
@@ -82,18 +75,6 @@ def _told(config: cfg.Config) -> dict[str, Any]:
     return {key: value if isinstance(value, int | float | str) else str(value) for key, value in values.items()}
 
 
-def made_by(config: cfg.Config, data: Prepared, parts: dict[str, str]) -> dict[str, Any]:
-    """What a checkpoint of this run must agree with to be resumed; `parts`: hashes of what it is built on."""
-    settings = cfg.plain(config)
-    chosen = {
-        "model": settings["model"],
-        "train": settings["train"],
-        "score.mask_history": config.score.mask_history,
-        "seed": config.seed,
-    }
-    return {key: value for key, value in store.flat(chosen).items() if key not in _FREE} | {"data": data.stamp, **parts}
-
-
 def enter(out: Path, config: cfg.Config, made: dict[str, Any], ranks: Ranks) -> int:
     """Take the run folder: one job at a time, one run a folder.  The lock goes with the process."""
     if not ranks.is_main:
@@ -104,26 +85,10 @@ def enter(out: Path, config: cfg.Config, made: dict[str, Any], ranks: Ranks) -> 
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"another process is training in {out}: choose another out=DIR, or wait") from None
-    for folder in (out, *sorted((out / "checkpoints").glob("step-*"))):
-        with contextlib.suppress(ValueError):  # none, or a broken one: whoever reads it next says so
-            before = store.read_stamp(folder)["made_by"]
-            break
-    else:
-        before = made
-    differs(out, before, made)
+    check_settings(out, made)
     if not (out / store.STAMP).exists():
         write_atomically(out / "config.yaml", cfg.dump(config))
     return lock
-
-
-def differs(out: Path, before: dict[str, Any], made: dict[str, Any]) -> None:
-    """Refuse to go on with another run's folder, naming the first setting that differs."""
-    for key, value in made.items():
-        if before.get(key) != value:
-            raise ValueError(
-                f"{out} holds another run ({key} was {before.get(key)!r}, now {value!r}): "
-                "choose another out=DIR or remove it"
-            )
 
 
 def finish(

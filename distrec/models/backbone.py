@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -35,14 +36,21 @@ def check(folder: Path) -> dict[str, Any]:
         architectures = list(config.get("architectures") or [])
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a model's config: {error}") from None
-    if config.get("auto_map"):
-        raise ValueError(f"{folder} brings code of its own (auto_map in config.json), which is never run")
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and '"auto_map"' in (folder / name).read_text(encoding="utf-8", errors="replace"):
+            raise ValueError(f"{folder} brings code of its own (auto_map in {name}), which is never run")
     if not any(name.endswith("ForCausalLM") for name in architectures):
         raise ValueError(f"{folder} is no decoder: its architectures are {architectures}, wanted one …ForCausalLM")
     if not any((folder / name).is_file() for name in _WEIGHTS):
         raise ValueError(f"{folder} has no model.safetensors: pickled weights are never read")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise ValueError(f"{folder} has no tokenizer (tokenizer.json)")
+    for part in sorted(folder.glob("*.safetensors")):
+        try:
+            with safetensors.safe_open(part, framework="np"):
+                pass
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ValueError(f"{part} is broken: {error}") from None
     return config
 
 
@@ -71,7 +79,9 @@ def open_decoder(folder: Path, dtype: str = "float32", quantise: str = "none", a
     try:
         model, told = AutoModel.from_pretrained(str(folder), output_loading_info=True, **safe, **settings)
     except Exception as error:  # safetensors, transformers and torch each raise their own
-        raise ValueError(f"{folder}: {str(error).strip().splitlines()[0]}") from None
+        told = str(error).strip().splitlines()[0]
+        told = "its weights do not fit its config" if "mismatched" in str(error) else told
+        raise ValueError(f"{folder}: {told}") from None
     if lost := sorted(told["missing_keys"]) or sorted(str(key) for key in told["mismatched_keys"]):
         raise ValueError(f"{folder}: its weights do not fit its config: {lost[0]} (and {len(lost) - 1} more)")
     for module in model.modules():

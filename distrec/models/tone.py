@@ -121,6 +121,8 @@ class Tone(nn.Module):
         Searches with as many beams as the config says, or k if that is more.
         """
         width, found = max(k, self.beams), []
+        if decoding == "constrained":
+            width = min(width, len(self.token_of))  # more would stay empty
         for rows in torch.arange(len(batch.items)).split(self._together(width)):
             step = self._step(*self.encode(batch, rows))
             if decoding == "free":

@@ -23,6 +23,11 @@ MODELS = {
         "model.name=tone", "model.d_ff=32", "model.d_kv=8", "model.n_heads=2", "model.n_layers=1", "model.max_len=8", "embed.encoder=builtin",
         "codes.name=kmeans", "codes.size=8", "codes.gate=false", "train.epochs=6", "train.batch_tokens=256", "train.micro_tokens=64",
     ],
+    "frellm": [
+        "model.name=frellm", "model.tfm.mode=causal", "model.tfm.learn_cutoff=true", "model.tfm.dropout=0.1", "model.max_len=8",
+        "model.hidden=16", "model.sasrec.d_model=8", "model.sasrec_train.epochs=2", "train.epochs=12", "train.batch_tokens=100", "train.micro_tokens=40",
+        "model.loss=sampled", "model.negatives=16",
+    ],
 }  # fmt: skip
 
 

@@ -141,7 +141,7 @@ def test_a_long_history_is_read_from_its_end(data, tmp_path):
             ["unknown=drop"],
             "2 users have an empty history",
         ),
-        ([{"user": "a"}], [], "has no column 'items'; it has: user"),
+        ([{"user": "b", "items": ["i"]}, {"user": "a"}], [], "line 2: not like .*: no 'items'"),
         ([{"user": "a", "items": "x"}], [], "items is a list of item ids"),
         ([], [], "holds no history|empty"),
         ([{"user": "a", "items": ["x", None]}], [], "row 1 has a user or an item that is null"),
@@ -150,9 +150,14 @@ def test_a_long_history_is_read_from_its_end(data, tmp_path):
             [],
             "row 2 has a user or an item that is null",
         ),
-        ([{"user": "a", "items": [["x"]]}], [], "items is a list of item ids"),
-        ([{"user": {"x": 1}, "items": ["x"]}], [], "user is a name or a number"),
-        ([{"user": "a", "items": ["x"]}], ["to=nowhere/r.jsonl"], "no such folder"),
+        ([{"user": "a", "items": [["x"]]}], [], "line 1: .* an id is a text or a whole number"),
+        ([{"user": {"x": 1}, "items": ["x"]}], [], "line 1: .* an id is a text or a whole number, got {'x': 1}"),
+        ([{"user": "a", "items": [1.0]}, {"user": "b", "items": ["1"]}], [], "line 1: .* got 1.0"),
+        ([{"user": True, "items": ["1"]}], [], "line 1: .* got True"),
+        ([{"user": "\ud800", "items": ["1"]}], [], "line 1: .* surrogates"),
+        ([{"user": "a", "items": ["x"]}], ["to=nowhere/r.jsonl"], "no file can be written there"),
+        ([{"user": "a", "items": ["x"]}], ["among="], "among= has no value"),
+        ([{"user": "a", "items": ["x"]}], ["k=99999999999999999999"], "at least 1"),
         (None, [], "no such file"),
         ([{"user": "a", "items": ["x"]}], ["k=0"], "at least 1"),
         ([{"user": "a", "items": ["x"]}], ["train.lr=1"], "not train.lr"),
@@ -255,3 +260,57 @@ def test_without_a_file_everybody_gets_a_list(place, data):
         assert len(items) == 3
         owned = data.item[data.start[user] : data.start[user + 1]]
         assert not set(items) & {data.items[int(i)]["raw"] for i in owned}
+
+
+@pytest.mark.parametrize("text", ['{"user":"x","items":["1"],"items":["2"]}', "[1]", "{", '{"user":"x","items":"1"}'])
+def test_a_broken_line_is_named(data, tmp_path, text):
+    source = tmp_path / "h.jsonl"
+    source.write_text('{"user": 1, "items": []}\n\n' + text + "\n")
+    with pytest.raises(ValueError, match=r"h.jsonl, line 3: not like"):
+        histories.read(source, data)
+
+
+def test_a_run_whose_config_was_edited_is_not_read(place, tmp_path):
+    edited = tmp_path / "edited"
+    shutil.copytree(place / "tone", edited)
+    text = (edited / "config.yaml").read_text()
+    assert "rpml_mode: post_l1" in text
+    (edited / "config.yaml").write_text(text.replace("rpml_mode: post_l1", "rpml_mode: post"))
+    refused = distrec("evaluate", f"out={edited}", cwd=place, code=2)
+    assert "config.yaml is not what was written" in refused.stderr
+    (edited / "stamp.json").unlink()
+    refused = distrec("evaluate", f"out={edited}", cwd=place, code=2)
+    assert "model.rpml_mode was 'post_l1', now 'post'" in refused.stderr
+
+
+def test_a_wrong_place_is_refused_before_anything_is_prepared(place, tmp_path):
+    refused = distrec("evaluate", "out=tone", f"data.root={tmp_path}/none", cwd=place, code=2)
+    assert "does not hold the codes of this run" in refused.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_another_setting_is_refused_before_anything_is_made(place):
+    before = {path.name for path in (place / "artefacts").iterdir()}
+    words = [*SMALL, *CODES, *TINY, *SHORT, "model.name=tone", "out=tone"]
+    refused = distrec("train", *words, "codes.size=8", "model.sigma=2", cwd=place, code=2)
+    assert "tone holds another run (model.sigma was 3.0, now 2.0)" in refused.stderr
+    assert {path.name for path in (place / "artefacts").iterdir()} == before
+
+
+def test_a_finished_run_without_its_best_checkpoint_says_so(place, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(place / "tone", broken)
+    shutil.rmtree(broken / "checkpoints")
+    words = [*SMALL, *CODES, *TINY, *SHORT, "model.name=tone", f"out={broken}"]
+    assert "no evaluated checkpoint" in distrec("train", *words, cwd=place, code=2).stderr
+
+
+def test_what_a_user_is_offered_depends_on_nobody_s_history_but_theirs(place, data, tmp_path):
+    raw = list(data.items["raw"])
+    short, long = {"user": "a", "items": raw[:3]}, {"user": "b", "items": raw[:100]}
+    words = ["k=5", "score.mask_history=true"]
+    both = listed(place, tmp_path, f"histories={lines(tmp_path / 'both.jsonl', [short, long])}", *words)
+    for row, one in enumerate((short, long)):
+        alone = listed(place, tmp_path, f"histories={lines(tmp_path / 'one.jsonl', [one])}", *words)
+        assert both["items"][row].to_list() == alone["items"][0].to_list()
+        assert len(both["items"][row]) == 5
