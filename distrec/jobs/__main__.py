@@ -3,6 +3,7 @@
   prepare    raw logs → numbered, split sequences       distrec prepare --help
   embed      item texts → vectors
   quantize   item vectors → codes (semantic ids)
+  filter     item vectors → the same, smoothed over a graph of training interactions
   train      a model, and its test figures              (accelerate launch distrec/train.py)
   evaluate   rank a split again with a run's best checkpoint
   recommend  the best items for a file of histories
@@ -22,6 +23,7 @@ _JOBS = {
     "prepare": "distrec.jobs.prepare",
     "embed": "distrec.jobs.embed",
     "quantize": "distrec.jobs.quantize",
+    "filter": "distrec.jobs.filter",
     "train": "distrec.train",
     "evaluate": "distrec.jobs.evaluate",
     "recommend": "distrec.jobs.recommend",

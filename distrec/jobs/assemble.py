@@ -67,7 +67,7 @@ def parts_of(work: Work, train: Callable[[Work], Path | None]) -> Parts | None:
         return Parts.of({"codes": codes}) if codes else None
     if isinstance(model, cfg.Frellm):
         backbone = backbone_of(work)
-        made = tables(work, backbone, train)
+        made = tables(work, train)
         return Parts.of({"tables": made, "backbone": backbone}) if made else None
     return Parts({}, {})
 

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int | None:
     ranks = Ranks.here()
     data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
     with Stop() as stop:
-        folder = embed(config.embed, config.data, data, ranks, stop)
+        folder = embed(llm.encoder(config), config.data, data, ranks, stop)
     if folder is None:
         log("stopped; the same command goes on from there")
         return REQUEUE

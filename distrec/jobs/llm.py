@@ -1,9 +1,11 @@
 """Where a language model lies: found, downloaded, or trained on the catalogue's own texts."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from distrec import config as cfg
 from distrec.data import store, vectors
 from distrec.data.prepared import Prepared
 from distrec.models import backbone, small_llm
@@ -32,6 +34,14 @@ def locate(name: str, revision: str | None, root: Path, data: Prepared) -> Path:
             ) from None
     backbone.check(folder)
     return folder
+
+
+def encoder(config: cfg.Config) -> cfg.Embed:
+    """How items' texts become vectors: as the config says, or by the language model that will read them."""
+    if config.embed.encoder is None and isinstance(config.model, cfg.Frellm):
+        place = config.model.backbone
+        return replace(config.embed, encoder=place.path, revision=place.revision)
+    return config.embed
 
 
 def is_decoder(folder: Path) -> bool:

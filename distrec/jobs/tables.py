@@ -31,7 +31,7 @@ FILE = "tables.safetensors"
 _NEIGHBOURS = 10  # of graphs of nearest neighbours, where config says nothing
 
 
-def tables(work: Work, backbone: Path, train: Callable[[Work], Path | None]) -> Path | None:
+def tables(work: Work, train: Callable[[Work], Path | None]) -> Path | None:
     """The folder of the filtered vectors, made now unless it is there; None when making them was stopped.
 
     `train`: makes a run of a config, the SASRec that is missing.
@@ -43,8 +43,7 @@ def tables(work: Work, backbone: Path, train: Callable[[Work], Path | None]) -> 
     assert isinstance(model, cfg.Frellm)
     if model.items is not None:
         _verify(model.items, data)
-    encoder = config.embed if config.embed.encoder else replace(config.embed, encoder=str(backbone))
-    text = embed(encoder, config.data, data, work.ranks, work.stop)
+    text = embed(llm.encoder(config), config.data, data, work.ranks, work.stop)
     run = model.items or (_sasrec(work, model, train) if text else None)
     if text is None or run is None:
         return None

@@ -193,15 +193,15 @@ def test_two_jobs_in_one_folder_are_refused(tmp_path):
 
 def test_a_broken_stamp_does_not_hide_whose_folder_it_is(tmp_path):
     """The broken checkpoint is left to the fallback; the next good one still tells another run's settings."""
-    from distrec import train
+    from distrec.jobs import training
 
     config = cfg.load([])
     for n in (1, 2):
         store.write(tmp_path / f"checkpoints/step-0000000{n}-0000", {"train.lr": 0.1}, lambda folder: None)
     (tmp_path / "checkpoints/step-00000001-0000/stamp.json").write_text("{")
-    os.close(train.enter(tmp_path, config, {"train.lr": 0.1}, Ranks()))
+    os.close(training.enter(tmp_path, config, {"train.lr": 0.1}, Ranks()))
     with pytest.raises(ValueError, match=r"holds another run \(train\.lr was 0\.1, now 0\.2\)"):
-        train.enter(tmp_path, config, {"train.lr": 0.2}, Ranks())
+        training.enter(tmp_path, config, {"train.lr": 0.2}, Ranks())
 
 
 @pytest.mark.parametrize("name", ["popularity", "item_knn", "markov"])

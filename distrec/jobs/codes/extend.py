@@ -17,7 +17,7 @@ from distrec.codes.residual import zero_rows
 from distrec.codes.rows import largest
 from distrec.data import item_codes, store, vectors
 from distrec.data.item_codes import ItemCodes
-from distrec.jobs import embed
+from distrec.jobs import embed, llm
 from distrec.jobs.codes.artefact import check_category, finished, origin, write
 from distrec.jobs.codes.fit import rows_of
 from distrec.jobs.work import Work
@@ -37,7 +37,7 @@ def extend(known: Path, work: Work) -> Path | None:
         raise ValueError(f"--assign-only={known} is no folder of codes (made by distrec quantize)")
     stamp = store.verify(known)["made_by"]
     check_category(config.codes, data)
-    embedding = config.embed
+    embedding = llm.encoder(config)
     if config.codes.vectors is None:
         if stamp["encoder"] is None:
             raise ValueError(f"{known} was made from a file of vectors: give codes.vectors=FILE for these items too")

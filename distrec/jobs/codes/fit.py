@@ -19,7 +19,7 @@ from distrec.codes.rows import BLOCK, Rows, principal_axes, share, spread
 from distrec.data import store, vectors
 from distrec.data.prepared import Prepared
 from distrec.engine.states import SavedStates, drain
-from distrec.jobs import embed
+from distrec.jobs import embed, llm
 from distrec.jobs.codes.artefact import FREE, check_category, finished, origin, write
 from distrec.jobs.work import Work
 from distrec.models import quantisers
@@ -37,7 +37,7 @@ def quantize(work: Work) -> Path | None:
     check_size(size, data.n_items)
     check_space((size,) * (config.codes.levels + 1))
     fit = quantisers.build(config.codes, size, config.seed)
-    source = config.codes.vectors or embed.embed(config.embed, config.data, data, ranks, work.stop)
+    source = config.codes.vectors or embed.embed(llm.encoder(config), config.data, data, ranks, work.stop)
     if source is None:
         return None
     table, identity = vectors.load(source, data)
