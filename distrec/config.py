@@ -322,7 +322,7 @@ class Filter:
     """TFM: a Butterworth low-pass along time after every layer of the backbone."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    mode: Literal["global", "causal", "off"] = "global"  # global sees the whole history, so it wants prefix samples
+    mode: Literal["global", "causal", "none"] = "global"  # global sees the whole history, so it wants prefix samples
     boundary: Literal["reflect", "circular", "paper"] = "reflect"  # of `global`
     cutoff: Annotated[float, Field(gt=0, le=1)] = 0.3  # omega_c, a share of the Nyquist frequency
     order: Annotated[int, Field(ge=1, le=4)] = 2
@@ -449,7 +449,7 @@ def _check_frellm(model: Frellm, train: Train) -> None:
         raise ValueError("model.compat_unsafe=true means model.tfm.mode=global with train.samples=sequences")
     if model.tfm.mode != "global" and model.tfm.boundary != Filter().boundary:
         raise ValueError(f"model.tfm.boundary does nothing with model.tfm.mode={model.tfm.mode}")
-    if model.tfm.learn_cutoff and (model.tfm.mode == "off" or model.tfm.boundary == "paper"):
+    if model.tfm.learn_cutoff and (model.tfm.mode == "none" or model.tfm.boundary == "paper"):
         raise ValueError("model.tfm.learn_cutoff=true needs a filter that is differentiable in it: not off, not paper")
     if model.backbone.quantise == "nf4" and model.backbone.tune == "full":
         raise ValueError("model.backbone.quantise=nf4 cannot be trained whole: model.backbone.tune=lora or frozen")

@@ -101,7 +101,7 @@ class Backbone(nn.Module):
         if config.tune == "lora":
             decoder = _with_lora(config, decoder)
         self.decoder = decoder
-        self.tfm = Tfm(tfm, len(self.layers)) if tfm.mode != "off" else None
+        self.tfm = Tfm(tfm, len(self.layers)) if tfm.mode != "none" else None
         self.attached = Attached(self.layers, self.tfm) if self.tfm is not None else None
         if config.checkpointing:
             decoder.activation_checkpointing_enable()  # pyright: ignore[reportCallIssue]

@@ -163,7 +163,7 @@ def test_compiled_it_is_the_same_gradients_too(folders):
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-@pytest.mark.parametrize("tfm", [CAUSAL, cfg.Filter(mode="off")], ids=["causal", "off"])
+@pytest.mark.parametrize("tfm", [CAUSAL, cfg.Filter(mode="none")], ids=["causal", "none"])
 def test_no_place_sees_a_later_one(folders, kind, tfm):
     model, x, segment = opened(folders[kind], tfm).eval(), vectors().detach(), segments()
     before = model(x, segment)
@@ -175,7 +175,7 @@ def test_no_place_sees_a_later_one(folders, kind, tfm):
         assert not torch.allclose(after[:, t], before[:, t])
 
 
-@pytest.mark.parametrize("mode", ["causal", "global", "off"])
+@pytest.mark.parametrize("mode", ["causal", "global", "none"])
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_sequence_is_read_alike_alone_padded_and_packed(folders, kind, mode):
     model, x, segment = opened(folders[kind], cfg.Filter(mode=mode)).eval(), vectors().detach(), segments()
@@ -205,7 +205,7 @@ def test_bf16_goes_in_and_comes_out_and_one_item_is_left_alone():
 
 def test_hooks_go_as_they_came(folders):
     model, x, segment = opened(folders["qwen2"]).eval(), vectors().detach(), segments()
-    plain = opened(folders["qwen2"], cfg.Filter(mode="off")).eval()
+    plain = opened(folders["qwen2"], cfg.Filter(mode="none")).eval()
     assert len(model.attached.handles) == len(model.layers) == 3
     with pytest.raises(ValueError, match="have filters already"):
         Attached(model.layers, model.tfm)
@@ -233,7 +233,7 @@ def test_a_layer_may_give_a_tuple():
 
 def test_the_recorder_sees_the_filtered_states(folders):
     model, x, segment = opened(folders["qwen2"], cfg.Filter(mode="global", cutoff=0.05)).eval(), vectors(), segments()
-    plain = opened(folders["qwen2"], cfg.Filter(mode="off")).eval()
+    plain = opened(folders["qwen2"], cfg.Filter(mode="none")).eval()
     with Recorder(model.layers) as states:
         model(x, segment)
         out = model(x, segment)

@@ -48,7 +48,7 @@ def scores(model, batch):
     return model.eval().scorer(batch)(slice(0, ITEMS)).detach()
 
 
-@pytest.mark.parametrize("mode", ["causal", "global", "off"])
+@pytest.mark.parametrize("mode", ["causal", "global", "none"])
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_score_depends_on_neither_padding_nor_company_nor_what_stands_at_pads(folders, kind, mode):
     model, batch = frellm(folders[kind], mode), histories()
@@ -64,7 +64,7 @@ def test_a_score_depends_on_neither_padding_nor_company_nor_what_stands_at_pads(
         assert_close(scores(model, alone), found[row : row + 1], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["causal", "global", "off"])
+@pytest.mark.parametrize("mode", ["causal", "global", "none"])
 @pytest.mark.parametrize("length", [0, 1, 2])
 def test_short_histories_give_finite_scores_and_losses(folders, mode, length):
     batch = histories()
@@ -75,7 +75,7 @@ def test_short_histories_give_finite_scores_and_losses(folders, mode, length):
     assert scores(model, batch).isfinite().all()
 
 
-@pytest.mark.parametrize(("mode", "sees"), [("causal", False), ("off", False), ("global", True)])
+@pytest.mark.parametrize(("mode", "sees"), [("causal", False), ("none", False), ("global", True)])
 def test_what_a_state_sees(folders, mode, sees):
     model, batch = frellm(folders["qwen2"], mode).eval(), histories()
     table = model.table()
@@ -106,7 +106,7 @@ def random_loss(folder, steps=120, **settings):
     return np.mean(losses[-30:]), float(hits)
 
 
-@pytest.mark.parametrize("settings", [{"mode": "causal"}, {"mode": "off"}, {"mode": "global"}, {"mode": "causal", "tfm": {"learn_cutoff": True, "beta": 0.5}}, {"mode": "causal", "loss": "sampled", "negatives": 40}, {"mode": "causal", "tune": "lora"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("settings", [{"mode": "causal"}, {"mode": "none"}, {"mode": "global"}, {"mode": "causal", "tfm": {"learn_cutoff": True, "beta": 0.5}}, {"mode": "causal", "loss": "sampled", "negatives": 40}, {"mode": "causal", "tune": "lora"}], ids=str)  # fmt: skip
 def test_nothing_is_learnt_where_there_is_nothing_to_learn(folders, settings):
     loss, hits = random_loss(folders["qwen2"], **settings)
     assert loss > 0.98 * math.log(ITEMS)
