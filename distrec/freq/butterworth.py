@@ -79,14 +79,15 @@ class Streamed:
     Keeps what it was given: as much memory as the keys of a cache.
     """
 
-    def __init__(self, cutoff: float, order: int):
-        self._cutoff, self._order = torch.tensor(cutoff), order
+    def __init__(self, cutoff: float, order: int, beta: float = 1.0):
+        self._cutoff, self._order, self._beta = torch.tensor(cutoff), order, beta
         self._past: list[Tensor] = []
 
     def step(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         self._past.append(x)
-        weight = impulse(len(self._past), self._cutoff.to(x.device), self._order).flip(0).to(x)
-        return torch.einsum("t,tbd->bd", weight / weight.sum(), torch.stack(self._past))
+        weight = impulse(len(self._past), self._cutoff.to(x.device), self._order).flip(0).to(x.dtype)
+        found = torch.einsum("t,tbd->bd", weight / weight.sum(), torch.stack(self._past))
+        return (1 - self._beta) * x + self._beta * found
 
 
 def _responses(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distrec.config import Backbone as Config
 from distrec.config import Filter
-from distrec.models.hooks import ARGUMENT, Attached, Tfm
+from distrec.models.hooks import ARGUMENT, STREAMS, Attached, Tfm
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -115,6 +115,11 @@ class Backbone(nn.Module):
     def width(self) -> int:
         return self.decoder.config.hidden_size  # pyright: ignore[reportAttributeAccessIssue,reportReturnType]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes; that of its norms, which are never packed into four bits."""
+        return next(p.dtype for p in self.decoder.parameters() if p.is_floating_point() and p.dim() == 1)
+
     def forward(self, x: Float[Tensor, "B T D"], segment: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """The last layer's states after the final norm; `segment`: which sequence a place belongs to, 0 for padding.
 
@@ -123,17 +128,44 @@ class Backbone(nn.Module):
         sees = (segment[:, :, None] == segment[:, None]).tril()
         place = (sees & (segment > 0)[:, :, None]).sum(2).sub(1).clamp(min=0)
         filters = {ARGUMENT: self.tfm(segment)} if self.tfm is not None else {}
-        dtype = next(p.dtype for p in self.decoder.parameters() if p.is_floating_point() and p.dim() == 1)
         mask: Bool[Tensor, "B 1 T T"] = sees[:, None]
         out = self.decoder(
-            inputs_embeds=x.to(dtype), attention_mask=mask, position_ids=place, use_cache=False, **filters
+            inputs_embeds=x.to(self.dtype), attention_mask=mask, position_ids=place, use_cache=False, **filters
         )
         return out.last_hidden_state
+
+    def stream(self) -> "Stream":
+        """Reads sequences that grow, place by place, with a cache of keys and values."""
+        return Stream(self)
 
     def check_seal(self) -> None:
         """Raises: RuntimeError when a frozen weight is not what was loaded."""
         if digest(_frozen(self.decoder)) != self.seal:
             raise RuntimeError("the frozen backbone has changed: a weight is not what was loaded; nothing was saved")
+
+
+class Stream:
+    """The states of sequences without padding, one place after the other; equal to those of the whole."""
+
+    def __init__(self, backbone: Backbone):
+        from transformers import DynamicCache
+
+        self._backbone = backbone
+        self._extra: dict[str, Any] = {STREAMS: backbone.tfm.streams()} if backbone.tfm is not None else {}
+        self._cache, self._place = DynamicCache(), 0
+
+    @torch.no_grad()
+    def step(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        place = torch.full((len(x), 1), self._place, device=x.device)
+        out = self._backbone.decoder(
+            inputs_embeds=x[:, None].to(self._backbone.dtype),
+            position_ids=place,
+            past_key_values=self._cache,
+            use_cache=True,
+            **self._extra,
+        )
+        self._place += 1
+        return out.last_hidden_state[:, 0]
 
 
 class TextReader:

@@ -18,10 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from distrec.config import Filter
-from distrec.freq.butterworth import matrices
+from distrec.freq.butterworth import Streamed, matrices
 
 _MARK = "_distrec_filter"
-ARGUMENT = "distrec_filters"  # the layers' keyword that carries the matrices
+ARGUMENT = "distrec_filters"  # the layers' keyword that carries the matrices,
+STREAMS = "distrec_streams"  # and the one of filters that go place by place
 
 
 class Tfm(nn.Module):
@@ -41,6 +42,14 @@ class Tfm(nn.Module):
         identity = torch.eye(segment.shape[1], device=segment.device)
         found = [(1 - c.beta) * identity + c.beta * matrices(segment, f, c.order, boundary) for f in cutoffs]
         return found * self.n_layers if len(found) == 1 else found
+
+    def streams(self) -> list[Streamed]:
+        """The causal filter of every layer for sequences that grow.   Raises: ValueError for one that sees what follows."""
+        c = self.config
+        if c.mode != "causal":
+            raise ValueError(f"model.tfm.mode={c.mode} needs the whole history: only causal goes place by place")
+        cutoffs = [c.cutoff] * self.n_layers if self.raw_cutoff is None else self.raw_cutoff.detach().sigmoid().tolist()
+        return [Streamed(cutoff, c.order, c.beta) for cutoff in cutoffs]
 
 
 def filtered(x: Float[Tensor, "B T D"], matrix: Float[Tensor, "B T T"], dropout: float = 0.0) -> Float[Tensor, "B T D"]:
@@ -76,12 +85,13 @@ class Attached:
 
     def _hook(self, number: int) -> Any:
         def after(layer: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-            matrix = kwargs.get(ARGUMENT)
-            if matrix is None:
-                return output
+            matrix, stream = kwargs.get(ARGUMENT), kwargs.get(STREAMS)
             state = output if isinstance(output, Tensor) else output[0]
-            dropout = self._tfm.config.dropout if self._tfm is not None and layer.training else 0.0
-            state = filtered(state, matrix[number], dropout)
+            if stream is not None:
+                state = stream[number].step(state[:, 0].float())[:, None].to(state.dtype)
+            elif matrix is not None:
+                dropout = self._tfm.config.dropout if self._tfm is not None and layer.training else 0.0
+                state = filtered(state, matrix[number], dropout)
             return state if isinstance(output, Tensor) else (state, *output[1:])
 
         return after

@@ -189,6 +189,17 @@ def test_a_sequence_is_read_alike_alone_padded_and_packed(folders, kind, mode):
     assert bool(longer.isfinite().all())
 
 
+@pytest.mark.parametrize("tfm", [CAUSAL, cfg.Filter(mode="causal", beta=0.4, learn_cutoff=True), cfg.Filter(mode="none")], ids=["causal", "mixed", "none"])  # fmt: skip
+@pytest.mark.parametrize("kind", CLASSES)
+def test_place_by_place_with_a_cache_it_is_the_same(folders, kind, tfm):
+    model, x = opened(folders[kind], tfm).eval(), vectors().detach()
+    stream = model.stream()
+    found = torch.stack([stream.step(x[:, t]) for t in range(12)], 1)
+    assert_close(found, model(x, torch.ones(4, 12, dtype=torch.long)), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="only causal goes place by place"):
+        opened(folders[kind], cfg.Filter(mode="global")).stream()
+
+
 def test_bf16_goes_in_and_comes_out_and_one_item_is_left_alone():
     x = torch.randn(2, 1, 8).bfloat16()
     for mode in ("reflect", "circular", "paper", "causal"):
