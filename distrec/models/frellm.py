@@ -98,7 +98,7 @@ class Frellm(nn.Module):
 
     def states(self, x: Float[Tensor, "B T D"], is_item: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """What the model makes of each position.   Causal: unless the filter is global."""
-        x = self.dropout(x * is_item[..., None])
+        x = self.dropout(x)
         return self.norm(self.head(self.backbone(x, is_item.long()).to(x.dtype)))
 
     def scorer(self, batch: Batch) -> Callable[[slice | Tensor], Float[Tensor, "B n"]]:
