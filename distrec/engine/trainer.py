@@ -145,14 +145,12 @@ class Trainer:
         self.model.train()
         # the loss summed over targets, and whether to stop: one small reduction a step
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        first = self.meter.counter is None
-        with self.meter.count_flops() if first else contextlib.nullcontext():
-            for i, piece in enumerate(pieces):
-                last = i == len(pieces) - 1
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                    total[0] += self._backward(piece, i, n_targets)
-        if first:
-            self.meter.counted(sum(piece.items.numel() for piece in pieces))
+        if self.meter.counter is None:
+            self._count_flops(pieces[0], n_targets)
+        for i, piece in enumerate(pieces):
+            last = i == len(pieces) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                total[0] += self._backward(piece, i, n_targets)
         total[1] = stop
         self.ranks.sum_(total)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
@@ -166,6 +164,14 @@ class Trainer:
         self.stepper.zero_grad()
         self.meter.add(int(self.samples.lengths(rows).sum()), n_targets)
         return bool(total[1] > 0)
+
+    def _count_flops(self, piece: batches.Batch, n_targets: int) -> None:
+        """Of one pass that teaches nothing: while they are counted, fused operations run as their parts, which round
+        otherwise, so that a resumed run would differ in the last bits from one that was not stopped."""
+        with self.meter.count_flops(), self.accelerator.no_sync(self.wrapped):
+            self._backward(piece, 0, n_targets)
+        self.stepper.zero_grad()
+        self.meter.counted(piece.items.numel())
 
     def _backward(self, piece: batches.Batch, i: int, n_targets: int) -> Tensor:
         """Add this piece's share of the gradient; its loss, summed over targets."""

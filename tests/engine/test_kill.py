@@ -14,13 +14,13 @@ from conftest import ROOT
 from distrec.data import store
 
 SETTINGS = [
-    "data.synthetic.users=150", "data.synthetic.items=120", "data.negatives=10", "model.d_model=16", "model.dropout=0.2",
+    "data.synthetic.users=150", "data.synthetic.items=120", "data.negatives=10", "model.dropout=0.2",
     "train.save_steps=7", "train.log_steps=1", "train.patience=100",
 ]  # fmt: skip
 MODELS = {
-    "sasrec": ["train.epochs=20", "train.batch_tokens=120", "train.micro_tokens=30"],
+    "sasrec": ["model.d_model=16", "train.epochs=20", "train.batch_tokens=120", "train.micro_tokens=30"],
     "tone": [
-        "model.name=tone", "model.d_ff=32", "model.d_kv=8", "model.n_heads=2", "model.n_layers=1", "model.max_len=8", "embed.encoder=builtin",
+        "model.name=tone", "model.d_model=16", "model.d_ff=32", "model.d_kv=8", "model.n_heads=2", "model.n_layers=1", "model.max_len=8", "embed.encoder=builtin",
         "codes.name=kmeans", "codes.size=8", "codes.gate=false", "train.epochs=6", "train.batch_tokens=256", "train.micro_tokens=64",
     ],
     "frellm": [
