@@ -113,9 +113,13 @@ class Poisoned(torch.nn.Module):
         super().__init__()
         self.net, self.user, self.what, self.times = net, user, what, times
         self.max_len, self.samples = net.max_len, net.samples
+        self.is_counted = False
 
     def forward(self, batch):
         loss = self.net(batch)
+        if not self.is_counted:  # the first pass teaches nothing: its FLOPs are counted
+            self.is_counted = True
+            return loss
         if self.user is not None and (self.user not in batch.user[batch.is_target.any(1)].tolist() or self.times == 0):
             return loss
         self.times -= 1
@@ -174,9 +178,10 @@ class After:
         return self.left < 0
 
 
+@pytest.mark.parametrize("dropout", [0.2, 0.0])
 @pytest.mark.parametrize("micro", [60, 10**6])
-def test_stopped_at_any_step_and_resumed_it_ends_with_the_same_bits(small, tmp_path, micro):
-    model = replace(SASREC, dropout=0.2)
+def test_stopped_at_any_step_and_resumed_it_ends_with_the_same_bits(small, tmp_path, micro, dropout):
+    model = replace(SASREC, dropout=dropout)
     more = {"micro_tokens": micro, "model": model, "save_steps": 2}
     whole = fit(small, tmp_path / "whole", **more)
     for n in (0, 1, 3, whole.progress.step // 2, whole.progress.step - 1):
