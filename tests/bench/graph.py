@@ -14,13 +14,13 @@ import ctypes
 import gc
 import json
 import os
-import statistics
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from beam import timed
 
 from distrec.freq import graph
 
@@ -106,16 +106,6 @@ def settled() -> int:
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return resident("VmRSS")
-
-
-def timed(sides: dict, rounds: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, work in sides.items():
-            started = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 if __name__ == "__main__":
