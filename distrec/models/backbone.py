@@ -23,8 +23,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
-def check(folder: Path) -> dict[str, Any]:
-    """The config of a folder that `open_backbone` can take; nothing is loaded.
+def check(folder: Path) -> None:
+    """Refuse a folder that `open_decoder` cannot take; no weight is read.
 
     Raises: ValueError, one line, when the folder has no config or tokenizer, pickled weights only, or code of its own.
     """
@@ -51,7 +51,6 @@ def check(folder: Path) -> dict[str, Any]:
                 pass
         except (OSError, safetensors.SafetensorError) as error:
             raise ValueError(f"{part} is broken: {error}") from None
-    return config
 
 
 def open_decoder(folder: Path, dtype: str = "float32", quantise: str = "none", attention: str = "sdpa") -> nn.Module:

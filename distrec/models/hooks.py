@@ -61,12 +61,12 @@ def filtered(x: Float[Tensor, "B T D"], matrix: Float[Tensor, "B T T"], dropout:
 class Attached:
     """The hooks of a list of layers; `remove()` leaves the layers as they were."""
 
-    def __init__(self, layers: Sequence[nn.Module], tfm: Tfm | None):
+    def __init__(self, layers: Sequence[nn.Module], tfm: Tfm):
         """Put a filter after each layer, before anything wraps or compiles it.
 
         Raises: ValueError when a layer has one already, or there are more or fewer layers than filters.
         """
-        if tfm is not None and tfm.n_layers != len(layers):
+        if tfm.n_layers != len(layers):
             raise ValueError(f"{tfm.n_layers} filters for {len(layers)} layers")
         if any(hasattr(layer, _MARK) for layer in layers):
             raise ValueError("these layers have filters already: remove() them first")
@@ -90,7 +90,7 @@ class Attached:
             if stream is not None:
                 state = stream[number].step(state[:, 0].float())[:, None].to(state.dtype)
             elif matrix is not None:
-                dropout = self._tfm.config.dropout if self._tfm is not None and layer.training else 0.0
+                dropout = self._tfm.config.dropout if layer.training else 0.0
                 state = filtered(state, matrix[number], dropout)
             return state if isinstance(output, Tensor) else (state, *output[1:])
 

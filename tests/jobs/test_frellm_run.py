@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from commands import distrec
 from conftest import ROOT
 from decoders import saved
 
@@ -23,14 +24,6 @@ FRELLM = [
     "model.name=frellm", "model.tfm.mode=causal", "model.max_len=8", "model.hidden=16", "train.epochs=2",
     "model.sasrec.d_model=8", "model.sasrec_train.epochs=2", "model.sasrec_train.eval_epochs=1",
 ]  # fmt: skip
-
-
-def distrec(*words, cwd, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "distrec.jobs", *words], cwd=cwd, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code, done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture(scope="module")

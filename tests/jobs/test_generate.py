@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import polars as pl
 import pytest
 import torch
+from commands import distrec
 
 from distrec import config as cfg
 from distrec.data import histories, prepared
@@ -17,14 +16,6 @@ SMALL = ["data.synthetic.users=120", "data.synthetic.items=150", "data.negatives
 CODES = ["codes.name=kmeans", "codes.size=16", "codes.gate=false"]
 TINY = ["model.d_model=16", "model.d_ff=32", "model.d_kv=8", "model.n_heads=2", "model.n_layers=1", "model.max_len=8"]
 SHORT = ["train.epochs=2", "train.lr=3e-3", "score.bootstrap=0"]
-
-
-def distrec(*words, cwd, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "distrec.jobs", *words], cwd=cwd, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code, done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture(scope="module")
