@@ -25,8 +25,8 @@ from distrec.data import prepared
 from distrec.engine import outcome
 from distrec.engine.launch import join
 from distrec.jobs.codes.artefact import Collapsed
-from distrec.jobs.training import train
-from distrec.jobs.work import Work
+from distrec.jobs.parts.training import train
+from distrec.jobs.parts.work import Work
 from distrec.runtime import DONE, FAILED, REQUEUE, Ranks, Stop, log, run
 
 

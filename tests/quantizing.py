@@ -6,7 +6,7 @@ import torch
 
 from distrec import config as cfg
 from distrec.jobs.codes.fit import quantize
-from distrec.jobs.work import Work
+from distrec.jobs.parts.work import Work
 from distrec.runtime import Ranks
 
 SMALL = ["data.synthetic.users=120", "data.synthetic.items=150", "data.negatives=20", "embed.encoder=builtin"]

@@ -3,6 +3,7 @@ import re
 import pytest
 
 from distrec import config as cfg
+from distrec import knobs
 
 
 def test_later_wins_and_scientific_notation_is_a_number(tmp_path):
@@ -14,7 +15,7 @@ def test_later_wins_and_scientific_notation_is_a_number(tmp_path):
 
 def test_another_model_name_drops_the_keys_of_the_first(tmp_path):
     (tmp_path / "a.yaml").write_text("model: {name: sasrec, d_model: 32}\n")
-    assert cfg.load([str(tmp_path / "a.yaml"), "model.name=markov"]).model == cfg.Markov()
+    assert cfg.load([str(tmp_path / "a.yaml"), "model.name=markov"]).model == knobs.Markov()
     assert cfg.load([str(tmp_path / "a.yaml"), "model.name=sasrec"]).model.d_model == 32
 
 

@@ -12,9 +12,21 @@ from conftest import ROOT
 from distrec import config as cfg
 
 HOUSE = ROOT / "distrec"
-ORDER = [{"settings", "config", "runtime"}, {"freq", "codes"}, {"data"}, {"models"}, {"engine"}, {"jobs", "train"}]
+ORDER = [
+    {"settings", "knobs", "config", "runtime"},
+    {"freq", "codes"},
+    {"data"},
+    {"models"},
+    {"engine"},
+    {"jobs", "train"},
+]
 LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}
-BESIDE = {("train", "jobs"), ("config", "runtime"), ("config", "settings")}  # neighbours on one storey
+BESIDE = {
+    ("train", "jobs"),
+    ("config", "runtime"),
+    ("config", "settings"),
+    ("config", "knobs"),
+}  # neighbours on one storey
 DOORS = {
     "transformers": ("models/backbone.py", "models/small_llm.py", "jobs/embed.py"),
     "peft": ("models/backbone.py",),

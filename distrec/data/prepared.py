@@ -23,10 +23,11 @@ from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
 from jaxtyping import Int
 
-from distrec.config import Data, plain
 from distrec.data import split, statistics, store
 from distrec.data.raw import lines, sources, synthetic
+from distrec.knobs import Data
 from distrec.runtime import log
+from distrec.settings import plain
 
 Split = Literal["valid", "test"]
 _RULES: dict[str, split.Rule] = {"amazon": "first", "lastfm": "first", "sequences": "keep", "synthetic": "keep"}

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin
 
-from distrec.config import Train
+from distrec.knobs import Train
 
 
 def join(config: Train, out: Path | None = None) -> Accelerator:

@@ -8,9 +8,9 @@ from typing import Any
 import polars as pl
 import torch
 
-from distrec.config import Score
 from distrec.data.prepared import Prepared, Split
 from distrec.engine import metrics, scoring
+from distrec.knobs import Score
 from distrec.runtime import Ranks, write_atomically
 
 

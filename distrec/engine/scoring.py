@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from distrec.config import Score
 from distrec.data import batches
 from distrec.data.prepared import Prepared, Split
+from distrec.knobs import Score
 from distrec.models.build import Scorer
 from distrec.runtime import Ranks
 

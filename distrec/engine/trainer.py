@@ -12,12 +12,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from distrec.config import Score, Train
 from distrec.data import batches
 from distrec.data.prepared import Prepared
 from distrec.engine import metrics, scoring
 from distrec.engine.checkpoint import Checkpoints, Progress
 from distrec.engine.meter import Meter
+from distrec.knobs import Score, Train
 from distrec.runtime import Journal, Ranks, log
 
 

@@ -26,10 +26,11 @@ import torch
 from tqdm import tqdm
 
 from distrec import config as cfg
+from distrec import knobs
 from distrec.data import prepared, store, vectors
 from distrec.data.prepared import Prepared
 from distrec.engine.launch import join
-from distrec.jobs import llm
+from distrec.jobs.parts import llm
 from distrec.models import lexical
 from distrec.models.backbone import TextReader
 from distrec.models.lexical import LexicalEncoder
@@ -60,7 +61,9 @@ def main(argv: Sequence[str]) -> int | None:
     return None
 
 
-def embed(config: cfg.Embed, source: cfg.Data, data: Prepared, ranks: Ranks, stop: Callable[[], bool]) -> Path | None:
+def embed(
+    config: knobs.Embed, source: knobs.Data, data: Prepared, ranks: Ranks, stop: Callable[[], bool]
+) -> Path | None:
     """The folder of the vectors of these items, made now unless it is there and intact; None when stopped before the end."""
     root, template = source.root, source.text
     place = ranks.main_first(partial(locate, config, root, data))
@@ -75,7 +78,7 @@ def embed(config: cfg.Embed, source: cfg.Data, data: Prepared, ranks: Ranks, sto
 
 
 def _embed(
-    config: cfg.Embed,
+    config: knobs.Embed,
     place: Path,
     parts: Path,
     target: Path,
@@ -112,7 +115,7 @@ def _embed(
     return target
 
 
-def made_by(config: cfg.Embed, template: str, place: Path, data: Prepared) -> dict[str, Any]:
+def made_by(config: knobs.Embed, template: str, place: Path, data: Prepared) -> dict[str, Any]:
     """What vectors depend on: the encoder's bytes, the texts, and what shapes the numbers."""
     return {
         "fitted_on": "text",
@@ -131,7 +134,7 @@ def encoder_digest(place: Path) -> str:
     return store.digest({path.relative_to(place).as_posix(): store.file_digest(path) for path in files})
 
 
-def locate(config: cfg.Embed, root: Path, data: Prepared) -> Path:
+def locate(config: knobs.Embed, root: Path, data: Prepared) -> Path:
     """The encoder's folder: found, downloaded or trained.   Raises: ValueError saying what else can be had."""
     name = config.encoder or DEFAULT
     if name == "builtin":
@@ -160,7 +163,7 @@ def locate(config: cfg.Embed, root: Path, data: Prepared) -> Path:
         raise ValueError(f"embed.encoder={error}; without a network: embed.encoder=FOLDER, minilm or builtin") from None
 
 
-def open_encoder(place: Path, config: cfg.Embed) -> Encoder:
+def open_encoder(place: Path, config: knobs.Embed) -> Encoder:
     """Raises: ValueError, one line, when the folder's files are no encoder."""
     try:
         if lexical.is_lexical(place):
@@ -179,7 +182,7 @@ def open_encoder(place: Path, config: cfg.Embed) -> Encoder:
 class SentenceEncoder:
     """A sentence-transformers model from a folder; its vectors do not depend on the batch (to rounding)."""
 
-    def __init__(self, place: Path, config: cfg.Embed):
+    def __init__(self, place: Path, config: knobs.Embed):
         from sentence_transformers import SentenceTransformer
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -218,7 +221,7 @@ def describe(table: np.ndarray, data: Prepared) -> str:
     )
 
 
-def _train(folder: Path, config: cfg.Embed, data: Prepared) -> None:
+def _train(folder: Path, config: knobs.Embed, data: Prepared) -> None:
     log(f"learning an encoder from {data.n_items:,} texts")
     texts = [text for batch in vectors.text_batches(data, 65_536) for text in batch]
     LexicalEncoder.train(texts, config.vocabulary, config.dimensions, seed=0).save(folder)
@@ -228,7 +231,7 @@ def _length(data: Prepared, number: int) -> int:
     return min(PART, data.n_items - number * PART)
 
 
-def _fill_part(folder: Path, encoder: Encoder, config: cfg.Embed, data: Prepared, number: int) -> None:
+def _fill_part(folder: Path, encoder: Encoder, config: knobs.Embed, data: Prepared, number: int) -> None:
     found = encoder.encode(vectors.texts(data, slice(number * PART, (number + 1) * PART)))
     if config.normalize:
         found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)

@@ -13,7 +13,7 @@ from pathlib import Path
 from distrec import config as cfg
 from distrec.engine import outcome
 from distrec.engine.launch import join
-from distrec.jobs.assemble import best_of
+from distrec.jobs.parts.assemble import best_of
 from distrec.runtime import Ranks, run
 
 

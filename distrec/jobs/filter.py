@@ -15,17 +15,18 @@ from collections.abc import Sequence
 from functools import partial
 
 from distrec import config as cfg
+from distrec import knobs
 from distrec.data import prepared
 from distrec.engine.launch import join
-from distrec.jobs.tables import tables
-from distrec.jobs.training import train
-from distrec.jobs.work import Work
+from distrec.jobs.parts.tables import tables
+from distrec.jobs.parts.training import train
+from distrec.jobs.parts.work import Work
 from distrec.runtime import REQUEUE, Ranks, Stop, log, run
 
 
 def main(argv: Sequence[str]) -> int | None:
     config = cfg.load(argv)
-    if not isinstance(config.model, cfg.Frellm):
+    if not isinstance(config.model, knobs.Frellm):
         raise ValueError(f"model.name={config.model.name} reads no filtered vectors: model.name=frellm does")
     accelerator = join(config.train)
     ranks = Ranks.here()

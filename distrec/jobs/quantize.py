@@ -30,7 +30,7 @@ from distrec.jobs.codes import report
 from distrec.jobs.codes.artefact import FREE, Collapsed
 from distrec.jobs.codes.extend import extend
 from distrec.jobs.codes.fit import quantize
-from distrec.jobs.work import Work
+from distrec.jobs.parts.work import Work
 from distrec.runtime import FAILED, REQUEUE, Ranks, Stop, log, run
 
 

@@ -26,13 +26,14 @@ import torch
 from tqdm import tqdm
 
 from distrec import config as cfg
+from distrec import knobs
 from distrec.data import histories
 from distrec.data.histories import Histories
 from distrec.data.prepared import Prepared
 from distrec.engine import scoring
 from distrec.engine.launch import join
 from distrec.engine.listing import best_items
-from distrec.jobs.assemble import best_of
+from distrec.jobs.parts.assemble import best_of
 from distrec.runtime import Ranks, log, run
 
 _OWN = {"histories": "", "k": "10", "to": "", "among": "", "unknown": "refuse"}
@@ -87,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def listed(
-    model: Any, asked: Histories, k: int, among: Any, score: cfg.Score, data: Prepared, ranks: Ranks
+    model: Any, asked: Histories, k: int, among: Any, score: knobs.Score, data: Prepared, ranks: Ranks
 ) -> pl.DataFrame:
     """user, items, scores, texts; in the order of the histories, on every rank."""
     drop = scoring.masks_history(score, model)

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from distrec.config import Backbone as Config
-from distrec.config import Filter
+from distrec.knobs import Backbone as Config
+from distrec.knobs import Filter
 from distrec.models.hooks import ARGUMENT, STREAMS, Attached, Tfm
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

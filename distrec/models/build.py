@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from distrec import config as cfg
+from distrec import knobs
 from distrec.data.batches import Batch
 from distrec.data.item_codes import ItemCodes
 from distrec.data.prepared import Prepared
@@ -45,7 +45,7 @@ class Recommender(Protocol):
 
 
 def build(
-    config: cfg.Model,
+    config: knobs.Model,
     data: Prepared,
     seed: int,
     codes: ItemCodes | None = None,
@@ -59,18 +59,18 @@ def build(
     """
     torch.manual_seed(seed)
     match config:
-        case cfg.SasRec():
+        case knobs.SasRec():
             return SasRec(config, data.n_items)
-        case cfg.Popularity():
+        case knobs.Popularity():
             return Popularity(data)
-        case cfg.ItemKnn():
+        case knobs.ItemKnn():
             return ItemKnn(data, config.max_len)
-        case cfg.Markov():
+        case knobs.Markov():
             return Markov(data, config.decay, config.max_len)
-        case cfg.Tone() | cfg.Tiger():
+        case knobs.Tone() | knobs.Tiger():
             assert codes is not None
             return Tone(config, codes)
-        case cfg.Frellm():
+        case knobs.Frellm():
             assert tables is not None
             assert backbone is not None
             decoder = open_decoder(backbone, config.backbone.dtype, config.backbone.quantise)

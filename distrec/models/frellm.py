@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from distrec.config import Frellm as Config
 from distrec.data.batches import Batch
+from distrec.knobs import Frellm as Config
 from distrec.models import softmax
 from distrec.models.backbone import Backbone
 from distrec.models.ranking import top_items

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from distrec.config import Filter
 from distrec.freq.butterworth import Streamed, matrices
+from distrec.knobs import Filter
 
 _MARK = "_distrec_filter"
 ARGUMENT = "distrec_filters"  # the layers' keyword that carries the matrices,

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from distrec import config as cfg
+from distrec import knobs
 from distrec.codes.balanced import BalancedKMeans
 from distrec.codes.gmm import GaussianMixture
 from distrec.codes.kmeans import KMeans
@@ -28,12 +28,12 @@ _KINDS, _ASSIGNMENTS = get_args(Kind), get_args(Assignment)
 Fit = Levels | RqVae  # after a fit: levels_, codes_ (I × L), reports_
 
 
-def build(config: cfg.Codes, size: int, seed: int) -> Fit:
+def build(config: knobs.Codes, size: int, seed: int) -> Fit:
     """The fit that a section of the config describes.
 
     Raises: ValueError when its assignment does not go with its quantiser.
     """
-    if isinstance(config, cfg.RqVae):
+    if isinstance(config, knobs.RqVae):
         names = ("hidden", "latent", "epochs", "batch", "lr", "commitment", "usage")
         return RqVae(config.levels, size, seed=seed, **{name: getattr(config, name) for name in names})
     own: dict[str, Assignment] = {"gmm": "cosine", "kmeans": "euclid", "balanced": "fitted", "spectral": "fitted"}
@@ -41,10 +41,10 @@ def build(config: cfg.Codes, size: int, seed: int) -> Fit:
     return Levels(lambda level: quantiser(config, size, 1000 * seed + level), config.levels, assignment)
 
 
-def quantiser(config: cfg.Codes, size: int, seed: int) -> Any:
+def quantiser(config: knobs.Codes, size: int, seed: int) -> Any:
     """What fits one level."""
     match config:
-        case cfg.Gmm():
+        case knobs.Gmm():
             return GaussianMixture(
                 size,
                 covariance_type=config.covariance,
@@ -55,11 +55,11 @@ def quantiser(config: cfg.Codes, size: int, seed: int) -> Any:
                 seed=seed,
                 precision=config.precision,
             )
-        case cfg.KMeansCodes():
+        case knobs.KMeansCodes():
             return KMeans(size, init=config.init, tol=config.tol, max_iter=config.max_iter, seed=seed)
-        case cfg.BalancedCodes():
+        case knobs.BalancedCodes():
             return BalancedKMeans(size, max_iter=config.max_iter, seed=seed)
-        case cfg.SpectralCodes():
+        case knobs.SpectralCodes():
             return Spectral(size, neighbours=config.neighbours, landmarks=config.landmarks, seed=seed)
     raise ValueError(f"codes.name={config.name} has no levels of its own")
 
@@ -79,11 +79,11 @@ def tensors_of(fit: Fit) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in tensors.items()}
 
 
-def codes_of(rows: Rows, tensors: Mapping[str, Tensor], config: cfg.Codes) -> Int[Tensor, "N L"]:
+def codes_of(rows: Rows, tensors: Mapping[str, Tensor], config: knobs.Codes) -> Int[Tensor, "N L"]:
     """The codes of this rank's rows by a stored fit; nothing is fitted."""
     if "rotation" in tensors:
         rows = replace(rows, centre=tensors["centre"], rotation=tensors["rotation"])
-    if isinstance(config, cfg.RqVae):
+    if isinstance(config, knobs.RqVae):
         size = len(tensors["0.codebook"])
         model = RqVae(config.levels, size, hidden=config.hidden, latent=config.latent).build(rows.width)
         own = {name.removeprefix("autoencoder."): value for name, value in tensors.items() if "autoencoder." in name}

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from distrec.config import SasRec as Config
 from distrec.data.batches import Batch
+from distrec.knobs import SasRec as Config
 from distrec.models import softmax
 from distrec.models.ranking import top_items
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from distrec.codes import beam
 from distrec.codes.prefix import PrefixIndex
-from distrec.config import Tiger
-from distrec.config import Tone as Config
 from distrec.data.batches import Batch
 from distrec.data.item_codes import ItemCodes
 from distrec.freq.spectrum import ranks
+from distrec.knobs import Tiger
+from distrec.knobs import Tone as Config
 from distrec.models.blocks import Agf, Attention, Crfa, EncoderLayer, FeedForward, RelativeBias, Rpml, Stack
 
 _ALL = slice(None)

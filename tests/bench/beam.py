@@ -23,7 +23,7 @@ from transformers.generation.logits_process import PrefixConstrainedLogitsProces
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from t5 import fed, hugging_face
 
-from distrec import config as cfg
+from distrec import knobs
 from distrec.codes.prefix import PrefixIndex
 from distrec.data.batches import Batch
 from distrec.data.item_codes import ItemCodes
@@ -75,7 +75,7 @@ def search(users: int, rounds: int) -> dict[str, float]:
     codes = catalogue(12_101)
     torch.manual_seed(0)
     off = {"agf": False, "crfa": False, "rpml": False}
-    model = Tone(cfg.Tone(beams=BEAMS, **off), ItemCodes.of(codes, SIZES)).eval()
+    model = Tone(knobs.Tone(beams=BEAMS, **off), ItemCodes.of(codes, SIZES)).eval()
     theirs, _ = hugging_face(model)
     batch = histories(users, len(codes))
     ids, attention, _ = fed(model, batch)

@@ -23,7 +23,7 @@ from distrec.data import prepared
 from distrec.jobs import embed
 from distrec.jobs.codes import report as reports
 from distrec.jobs.codes.fit import quantize
-from distrec.jobs.work import Work
+from distrec.jobs.parts.work import Work
 from distrec.runtime import Ranks, Stop
 
 ROOT = Path(__file__).parents[2]

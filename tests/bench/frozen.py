@@ -19,12 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, Qwen2Config
 
 from distrec import config as cfg
+from distrec import knobs
 from distrec.data import batches, prepared
 from distrec.models.backbone import Backbone
 
 SMALL = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8}  # fmt: skip
 SEVEN = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}  # fmt: skip
-CAUSAL, OFF = cfg.Filter(mode="causal"), cfg.Filter(mode="none")
+CAUSAL, OFF = knobs.Filter(mode="causal"), knobs.Filter(mode="none")
 
 
 def main() -> None:
@@ -37,10 +38,10 @@ def main() -> None:
     print(json.dumps({**figures, "cores": os.cpu_count(), "threads": torch.get_num_threads()}))
 
 
-def backbone(tfm: cfg.Filter, tune: str = "frozen", shape: dict = SMALL) -> Backbone:
+def backbone(tfm: knobs.Filter, tune: str = "frozen", shape: dict = SMALL) -> Backbone:
     torch.manual_seed(0)
     decoder = AutoModel.from_config(Qwen2Config(vocab_size=64, **shape), attn_implementation="sdpa")
-    return Backbone(cfg.Backbone(tune=tune), tfm, decoder).train()
+    return Backbone(knobs.Backbone(tune=tune), tfm, decoder).train()
 
 
 def step(model: Backbone, n: int, length: int, device: str = "cpu", dtype: torch.dtype = torch.float32):
@@ -125,7 +126,7 @@ def large(rounds: int) -> dict[str, float]:
         if name == "nf4":
             four_bits(decoder)
         for tfm in (CAUSAL, OFF) if name == "bf16" else (CAUSAL,):
-            model = Backbone(cfg.Backbone(dtype="bfloat16"), tfm, decoder).train()
+            model = Backbone(knobs.Backbone(dtype="bfloat16"), tfm, decoder).train()
             n, length = 64, 256
             took = timed({"step": step(model, n, length, "cuda", torch.bfloat16)}, rounds)["step"]
             speed, key = n * length / took, f"{name}{'' if tfm is CAUSAL else '_off'}"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from beam import SIZES, catalogue, timed
 
-from distrec import config as cfg
+from distrec import knobs
 from distrec.data.batches import Batch
 from distrec.data.item_codes import ItemCodes
 from distrec.models.tone import Tone
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     codes = ItemCodes.of(catalogue(12_101), SIZES)
-    models = {"tiger": Tone(cfg.Tiger(), codes), "tone": Tone(cfg.Tone(), codes)}
+    models = {"tiger": Tone(knobs.Tiger(), codes), "tone": Tone(knobs.Tone(), codes)}
     figures: dict[str, float] = {}
     for name, length, key in (("full windows", 20, ""), ("histories of 5", 5, "_5")):
         batch = histories(64, length, 12_101)

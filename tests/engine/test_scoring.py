@@ -5,7 +5,7 @@ import pytest
 import torch
 from ranks import run_on
 
-from distrec import config as cfg
+from distrec import knobs
 from distrec.engine import metrics, scoring
 from distrec.models.build import build
 from distrec.runtime import Ranks
@@ -56,7 +56,7 @@ def brute(scores, data, split, mask=True):
 
 
 def rank(model, data, split="test", **score):
-    return scoring.rank_split(model, data, split, cfg.Score(**score), Ranks(), CPU)
+    return scoring.rank_split(model, data, split, knobs.Score(**score), Ranks(), CPU)
 
 
 @pytest.mark.parametrize("mask", [True, False])
@@ -137,7 +137,7 @@ def test_one_score_that_is_not_a_number_anywhere_stops_it_too(small):
 
 @pytest.fixture(scope="module")
 def sasrec(small):
-    return build(cfg.SasRec(d_model=16, max_len=20), small, 0)
+    return build(knobs.SasRec(d_model=16, max_len=20), small, 0)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_any_number_of_processes_gives_the_same_bits(small, sasrec, size):
     alone = rank(sasrec, small)
 
     def share():
-        return scoring.rank_split(sasrec, small, "test", cfg.Score(), Ranks.here(), CPU)
+        return scoring.rank_split(sasrec, small, "test", knobs.Score(), Ranks.here(), CPU)
 
     for ranking in run_on(size, share):
         assert np.array_equal(ranking.user, alone.user)
@@ -198,7 +198,7 @@ class Decoder(Lister):
 
 def test_every_way_of_decoding_is_ranked_items_and_ids_apart(small):
     lists = torch.stack([torch.randperm(small.n_items) for _ in range(small.n_users)])
-    found = scoring.rank_split(Decoder(lists), small, "test", cfg.Score(), Ranks(), CPU, thorough=True)
+    found = scoring.rank_split(Decoder(lists), small, "test", knobs.Score(), Ranks(), CPU, thorough=True)
     place = np.array([lists[u].tolist().index(t) for u, t in zip(found.user, found.target, strict=True)])
     np.testing.assert_array_equal(found.rank, np.where(place < 50, place + 1, np.inf))
     np.testing.assert_array_equal(found.rank, found.others["constrained"])

@@ -10,7 +10,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from ranks import run_on
 
-from distrec import config as cfg
+from distrec import knobs
 from distrec.data import batches
 from distrec.engine.checkpoint import Checkpoints
 from distrec.engine.launch import join
@@ -18,7 +18,7 @@ from distrec.engine.trainer import Trainer, learning_rate
 from distrec.models.build import build
 from distrec.runtime import Journal, Ranks
 
-SASREC = cfg.SasRec(d_model=16, max_len=20, dropout=0.0)
+SASREC = knobs.SasRec(d_model=16, max_len=20, dropout=0.0)
 
 
 def never():
@@ -29,13 +29,13 @@ def trainer(data, folder, model=SASREC, seed=0, **train):
     PartialState._reset_state()
     AcceleratorState._reset_state(True)
     ranks = Ranks.here()
-    accelerator = join(cfg.Train())
+    accelerator = join(knobs.Train())
     folder.mkdir(parents=True, exist_ok=True)
-    config = cfg.Train(**{"epochs": 2, "batch_tokens": 300, "log_steps": 1, "patience": 100, **train})
-    net = build(model, data, seed) if isinstance(model, cfg.SasRec) else model
+    config = knobs.Train(**{"epochs": 2, "batch_tokens": 300, "log_steps": 1, "patience": 100, **train})
+    net = build(model, data, seed) if isinstance(model, knobs.SasRec) else model
     return Trainer(
         config,
-        cfg.Score(bootstrap=0),
+        knobs.Score(bootstrap=0),
         net,
         data,
         Checkpoints(folder / "checkpoints", {"a": 1}),
@@ -58,13 +58,13 @@ def losses(folder):
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine():
-    config = cfg.Train(lr=1.0, warmup=0.1, min_lr_share=0.2)
+    config = knobs.Train(lr=1.0, warmup=0.1, min_lr_share=0.2)
     assert learning_rate(config, 0) == 0
     assert learning_rate(config, 0.05) == pytest.approx(0.5)
     assert learning_rate(config, 0.1) == pytest.approx(1.0)
     assert learning_rate(config, 0.55) == pytest.approx(0.2 + 0.8 / 2)
     assert learning_rate(config, 1) == pytest.approx(0.2)
-    assert learning_rate(cfg.Train(warmup=0.0), 0) == cfg.Train().lr
+    assert learning_rate(knobs.Train(warmup=0.0), 0) == knobs.Train().lr
 
 
 def test_it_learns(small, tmp_path):

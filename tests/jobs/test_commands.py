@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from distrec import config as cfg
+from distrec import knobs
 from distrec.data import store
 from distrec.runtime import Ranks
 
@@ -178,7 +179,7 @@ def test_too_few_processes_joined_is_refused(monkeypatch):
     monkeypatch.setattr(launch, "Accelerator", Alone)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes were started but 1 joined"):
-        launch.join(cfg.Train())
+        launch.join(knobs.Train())
 
 
 def test_two_jobs_in_one_folder_are_refused(tmp_path):
@@ -193,7 +194,7 @@ def test_two_jobs_in_one_folder_are_refused(tmp_path):
 
 def test_a_broken_stamp_does_not_hide_whose_folder_it_is(tmp_path):
     """The broken checkpoint is left to the fallback; the next good one still tells another run's settings."""
-    from distrec.jobs import training
+    from distrec.jobs.parts import training
 
     config = cfg.load([])
     for n in (1, 2):

@@ -15,9 +15,9 @@ from commands import distrec
 from conftest import ROOT
 from decoders import saved
 
-from distrec import config as cfg
+from distrec import knobs
 from distrec.data import store
-from distrec.jobs import llm, tables
+from distrec.jobs.parts import llm, tables
 
 SMALL = ["data.synthetic.users=120", "data.synthetic.items=150", "data.negatives=20", "score.bootstrap=0"]
 FRELLM = [
@@ -106,7 +106,7 @@ SOURCES = [{}, {"window": 2, "weighting": "lag"}, {"source": "session", "weighti
 
 @pytest.mark.parametrize("settings", SOURCES, ids=str)
 def test_no_validation_or_test_interaction_reaches_a_graph(small, settings):
-    config = cfg.Graph(**settings)
+    config = knobs.Graph(**settings)
     known, told = torch.randn(small.n_items, 6), torch.randn(small.n_items, 9)
     graph = tables._graph(config, small, known, told)
     later = ~small.is_train()
@@ -128,11 +128,11 @@ def test_what_no_training_window_held_has_no_vector(small, tmp_path):
     table = {"item_table": torch.ones(small.n_items, 4), "seen": torch.arange(small.n_items).clamp(max=1)}
     safetensors.torch.save_file(table, run / "item_table.safetensors")
     safetensors.torch.save_file({"vectors": torch.ones(small.n_items, 3)}, text / "vectors.safetensors")
-    tables._fill(tmp_path, tmp_path / "run", text, cfg.Graph(glpf_alpha=0), small)
+    tables._fill(tmp_path, tmp_path / "run", text, knobs.Graph(glpf_alpha=0), small)
     found = tables.load(tmp_path)
     assert found["collaborative"].sum(1).tolist() == [0, *[4.0] * (small.n_items - 1)]
     assert torch.equal(found["text"], torch.ones(small.n_items, 3))
-    tables._fill(tmp_path, tmp_path / "run", text, cfg.Graph(), small)
+    tables._fill(tmp_path, tmp_path / "run", text, knobs.Graph(), small)
     assert not torch.equal(tables.load(tmp_path)["collaborative"], found["collaborative"])
 
 

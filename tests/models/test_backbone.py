@@ -14,13 +14,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from distrec import config as cfg
+from distrec import knobs
 from distrec.freq.butterworth import matrices
 from distrec.models import backbone
 from distrec.models.backbone import Backbone, TextReader, open_decoder
 from distrec.models.hooks import Attached, Recorder, Tfm, filtered
 
-CAUSAL = cfg.Filter(mode="causal")
+CAUSAL = knobs.Filter(mode="causal")
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def vectors(dtype=torch.float32, seed=0):
 
 
 def opened(folder, tfm=CAUSAL, **settings):
-    config = cfg.Backbone(path=str(folder), **settings)
+    config = knobs.Backbone(path=str(folder), **settings)
     torch.manual_seed(0)
     return Backbone(config, tfm, open_decoder(folder, config.dtype, config.quantise))
 
@@ -93,7 +93,7 @@ PRECISIONS = {
 @pytest.mark.parametrize("kind", CLASSES)
 def test_hooks_are_layers_that_filter_gradients_too(folders, kind, precision, checkpointing, tune):
     settings = {**PRECISIONS[precision], "checkpointing": checkpointing, "tune": tune}
-    tfm = cfg.Filter(mode="causal", learn_cutoff=True, beta=0.7)
+    tfm = knobs.Filter(mode="causal", learn_cutoff=True, beta=0.7)
     ours, theirs = opened(folders[kind], tfm, **settings), wrapped(folders[kind], tfm, **settings)
     out, x_grad, own = gradients(ours, vectors(), segments())
     wanted, wanted_x, others = gradients(theirs, vectors(), segments())
@@ -118,7 +118,7 @@ def test_checkpointing_changes_no_gradient(folders, kind):
 
 @pytest.mark.parametrize("tune", ["frozen", "lora"])
 def test_two_processes_give_the_gradients_of_one(folders, tune):
-    tfm = cfg.Filter(mode="causal", learn_cutoff=True)
+    tfm = knobs.Filter(mode="causal", learn_cutoff=True)
     alone = gradients(opened(folders["qwen2"], tfm, tune=tune), vectors(), segments())[2]
 
     def share():
@@ -136,10 +136,10 @@ def test_two_processes_give_the_gradients_of_one(folders, tune):
 
 COMPILED = """
 import copy, sys, torch
-from distrec import config as cfg
+from distrec import knobs
 from distrec.models.backbone import Backbone, open_decoder
 torch.manual_seed(0)
-model = Backbone(cfg.Backbone(), cfg.Filter(mode="causal"), open_decoder(__import__("pathlib").Path(sys.argv[1])))
+model = Backbone(knobs.Backbone(), knobs.Filter(mode="causal"), open_decoder(__import__("pathlib").Path(sys.argv[1])))
 x, segment = torch.randn(4, 12, 64), torch.ones(4, 12, dtype=torch.long)
 segment[0, :4] = 0
 compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
@@ -163,7 +163,7 @@ def test_compiled_it_is_the_same_gradients_too(folders):
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-@pytest.mark.parametrize("tfm", [CAUSAL, cfg.Filter(mode="none")], ids=["causal", "none"])
+@pytest.mark.parametrize("tfm", [CAUSAL, knobs.Filter(mode="none")], ids=["causal", "none"])
 def test_no_place_sees_a_later_one(folders, kind, tfm):
     model, x, segment = opened(folders[kind], tfm).eval(), vectors().detach(), segments()
     before = model(x, segment)
@@ -178,7 +178,7 @@ def test_no_place_sees_a_later_one(folders, kind, tfm):
 @pytest.mark.parametrize("mode", ["causal", "global", "none"])
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_sequence_is_read_alike_alone_padded_and_packed(folders, kind, mode):
-    model, x, segment = opened(folders[kind], cfg.Filter(mode=mode)).eval(), vectors().detach(), segments()
+    model, x, segment = opened(folders[kind], knobs.Filter(mode=mode)).eval(), vectors().detach(), segments()
     x[0, :5] = 1e3  # what stands at a padded place
     out = model(x, segment)
     for row, part in ((0, slice(5, 12)), (1, slice(11, 12)), (2, slice(0, 4)), (2, slice(4, 12)), (3, slice(0, 12))):
@@ -189,7 +189,7 @@ def test_a_sequence_is_read_alike_alone_padded_and_packed(folders, kind, mode):
     assert bool(longer.isfinite().all())
 
 
-@pytest.mark.parametrize("tfm", [CAUSAL, cfg.Filter(mode="causal", beta=0.4, learn_cutoff=True), cfg.Filter(mode="none")], ids=["causal", "mixed", "none"])  # fmt: skip
+@pytest.mark.parametrize("tfm", [CAUSAL, knobs.Filter(mode="causal", beta=0.4, learn_cutoff=True), knobs.Filter(mode="none")], ids=["causal", "mixed", "none"])  # fmt: skip
 @pytest.mark.parametrize("kind", CLASSES)
 def test_place_by_place_with_a_cache_it_is_the_same(folders, kind, tfm):
     model, x = opened(folders[kind], tfm).eval(), vectors().detach()
@@ -197,7 +197,7 @@ def test_place_by_place_with_a_cache_it_is_the_same(folders, kind, tfm):
     found = torch.stack([stream.step(x[:, t]) for t in range(12)], 1)
     assert_close(found, model(x, torch.ones(4, 12, dtype=torch.long)), atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="only causal goes place by place"):
-        opened(folders[kind], cfg.Filter(mode="global")).stream()
+        opened(folders[kind], knobs.Filter(mode="global")).stream()
 
 
 def test_bf16_goes_in_and_comes_out_and_one_item_is_left_alone():
@@ -216,7 +216,7 @@ def test_bf16_goes_in_and_comes_out_and_one_item_is_left_alone():
 
 def test_hooks_go_as_they_came(folders):
     model, x, segment = opened(folders["qwen2"]).eval(), vectors().detach(), segments()
-    plain = opened(folders["qwen2"], cfg.Filter(mode="none")).eval()
+    plain = opened(folders["qwen2"], knobs.Filter(mode="none")).eval()
     assert len(model.attached.handles) == len(model.layers) == 3
     with pytest.raises(ValueError, match="have filters already"):
         Attached(model.layers, model.tfm)
@@ -243,8 +243,8 @@ def test_a_layer_may_give_a_tuple():
 
 
 def test_the_recorder_sees_the_filtered_states(folders):
-    model, x, segment = opened(folders["qwen2"], cfg.Filter(mode="global", cutoff=0.05)).eval(), vectors(), segments()
-    plain = opened(folders["qwen2"], cfg.Filter(mode="none")).eval()
+    model, x, segment = opened(folders["qwen2"], knobs.Filter(mode="global", cutoff=0.05)).eval(), vectors(), segments()
+    plain = opened(folders["qwen2"], knobs.Filter(mode="none")).eval()
     with Recorder(model.layers) as states:
         model(x, segment)
         out = model(x, segment)
@@ -279,11 +279,11 @@ def test_what_is_frozen_is_what_was_saved_and_stays_it(folders, kind, precision)
 
 
 def test_nothing_of_a_frozen_one_trains_and_all_of_a_full_one_does(folders):
-    frozen = opened(folders["llama"], cfg.Filter(mode="causal"))
+    frozen = opened(folders["llama"], knobs.Filter(mode="causal"))
     assert not [name for name, p in frozen.named_parameters() if p.requires_grad]
     full = opened(folders["llama"], tune="full")
     assert all(p.requires_grad for p in full.decoder.parameters())
-    learnt = opened(folders["llama"], cfg.Filter(mode="global", learn_cutoff=True))
+    learnt = opened(folders["llama"], knobs.Filter(mode="global", learn_cutoff=True))
     assert [name for name, p in learnt.named_parameters() if p.requires_grad] == ["tfm.raw_cutoff"]
     assert "tfm.raw_cutoff" in learnt.state_dict()
 
@@ -358,6 +358,6 @@ def test_folders_that_are_refused(tmp_path, case):
 
 @pytest.mark.parametrize(("field", "value", "message"), [("lora_modules", ("nothing",), "lora_modules")])
 def test_settings_that_fit_no_model(folders, field, value, message):
-    config = replace(cfg.Backbone(path="x", tune="lora"), **{field: value})
+    config = replace(knobs.Backbone(path="x", tune="lora"), **{field: value})
     with pytest.raises(ValueError, match=message):
         Backbone(config, CAUSAL, open_decoder(folders["qwen2"]))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from distrec import config as cfg
+from distrec import knobs
 from distrec.data import batches
 from distrec.engine import metrics, scoring
 from distrec.models.build import build
@@ -49,7 +49,7 @@ def markov(train, history, n_items):
 
 
 @pytest.mark.parametrize(
-    ("config", "plain"), [(cfg.Popularity(), popularity), (cfg.ItemKnn(), item_knn), (cfg.Markov(), markov)]
+    ("config", "plain"), [(knobs.Popularity(), popularity), (knobs.ItemKnn(), item_knn), (knobs.Markov(), markov)]
 )
 def test_scores_equal_plain_python(small, config, plain):
     model = build(config, small, 0)
@@ -64,12 +64,12 @@ def test_scores_equal_plain_python(small, config, plain):
 
 @pytest.mark.parametrize(
     ("config", "hr", "ndcg"),
-    [(cfg.Popularity(), 0.0120, 0.0056), (cfg.ItemKnn(), 0.0569, 0.0326), (cfg.Markov(), 0.0728, 0.0454)],
+    [(knobs.Popularity(), 0.0120, 0.0056), (knobs.ItemKnn(), 0.0569, 0.0326), (knobs.Markov(), 0.0728, 0.0454)],
     ids=["popularity", "item_knn", "markov"],
 )
 def test_beauty_agrees_with_an_independent_program(beauty, config, hr, ndcg):
     model = build(config, beauty, 0)
-    ranking = scoring.rank_split(model, beauty, "test", cfg.Score(), Ranks(), torch.device("cpu"))
+    ranking = scoring.rank_split(model, beauty, "test", knobs.Score(), Ranks(), torch.device("cpu"))
     found = metrics.summarise(ranking.rank)
     assert found["hr@10"] == pytest.approx(hr, abs=2e-4)
     assert found["ndcg@10"] == pytest.approx(ndcg, abs=2e-4)
@@ -85,6 +85,6 @@ def test_nothing_held_out_is_counted(small):
     changed = replace(small, item=item)
     samples = batches.evaluation(small, "valid", 1000)
     batch = batches.collate(small, samples, np.arange(len(samples)))
-    for config in (cfg.Popularity(), cfg.ItemKnn(), cfg.Markov()):
+    for config in (knobs.Popularity(), knobs.ItemKnn(), knobs.Markov()):
         one, two = (build(config, data, 0).scorer(batch)(slice(None)) for data in (small, changed))
         assert torch.equal(one, two)

@@ -11,6 +11,7 @@ from ranks import run_on
 from torch.testing import assert_close
 
 from distrec import config as cfg
+from distrec import knobs
 from distrec.data.batches import Batch
 from distrec.engine import scoring
 from distrec.models.backbone import Backbone, open_decoder
@@ -27,7 +28,7 @@ def folders(tmp_path_factory):
 
 def frellm(folder, mode="causal", n_items=ITEMS, tune="frozen", tfm=None, **settings):
     tfm = {"mode": mode, **(tfm or {})}
-    config = cfg.Frellm(tfm=cfg.Filter(**tfm), backbone=cfg.Backbone(tune=tune), hidden=32, **settings)
+    config = knobs.Frellm(tfm=knobs.Filter(**tfm), backbone=knobs.Backbone(tune=tune), hidden=32, **settings)
     torch.manual_seed(0)
     tables = torch.randn(n_items, 10), torch.randn(n_items, 24)
     torch.manual_seed(0)
@@ -189,7 +190,7 @@ def test_ranks_are_the_same_on_any_number_of_processes_and_in_any_batch(folders,
     model = frellm(folders["qwen2"], mode, n_items=small.n_items).eval()
 
     def ranks(**score):
-        found = scoring.rank_split(model, small, "test", cfg.Score(**score), Ranks.here(), torch.device("cpu"))
+        found = scoring.rank_split(model, small, "test", knobs.Score(**score), Ranks.here(), torch.device("cpu"))
         return found.rank
 
     alone = ranks()

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distrec import config as cfg
+from distrec import knobs
 from distrec.data import batches
 from distrec.models.build import build
 from distrec.models.sasrec import Block
@@ -15,7 +15,7 @@ from distrec.models.sasrec import Block
 
 @pytest.fixture
 def model(small):
-    return build(cfg.SasRec(d_model=16, n_layers=2, n_heads=2, max_len=50), small, 0).eval()
+    return build(knobs.SasRec(d_model=16, n_layers=2, n_heads=2, max_len=50), small, 0).eval()
 
 
 def a_batch(small, rows=slice(0, 16)):
@@ -101,7 +101,7 @@ def test_the_full_softmax_loss_is_minus_the_log_of_the_target_s_share(model, sma
 
 
 def test_the_binary_loss_redraws_what_the_user_has_once_and_then_leaves_it_out(small, monkeypatch):
-    model = build(cfg.SasRec(loss="bce", negatives=1, d_model=16, max_len=50), small, 0).eval()
+    model = build(knobs.SasRec(loss="bce", negatives=1, d_model=16, max_len=50), small, 0).eval()
     batch = a_batch(small, slice(3, 4))
     owned = set(batch.items[batch.is_item].tolist()) | set(batch.targets[batch.is_target].tolist())
     mine, free = min(owned), min(set(range(small.n_items)) - owned)
@@ -162,7 +162,7 @@ def test_rank_lists_the_highest_scores_and_the_lower_id_of_equal_ones(model, sma
 
 
 def test_weights_are_drawn_from_the_seed_alone(small):
-    config = cfg.SasRec(d_model=16)
+    config = knobs.SasRec(d_model=16)
     one = build(config, small, 3).state_dict()
     torch.randn(10)
     two, other = build(config, small, 3).state_dict(), build(config, small, 4).state_dict()

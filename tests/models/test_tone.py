@@ -11,7 +11,7 @@ from ranks import run_on
 from t5 import fed, hugging_face
 from torch.testing import assert_close
 
-from distrec import config as cfg
+from distrec import knobs
 from distrec.data.batches import Batch
 from distrec.data.item_codes import ItemCodes
 from distrec.engine import scoring
@@ -33,7 +33,7 @@ def catalogue(n=60, seed=0):
 
 def tone(**settings):
     torch.manual_seed(0)
-    model = Tone(cfg.Tone(**{**SMALL, **settings}), catalogue())
+    model = Tone(knobs.Tone(**{**SMALL, **settings}), catalogue())
     with torch.no_grad():
         for parameter in model.parameters():  # norms and M away from where they start
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -284,7 +284,7 @@ def test_a_search_widens_to_what_is_asked_and_leaves_places_empty():
 def test_it_learns_a_rule():
     """The next item is the last one plus one: better than chance by far after a few steps."""
     torch.manual_seed(0)
-    model = Tone(cfg.Tone(**SMALL, dropout=0.0, max_len=4), catalogue())
+    model = Tone(knobs.Tone(**SMALL, dropout=0.0, max_len=4), catalogue())
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(150):
         items = torch.randint(60, (64, 4))
@@ -325,11 +325,11 @@ def test_ranks_are_the_same_on_any_number_of_processes_and_in_any_batch(small):
     torch.manual_seed(0)
     number = torch.arange(small.n_items)
     codes = ItemCodes.of(torch.stack([number // 64, number // 8 % 8, number % 8, 0 * number], 1), SIZES)
-    model = Tone(cfg.Tone(**SMALL), codes).eval()
+    model = Tone(knobs.Tone(**SMALL), codes).eval()
 
     def ranks(**score):
         found = scoring.rank_split(
-            model, small, "test", cfg.Score(**score), Ranks.here(), torch.device("cpu"), thorough=True
+            model, small, "test", knobs.Score(**score), Ranks.here(), torch.device("cpu"), thorough=True
         )
         return [found.rank, found.sampled, *found.others.values()]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from distrec.config import Data
 from distrec.data.store import file_digest
+from distrec.knobs import Data
 from distrec.runtime import log
 
 _GROUPLENS = "https://files.grouplens.org/datasets"

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from distrec.config import Data
 from distrec.data.raw import download, lines, synthetic
+from distrec.knobs import Data
 
 
 @dataclass

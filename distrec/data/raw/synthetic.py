@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from distrec.config import Synthetic
+from distrec.knobs import Synthetic
 
 _YEAR = 365 * 86_400
 _START = 1_577_836_800  # 2020-01-01

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distrec import config as cfg
+from distrec import knobs
 from distrec.codes import health
 from distrec.codes.collisions import running_digit
 from distrec.data import item_codes, store
 from distrec.data.item_codes import ItemCodes
 from distrec.data.prepared import Prepared
 from distrec.jobs.codes import report as reports
-from distrec.jobs.work import Work
+from distrec.jobs.parts.work import Work
 
 FREE = ("gate", "min_used", "max_collisions", "vectors", "category")  # keys of config.codes that shape no code
 
@@ -47,7 +47,7 @@ def finished(target: Path, made: Mapping[str, Any], work: Work) -> bool:
     return True
 
 
-def judge(report: Mapping[str, Any], config: cfg.Codes) -> dict[str, Any]:
+def judge(report: Mapping[str, Any], config: knobs.Codes) -> dict[str, Any]:
     """The report with its complaints.   Raises: Collapsed when there are any and the gate is not open."""
     limits = (config.min_used, config.max_collisions)
     report = {**report, "complaints": health.complaints(report["levels"], report["collisions"], *limits)}
@@ -87,7 +87,7 @@ def write(
     return work.ranks.main_first(lambda: store.make(target, made, fill))
 
 
-def check_category(config: cfg.Codes, data: Prepared) -> None:
+def check_category(config: knobs.Codes, data: Prepared) -> None:
     if config.category and config.category not in data.items.column_names:
         known = ", ".join(data.items.column_names)
         raise ValueError(f"codes.category={config.category}: items have no such column; they have: {known}")

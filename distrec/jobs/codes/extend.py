@@ -17,10 +17,11 @@ from distrec.codes.residual import zero_rows
 from distrec.codes.rows import largest
 from distrec.data import item_codes, store, vectors
 from distrec.data.item_codes import ItemCodes
-from distrec.jobs import embed, llm
+from distrec.jobs import embed
 from distrec.jobs.codes.artefact import check_category, finished, origin, write
 from distrec.jobs.codes.fit import rows_of
-from distrec.jobs.work import Work
+from distrec.jobs.parts import llm
+from distrec.jobs.parts.work import Work
 from distrec.models import quantisers
 from distrec.runtime import log
 

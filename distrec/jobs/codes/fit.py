@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from distrec import config as cfg
+from distrec import knobs
 from distrec.codes import health
 from distrec.codes.collisions import check_space
 from distrec.codes.residual import zero_rows
@@ -19,9 +20,10 @@ from distrec.codes.rows import BLOCK, Rows, principal_axes, share, spread
 from distrec.data import store, vectors
 from distrec.data.prepared import Prepared
 from distrec.engine.states import SavedStates, drain
-from distrec.jobs import embed, llm
+from distrec.jobs import embed
 from distrec.jobs.codes.artefact import FREE, check_category, finished, origin, write
-from distrec.jobs.work import Work
+from distrec.jobs.parts import llm
+from distrec.jobs.parts.work import Work
 from distrec.models import quantisers
 from distrec.runtime import Ranks, log
 
@@ -43,7 +45,7 @@ def quantize(work: Work) -> Path | None:
     table, identity = vectors.load(source, data)
     settings = {key: value for key, value in cfg.plain(config.codes).items() if key not in FREE}
     made = origin(source, identity, data) | {"codes": settings | {"size": size}, "seed": config.seed}
-    if isinstance(config.codes, cfg.RqVae):
+    if isinstance(config.codes, knobs.RqVae):
         made["processes"] = ranks.size  # gradients are summed in floating point
     target = store.folder(config.data.root, "codes", made)
     if finished(target, made, work):
@@ -82,9 +84,9 @@ def _fit(
     return target
 
 
-def check_texts(data: Prepared, config: cfg.Codes, size: int) -> None:
+def check_texts(data: Prepared, config: knobs.Codes, size: int) -> None:
     """Raises: ValueError when more items share a text than their last code can tell apart."""
-    if config.vectors or isinstance(config, cfg.BalancedCodes):
+    if config.vectors or isinstance(config, knobs.BalancedCodes):
         return
     count = Counter(text for batch in vectors.text_batches(data, 65_536) for text in batch)
     text, n = count.most_common(1)[0]

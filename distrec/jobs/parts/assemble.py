@@ -9,21 +9,22 @@ import torch
 from torch import nn
 
 from distrec import config as cfg
+from distrec import knobs
 from distrec.data import item_codes, prepared, store
 from distrec.data.prepared import Prepared
 from distrec.engine.checkpoint import Checkpoints
-from distrec.jobs import llm
 from distrec.jobs.codes.fit import quantize
 from distrec.jobs.embed import encoder_digest
-from distrec.jobs.identity import check_settings, settings
-from distrec.jobs.tables import backbone_of, tables
-from distrec.jobs.tables import load as load_tables
-from distrec.jobs.work import Work
+from distrec.jobs.parts import llm
+from distrec.jobs.parts.identity import check_settings, settings
+from distrec.jobs.parts.tables import backbone_of, tables
+from distrec.jobs.parts.tables import load as load_tables
+from distrec.jobs.parts.work import Work
 from distrec.models.build import build
 from distrec.runtime import Ranks
 
-GENERATIVE = cfg.Tiger | cfg.Tone
-COUNTING = cfg.Popularity | cfg.ItemKnn | cfg.Markov
+GENERATIVE = knobs.Tiger | knobs.Tone
+COUNTING = knobs.Popularity | knobs.ItemKnn | knobs.Markov
 
 
 class Parts(NamedTuple):
@@ -65,7 +66,7 @@ def parts_of(work: Work, train: Callable[[Work], Path | None]) -> Parts | None:
     if isinstance(model, GENERATIVE):
         codes = codes_of(work)
         return Parts.of({"codes": codes}) if codes else None
-    if isinstance(model, cfg.Frellm):
+    if isinstance(model, knobs.Frellm):
         backbone = backbone_of(work)
         made = tables(work, train)
         return Parts.of({"tables": made, "backbone": backbone}) if made else None
@@ -107,9 +108,9 @@ def _find(config: cfg.Config, name: str, wanted: str) -> Path:
     model, broken = config.model, ""
     named = {
         "codes": getattr(model, "codes", None),
-        "backbone": Path(model.backbone.path) if isinstance(model, cfg.Frellm) else None,
+        "backbone": Path(model.backbone.path) if isinstance(model, knobs.Frellm) else None,
     }.get(name)
-    if name == "backbone" and isinstance(model, cfg.Frellm) and named and not named.is_dir():
+    if name == "backbone" and isinstance(model, knobs.Frellm) and named and not named.is_dir():
         try:
             named = (
                 None if model.backbone.path == llm.SMALL else llm.download(model.backbone.path, model.backbone.revision)

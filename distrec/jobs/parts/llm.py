@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from distrec import config as cfg
+from distrec import knobs
 from distrec.data import store, vectors
 from distrec.data.prepared import Prepared
 from distrec.models import backbone, small_llm
@@ -36,9 +37,9 @@ def locate(name: str, revision: str | None, root: Path, data: Prepared) -> Path:
     return folder
 
 
-def encoder(config: cfg.Config) -> cfg.Embed:
+def encoder(config: cfg.Config) -> knobs.Embed:
     """How items' texts become vectors: as the config says, or by the language model that will read them."""
-    if config.embed.encoder is None and isinstance(config.model, cfg.Frellm):
+    if config.embed.encoder is None and isinstance(config.model, knobs.Frellm):
         place = config.model.backbone
         return replace(config.embed, encoder=place.path, revision=place.revision)
     return config.embed

@@ -17,15 +17,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from distrec import config as cfg
-from distrec.config import plain
+from distrec import knobs
 from distrec.data import store, vectors
 from distrec.data.prepared import Prepared
 from distrec.freq import graph
-from distrec.jobs import llm
 from distrec.jobs.embed import embed
-from distrec.jobs.work import Work
+from distrec.jobs.parts import llm
+from distrec.jobs.parts.work import Work
 from distrec.runtime import log
+from distrec.settings import plain
 
 FILE = "tables.safetensors"
 _NEIGHBOURS = 10  # of graphs of nearest neighbours, where config says nothing
@@ -40,7 +40,7 @@ def tables(work: Work, train: Callable[[Work], Path | None]) -> Path | None:
     """
     config, data = work.config, work.data
     model = config.model
-    assert isinstance(model, cfg.Frellm)
+    assert isinstance(model, knobs.Frellm)
     if model.items is not None:
         _verify(model.items, data)
     text = embed(llm.encoder(config), config.data, data, work.ranks, work.stop)
@@ -66,9 +66,9 @@ def load(folder: Path) -> dict[str, Tensor]:
     return {name: found[name] for name in ("collaborative", "text")}
 
 
-def _sasrec(work: Work, model: cfg.Frellm, train: Callable[[Work], Path | None]) -> Path | None:
+def _sasrec(work: Work, model: knobs.Frellm, train: Callable[[Work], Path | None]) -> Path | None:
     """A finished run of the SASRec that the config describes."""
-    own = replace(work.config, model=model.sasrec, train=replace(model.sasrec_train, trackers=()), embed=cfg.Embed())
+    own = replace(work.config, model=model.sasrec, train=replace(model.sasrec_train, trackers=()), embed=knobs.Embed())
     key = {"model": plain(own.model), "train": plain(own.train), "seed": own.seed, "data": work.data.stamp}
     out = store.folder(own.data.root, "sasrec", key)
     log(f"SASRec for the items' collaborative vectors: {out}")
@@ -86,7 +86,7 @@ def _verify(run: Path, data: Prepared) -> None:
         )
 
 
-def _fill(folder: Path, run: Path, text: Path, config: cfg.Graph, data: Prepared) -> None:
+def _fill(folder: Path, run: Path, text: Path, config: knobs.Graph, data: Prepared) -> None:
     found = safetensors.torch.load_file(run / "item_table" / "item_table.safetensors")
     # Deviation: an item that no training window held has no vector, where its random start would be taken for one
     known = found["item_table"].float() * (found["seen"] > 0)[:, None]
@@ -106,7 +106,7 @@ def _fill(folder: Path, run: Path, text: Path, config: cfg.Graph, data: Prepared
     safetensors.torch.save_file({name: x.contiguous() for name, x in made.items()}, folder / FILE)
 
 
-def _graph(config: cfg.Graph, data: Prepared, known: Tensor, told: Tensor) -> Any:
+def _graph(config: knobs.Graph, data: Prepared, known: Tensor, told: Tensor) -> Any:
     """The normalised adjacency of items, from training interactions or vectors made of them."""
     if config.source in ("text", "items"):
         weights = graph.neighbours(told if config.source == "text" else known, config.top_k or _NEIGHBOURS)
@@ -133,6 +133,6 @@ def _graph(config: cfg.Graph, data: Prepared, known: Tensor, told: Tensor) -> An
 def backbone_of(work: Work) -> Path:
     """The folder of the config's language model, checked; trained now where it is the small one."""
     model = work.config.model
-    assert isinstance(model, cfg.Frellm)
+    assert isinstance(model, knobs.Frellm)
     place, root = model.backbone, work.config.data.root
     return work.ranks.main_first(partial(llm.locate, place.path, place.revision, root, work.data))

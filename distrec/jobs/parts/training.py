@@ -19,9 +19,9 @@ from distrec.data.prepared import Prepared
 from distrec.engine import outcome
 from distrec.engine.checkpoint import Checkpoints
 from distrec.engine.trainer import Trainer
-from distrec.jobs.assemble import assemble, parts_of
-from distrec.jobs.identity import check_settings, settings
-from distrec.jobs.work import Work
+from distrec.jobs.parts.assemble import assemble, parts_of
+from distrec.jobs.parts.identity import check_settings, settings
+from distrec.jobs.parts.work import Work
 from distrec.models.build import is_trained
 from distrec.runtime import Journal, Ranks, log, write_atomically
 
