@@ -28,9 +28,14 @@ BESIDE = {
     ("config", "knobs"),
 }  # neighbours on one storey
 DOORS = {
-    "transformers": ("models/backbone.py", "models/small_llm.py", "jobs/embed.py"),
+    "transformers": (
+        "models/backbone.py",
+        "models/language/pretrained.py",
+        "models/language/small_llm.py",
+        "jobs/embed.py",
+    ),
     "peft": ("models/backbone.py",),
-    "bitsandbytes": ("models/backbone.py",),
+    "bitsandbytes": ("models/language/pretrained.py",),
     "sentence_transformers": ("jobs/embed.py",),
     "datasets": ("data/",),
     "accelerate": ("runtime.py", "engine/", "train.py", "jobs/"),

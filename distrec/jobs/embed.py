@@ -31,9 +31,9 @@ from distrec.data import prepared, store, vectors
 from distrec.data.prepared import Prepared
 from distrec.engine.launch import join
 from distrec.jobs.parts import llm
-from distrec.models import lexical
 from distrec.models.backbone import TextReader
-from distrec.models.lexical import LexicalEncoder
+from distrec.models.language import lexical
+from distrec.models.language.lexical import LexicalEncoder
 from distrec.runtime import REQUEUE, Ranks, Stop, log, run
 
 PART = 1024  # texts saved at once

@@ -4,13 +4,11 @@ Shapes: B rows of a batch, T positions, D channels.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -18,75 +16,7 @@ from torch import Tensor, nn
 from distrec.knobs import Backbone as Config
 from distrec.knobs import Filter
 from distrec.models.hooks import ARGUMENT, STREAMS, Attached, Tfm
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-
-
-def check(folder: Path) -> None:
-    """Refuse a folder that `open_decoder` cannot take; no weight is read.
-
-    Raises: ValueError, one line, when the folder has no config or tokenizer, pickled weights only, or code of its own.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"model.backbone.path={folder}: no language model in this folder (no config.json)")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        architectures = list(config.get("architectures") or [])
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not a model's config: {error}") from None
-    for name in ("config.json", "tokenizer_config.json"):
-        if (folder / name).is_file() and '"auto_map"' in (folder / name).read_text(encoding="utf-8", errors="replace"):
-            raise ValueError(f"{folder} brings code of its own (auto_map in {name}), which is never run")
-    if not any(name.endswith("ForCausalLM") for name in architectures):
-        raise ValueError(f"{folder} is no decoder: its architectures are {architectures}, wanted one …ForCausalLM")
-    if not any((folder / name).is_file() for name in _WEIGHTS):
-        raise ValueError(f"{folder} has no model.safetensors: pickled weights are never read")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise ValueError(f"{folder} has no tokenizer (tokenizer.json)")
-    for part in sorted(folder.glob("*.safetensors")):
-        try:
-            with safetensors.safe_open(part, framework="np"):
-                pass
-        except (OSError, safetensors.SafetensorError) as error:
-            raise ValueError(f"{part} is broken: {error}") from None
-
-
-def open_decoder(folder: Path, dtype: str = "float32", quantise: str = "none", attention: str = "sdpa") -> nn.Module:
-    """The decoder's base model (no head), every byte as it was saved.
-
-    Raises: ValueError, one line, when the folder is none or its weights do not fit its config.
-    """
-    from transformers import AutoModel, BitsAndBytesConfig
-    from transformers.utils import logging
-
-    check(folder)
-    kind = _DTYPES[dtype]
-    settings: dict[str, Any] = {"dtype": kind, "attn_implementation": attention}
-    if quantise == "nf4":
-        settings["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=kind,
-            bnb_4bit_quant_storage=kind,
-        )
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # heads that are not wanted are no news
-    safe = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
-    try:
-        model, told = AutoModel.from_pretrained(str(folder), output_loading_info=True, **safe, **settings)
-    except Exception as error:  # safetensors, transformers and torch each raise their own
-        told = str(error).strip().splitlines()[0]
-        told = "its weights do not fit its config" if "mismatched" in str(error) else told
-        raise ValueError(f"{folder}: {told}") from None
-    if lost := sorted(told["missing_keys"]) or sorted(str(key) for key in told["mismatched_keys"]):
-        raise ValueError(f"{folder}: its weights do not fit its config: {lost[0]} (and {len(lost) - 1} more)")
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # it packs the weights anew in place, and training then crashes
-    return model
+from distrec.models.language.pretrained import open_decoder, skeleton, window
 
 
 class Backbone(nn.Module):
@@ -181,10 +111,10 @@ class TextReader:
             self._tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         except Exception as error:  # tokenizers raises nothing narrower
             raise ValueError(f"{folder}: no tokenizer: {str(error).strip().splitlines()[0]}") from None
-        self._decoder: Any = open_decoder(folder, dtype).to(device).train(False)
-        most = int(self._decoder.config.max_position_embeddings)
+        most = window(skeleton(folder))
         if max_tokens is not None and max_tokens > most:
             raise ValueError(f"embed.max_tokens={max_tokens}: this model takes 1 to {most}")
+        self._decoder: Any = open_decoder(folder, dtype).to(device).train(False)
         self._pooling, self._most, self._batch, self._device = pooling, max_tokens or min(128, most), batch, device
 
     @torch.inference_mode()

@@ -12,9 +12,10 @@ from distrec import knobs
 from distrec.data.batches import Batch
 from distrec.data.item_codes import ItemCodes
 from distrec.data.prepared import Prepared
-from distrec.models.backbone import Backbone, open_decoder
+from distrec.models.backbone import Backbone
 from distrec.models.baselines.counting import ItemKnn, Markov, Popularity
 from distrec.models.frellm import Frellm
+from distrec.models.language.pretrained import open_decoder
 from distrec.models.sasrec import SasRec
 from distrec.models.tone import Tone
 

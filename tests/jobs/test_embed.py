@@ -20,7 +20,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from distrec import config as cfg
 from distrec.data import store, vectors
 from distrec.jobs import embed
-from distrec.models.lexical import LexicalEncoder
+from distrec.models.language.lexical import LexicalEncoder
 from distrec.runtime import Ranks
 
 

@@ -1,9 +1,9 @@
 """Language models from disk: filters as hooks against filters as layers, what stays frozen, what is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +13,14 @@ from ranks import run_on
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
+from transformers import BloomConfig, BloomForCausalLM
 
 from distrec import knobs
 from distrec.freq.butterworth import matrices
 from distrec.models import backbone
-from distrec.models.backbone import Backbone, TextReader, open_decoder
+from distrec.models.backbone import Backbone, TextReader
 from distrec.models.hooks import Attached, Recorder, Tfm, filtered
+from distrec.models.language.pretrained import check, check_use, open_decoder
 
 CAUSAL = knobs.Filter(mode="causal")
 
@@ -137,7 +139,8 @@ def test_two_processes_give_the_gradients_of_one(folders, tune):
 COMPILED = """
 import copy, sys, torch
 from distrec import knobs
-from distrec.models.backbone import Backbone, open_decoder
+from distrec.models.backbone import Backbone
+from distrec.models.language.pretrained import open_decoder
 torch.manual_seed(0)
 model = Backbone(knobs.Backbone(), knobs.Filter(mode="causal"), open_decoder(__import__("pathlib").Path(sys.argv[1])))
 x, segment = torch.randn(4, 12, 64), torch.ones(4, 12, dtype=torch.long)
@@ -337,8 +340,16 @@ BREAKAGES = {
     "nonsense": (lambda at: (at / "config.json").write_text("[1"), "is not a model's config"),
     "truncated": (lambda at: (at / "model.safetensors").write_bytes((at / "model.safetensors").read_bytes()[:999]), "qwen"),
     "other shapes": (lambda at: rewrite(at, hidden_size=32), "qwen"),
-    "more layers": (lambda at: rewrite(at, num_hidden_layers=5, layer_types=None), "do not fit its config"),
+    "more layers": (lambda at: rewrite(at, num_hidden_layers=5, layer_types=None), "do not fit its config: layers.3.* is missing"),
+    "fewer layers": (lambda at: rewrite(at, num_hidden_layers=2, layer_types=None), "do not fit its config: layers.2.* is not in it"),
+    "no such model": (lambda at: rewrite(at, model_type="unheard_of"), "config.json describes no model"),
+    "other quantisation": (lambda at: rewrite(at, quantization_config={"quant_method": "gptq"}), "quantised by gptq: only nf4"),
+    "another class": (lambda at: bloom(at), "no list of layers"),
 }  # fmt: skip
+
+
+def bloom(at):
+    BloomForCausalLM(BloomConfig(vocab_size=300, hidden_size=16, n_layer=1, n_head=2)).save_pretrained(at)
 
 
 def rewrite(at, **values):
@@ -352,12 +363,46 @@ def test_folders_that_are_refused(tmp_path, case):
     breakage, message = BREAKAGES[case]
     breakage(at)
     with pytest.raises(ValueError, match=message) as refused:
-        open_decoder(at)
+        check(at)
     assert len(str(refused.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize(("field", "value", "message"), [("lora_modules", ("nothing",), "lora_modules")])
-def test_settings_that_fit_no_model(folders, field, value, message):
-    config = replace(knobs.Backbone(path="x", tune="lora"), **{field: value})
     with pytest.raises(ValueError, match=message):
-        Backbone(config, CAUSAL, open_decoder(folders["qwen2"]))
+        open_decoder(at)
+
+
+@pytest.mark.parametrize(
+    ("modules", "max_len", "message"),
+    [
+        (("nothing",), 20, "lora_modules=nothing: this model has down_proj"),
+        (("q_proj", "nothing"), 20, "lora_modules=nothing: this model has down_proj"),
+        (("q_proj",), 257, "max_len=257: this language model has 256 places"),
+    ],
+)
+def test_settings_that_fit_no_model(folders, modules, max_len, message):
+    with pytest.raises(ValueError, match=message):
+        check_use(folders["qwen2"], knobs.Backbone(path="x", tune="lora", lora_modules=modules), max_len)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_base_model_and_a_head_in_one_of_several_files_are_taken(tmp_path, kind):
+    folder = saved(tmp_path / "whole", kind)
+    decoder = open_decoder(folder)
+    decoder.save_pretrained(tmp_path / "base", max_shard_size="100KB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, tmp_path / "base")
+    rewrite(tmp_path / "base", architectures=[f"{kind}ForCausalLM"])
+    check(tmp_path / "base")
+    assert_close(dict(open_decoder(tmp_path / "base").named_parameters()), dict(decoder.named_parameters()))
+
+
+def test_what_is_stored_in_four_bits_is_read_in_four_bits(folders, tmp_path):
+    four = open_decoder(folders["qwen2"], "bfloat16", "nf4")
+    four.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folders["qwen2"] / name, tmp_path)
+    rewrite(tmp_path, architectures=["Qwen2ForCausalLM"])
+    check(tmp_path)
+    with pytest.raises(ValueError, match=r"stored in four bits: model.backbone.quantise=nf4"):
+        check_use(tmp_path, knobs.Backbone(path="x"), 20)
+    wanted = {"dtype": "bfloat16", "quantise": "nf4"}
+    check_use(tmp_path, knobs.Backbone(path="x", **wanted), 20)
+    assert opened(tmp_path, **wanted).seal == opened(folders["qwen2"], **wanted).seal

@@ -14,8 +14,9 @@ from distrec import config as cfg
 from distrec import knobs
 from distrec.data.batches import Batch
 from distrec.engine import scoring
-from distrec.models.backbone import Backbone, open_decoder
+from distrec.models.backbone import Backbone
 from distrec.models.frellm import Frellm
+from distrec.models.language.pretrained import open_decoder
 from distrec.runtime import Ranks
 
 ITEMS = 60

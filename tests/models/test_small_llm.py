@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from distrec.models import small_llm
+from distrec.models.language import small_llm
 
 SAFE = {"trust_remote_code": False, "local_files_only": True}
 QUICK = {"vocabulary": 400, "d_model": 32, "n_layers": 2, "n_heads": 2, "bar": False}

@@ -9,7 +9,7 @@ from distrec import config as cfg
 from distrec import knobs
 from distrec.data import store, vectors
 from distrec.data.prepared import Prepared
-from distrec.models import backbone, small_llm
+from distrec.models.language import pretrained, small_llm
 from distrec.runtime import log
 
 SMALL = "small_llm"
@@ -33,7 +33,7 @@ def locate(name: str, revision: str | None, root: Path, data: Prepared) -> Path:
             raise ValueError(
                 f"model.backbone.path={error}; without a network: model.backbone.path=FOLDER or {SMALL}"
             ) from None
-    backbone.check(folder)
+    pretrained.check(folder)
     return folder
 
 

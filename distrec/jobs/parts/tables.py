@@ -24,6 +24,7 @@ from distrec.freq import graph
 from distrec.jobs.embed import embed
 from distrec.jobs.parts import llm
 from distrec.jobs.parts.work import Work
+from distrec.models.language import pretrained
 from distrec.runtime import log
 from distrec.settings import plain
 
@@ -135,4 +136,6 @@ def backbone_of(work: Work) -> Path:
     model = work.config.model
     assert isinstance(model, knobs.Frellm)
     place, root = model.backbone, work.config.data.root
-    return work.ranks.main_first(partial(llm.locate, place.path, place.revision, root, work.data))
+    folder = work.ranks.main_first(partial(llm.locate, place.path, place.revision, root, work.data))
+    work.ranks.main_first(partial(pretrained.check_use, folder, place, model.max_len))
+    return folder

@@ -1,0 +1,148 @@
+"""Folders of Hugging Face decoders: what is refused before a weight is read, and how they are opened.
+
+Read with safetensors only; code that a folder brings is never run.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import nn
+
+from distrec.knobs import Backbone as Config
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def check(folder: Path) -> None:
+    """Refuse a folder that `open_decoder` cannot take; no weight is read.
+
+    Raises: ValueError, one line, when the folder has no config or tokenizer, pickled weights only, code of its own, or
+    weights that are not those of its config.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"model.backbone.path={folder}: no language model in this folder (no config.json)")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        architectures = list(config.get("architectures") or [])
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not a model's config: {error}") from None
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and '"auto_map"' in (folder / name).read_text(encoding="utf-8", errors="replace"):
+            raise ValueError(f"{folder} brings code of its own (auto_map in {name}), which is never run")
+    if not any(name.endswith("ForCausalLM") for name in architectures):
+        raise ValueError(f"{folder} is no decoder: its architectures are {architectures}, wanted one …ForCausalLM")
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        raise ValueError(f"{folder} has no model.safetensors: pickled weights are never read")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise ValueError(f"{folder} has no tokenizer (tokenizer.json)")
+    held: dict[str, tuple[int, ...]] = {}
+    for part in sorted(folder.glob("*.safetensors")):
+        try:
+            with safetensors.safe_open(part, framework="np") as file:
+                held |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ValueError(f"{part} is broken: {error}") from None
+    packing = config.get("quantization_config")
+    if packing is None:
+        _check_shapes(folder, held)  # packed ones have others
+    elif not packing.get("load_in_4bit") or packing.get("bnb_4bit_quant_type") != "nf4":
+        raise ValueError(f"{folder} is quantised by {packing.get('quant_method')}: only nf4 of bitsandbytes is read")
+
+
+def check_use(folder: Path, config: Config, max_len: int) -> None:
+    """Refuse what this model cannot be used for; no weight is read.
+
+    Raises: ValueError, one line, when it has no such modules to adapt, too few places for `max_len` items, or is packed already.
+    """
+    model = skeleton(folder)
+    if hasattr(model.config, "quantization_config") and config.quantise == "none":
+        raise ValueError(f"{folder} is stored in four bits: model.backbone.quantise=nf4")
+    if max_len > (most := window(model)):
+        raise ValueError(f"model.max_len={max_len}: this language model has {most} places")
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for wanted in config.lora_modules if config.tune == "lora" else ():
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in linear):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise ValueError(f"model.backbone.lora_modules={wanted}: this model has {known}")
+
+
+def skeleton(folder: Path) -> nn.Module:
+    """The decoder that a folder's config describes, without weights.   Raises: ValueError, one line, where it is none."""
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModel.from_config(config, trust_remote_code=False)
+    except Exception as error:  # each class checks its config in its own way
+        raise ValueError(f"{folder}: config.json describes no model: {str(error).strip().splitlines()[0]}") from None
+    if not isinstance(getattr(model, "layers", None), nn.ModuleList):
+        raise ValueError(f"{folder}: a {type(model).__name__} has no list of layers to put filters after")
+    return model
+
+
+def _check_shapes(folder: Path, held: dict[str, tuple[int, ...]]) -> None:
+    """Compare a folder's weights with its config.   Raises: ValueError naming the first that does not fit.
+
+    Where names differ on both sides a class renames its weights: loading tells whether they fit.
+    """
+    model = skeleton(folder)
+    prefix = f"{model.base_model_prefix}."
+    held = {name.removeprefix(prefix): shape for name, shape in held.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing, strange = (
+        sorted(wanted.keys() - held),
+        sorted(name for name in held if name.startswith("layers.") and name not in wanted),
+    )
+    for name in sorted(wanted.keys() & held):
+        if held[name] != wanted[name]:
+            raise ValueError(f"{folder}: its weights do not fit its config: {name} is {held[name]}, not {wanted[name]}")
+    if bool(missing) != bool(strange):
+        what = f"{missing[0]} is missing" if missing else f"{strange[0]} is not in it"
+        raise ValueError(f"{folder}: its weights do not fit its config: {what}")
+
+
+def window(model: nn.Module) -> int:
+    """Places that a model was made for."""
+    return int(model.config.max_position_embeddings)  # pyright: ignore[reportAttributeAccessIssue,reportArgumentType]
+
+
+def open_decoder(folder: Path, dtype: str = "float32", quantise: str = "none", attention: str = "sdpa") -> nn.Module:
+    """The decoder's base model (no head), every byte as it was saved.
+
+    Raises: ValueError, one line, when the folder is none or its weights do not fit its config.
+    """
+    from transformers import AutoModel, BitsAndBytesConfig
+    from transformers.utils import logging
+
+    check(folder)
+    kind = _DTYPES[dtype]
+    settings: dict[str, Any] = {"dtype": kind, "attn_implementation": attention}
+    if quantise == "nf4":
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=kind,
+            bnb_4bit_quant_storage=kind,
+        )
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # heads that are not wanted are no news
+    safe = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+    try:
+        model, told = AutoModel.from_pretrained(str(folder), output_loading_info=True, **safe, **settings)
+    except Exception as error:  # safetensors, transformers and torch each raise their own
+        told = str(error).strip().splitlines()[0]
+        told = "its weights do not fit its config" if "mismatched" in str(error) else told
+        raise ValueError(f"{folder}: {told}") from None
+    if lost := sorted(told["missing_keys"]) or sorted(str(key) for key in told["mismatched_keys"]):
+        raise ValueError(f"{folder}: its weights do not fit its config: {lost[0]} (and {len(lost) - 1} more)")
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # it packs the weights anew in place, and training then crashes
+    return model
