@@ -87,6 +87,10 @@ def _check_frellm(model: knobs.Frellm, train: knobs.Train) -> None:
         raise ValueError("model.tfm.learn_cutoff=true needs a filter that is differentiable in it: not off, not paper")
     if model.backbone.quantise == "nf4" and model.backbone.tune == "full":
         raise ValueError("model.backbone.quantise=nf4 cannot be trained whole: model.backbone.tune=lora or frozen")
+    if model.backbone.dtype == "bfloat16" and model.backbone.tune == "full":
+        raise ValueError(
+            "what is trained stays in float32: model.backbone.dtype=float32 with train.precision=bf16, or tune=lora"
+        )
     if model.graph.source in ("text", "items") and (model.graph.window or model.graph.weighting != "binary"):
         raise ValueError(f"model.graph.window and weighting do nothing with model.graph.source={model.graph.source}")
     if model.graph.source != "session" and model.graph.gap_hours != knobs.Graph().gap_hours:

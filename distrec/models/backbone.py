@@ -163,7 +163,8 @@ def _with_lora(config: Config, decoder: nn.Module) -> nn.Module:
         lora_dropout=config.lora_dropout,
         target_modules=list(config.lora_modules),
     )
-    try:
-        return inject_adapter_in_model(lora, decoder)
-    except ValueError as error:
-        raise ValueError(f"model.backbone.lora_modules: {str(error).strip().splitlines()[0]}") from None
+    adapted = inject_adapter_in_model(lora, decoder)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:  # whatever the backbone's type: steps of 1e-3 vanish beside weights in bfloat16
+            parameter.data = parameter.data.float()
+    return adapted

@@ -89,6 +89,12 @@ def test_a_sasrec_of_ones_own_is_taken_and_one_of_other_items_refused(place):
         (["model.backbone.path=nowhere"], "neither a folder nor to be had from the hub"),
         (["model.backbone.path=empty"], "no language model in this folder"),
         (["model.backbone.quantise=nf4", "model.backbone.tune=full"], "cannot be trained whole"),
+        (["model.backbone.dtype=bfloat16", "model.backbone.tune=full"], "what is trained stays in float32"),
+        (
+            ["model.backbone.tune=lora", "model.backbone.lora_modules=[q_proj,nothing]"],
+            "lora_modules=nothing: this model has",
+        ),
+        (["model.max_len=300"], "model.max_len=300: this language model has 256 places"),
         (["model.graph.source=text", "model.graph.window=3"], "do nothing with model.graph.source=text"),
     ],
 )

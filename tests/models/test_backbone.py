@@ -281,6 +281,17 @@ def test_what_is_frozen_is_what_was_saved_and_stays_it(folders, kind, precision)
         model.check_seal()
 
 
+@pytest.mark.parametrize("quantise", ["none", "nf4"])
+def test_adapters_stay_in_float32_whatever_they_adapt(folders, quantise):
+    adapted = opened(folders["qwen2"], dtype="bfloat16", quantise=quantise, tune="lora")
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    out = adapted(vectors(torch.bfloat16), segments())
+    assert out.dtype == torch.bfloat16
+    out.float().square().sum().backward()
+    assert {p.grad.dtype for p in trained} == {torch.float32}
+
+
 def test_nothing_of_a_frozen_one_trains_and_all_of_a_full_one_does(folders):
     frozen = opened(folders["llama"], knobs.Filter(mode="causal"))
     assert not [name for name, p in frozen.named_parameters() if p.requires_grad]
