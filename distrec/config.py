@@ -31,13 +31,14 @@ class Config:
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         model, data = self.model, self.data
-        if isinstance(model, knobs.SasRec) and model.d_model % model.n_heads:
-            raise ValueError(f"model.d_model {model.d_model} is not a multiple of model.n_heads {model.n_heads}")
+        if isinstance(model, knobs.SasRec):
+            _check_heads(model, "model")
         if isinstance(model, knobs.CodeModel) and self.train.samples == "sequences":
             raise ValueError(f"model.name={model.name} predicts one item a sample: train.samples=prefixes")
         if isinstance(model, knobs.Tone):
             _check_tone(model)
         if isinstance(model, knobs.Frellm):
+            _check_heads(model.sasrec, "model.sasrec")
             _check_frellm(model, self.train)
         if data.source != "synthetic" and data.path is None and data.catalogue is None:
             raise ValueError(f"data.source={data.source} needs data.path=FOLDER_OR_FILE (or data.catalogue=NAME)")
@@ -49,6 +50,11 @@ class Config:
             raise ValueError("data.valid_share + data.test_share leave nothing to train on; make them smaller")
         _check_embed(self.embed, isinstance(model, knobs.Frellm))
         return self
+
+
+def _check_heads(model: knobs.SasRec, section: str) -> None:
+    if model.d_model % model.n_heads:
+        raise ValueError(f"{section}.d_model {model.d_model} is not a multiple of {section}.n_heads {model.n_heads}")
 
 
 _OF_SWITCH = {
@@ -83,6 +89,8 @@ def _check_frellm(model: knobs.Frellm, train: knobs.Train) -> None:
         raise ValueError("model.compat_unsafe=true means model.tfm.mode=global with train.samples=sequences")
     if model.tfm.mode != "global" and model.tfm.boundary != knobs.Filter().boundary:
         raise ValueError(f"model.tfm.boundary does nothing with model.tfm.mode={model.tfm.mode}")
+    if model.tfm.boundary == "paper" and model.tfm.cutoff < 0.1:
+        raise ValueError(f"model.tfm.cutoff={model.tfm.cutoff}: model.tfm.boundary=paper takes none below 0.1")
     if model.tfm.learn_cutoff and (model.tfm.mode == "none" or model.tfm.boundary == "paper"):
         raise ValueError("model.tfm.learn_cutoff=true needs a filter that is differentiable in it: not off, not paper")
     if model.backbone.quantise == "nf4" and model.backbone.tune == "full":

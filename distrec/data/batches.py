@@ -73,7 +73,7 @@ def training(data: Prepared, kind: Literal["sequences", "prefixes"], max_len: in
     Raises: ValueError when no user has two training interactions.
     """
     first, last = data.start[:-1], data.train_end
-    users = np.flatnonzero(last - first >= 2)
+    users = learners(data)
     if kind == "prefixes":
         per_user = (last - first - 1)[users]
         of_user = np.repeat(users, per_user)
@@ -81,9 +81,15 @@ def training(data: Prepared, kind: Literal["sequences", "prefixes"], max_len: in
         users, ends = of_user, first[of_user] + nth + 2
     else:
         ends = last[users]
+    return Samples(users, np.maximum(first[users], ends - max_len - 1), ends, kind == "prefixes", max_len)
+
+
+def learners(data: Prepared) -> Int[np.ndarray, " n"]:
+    """The users that something can be learnt from.   Raises: ValueError when there is none."""
+    users = np.flatnonzero(data.train_end - data.start[:-1] >= 2)
     if not len(users):
         raise ValueError(f"{data.folder}: no user has two training interactions; there is nothing to learn from")
-    return Samples(users, np.maximum(first[users], ends - max_len - 1), ends, kind == "prefixes", max_len)
+    return users
 
 
 def evaluation(data: Prepared, split: Split, max_len: int) -> Samples:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
-from torch import Tensor, nn
 
 from distrec.data import store
+from distrec.engine.parallel import Parallel
 from distrec.runtime import log
 
 KEEP = 2  # the latest ones; the best one stays as well
@@ -48,12 +47,18 @@ class Checkpoints:
         self.folder = folder
         self.made_by = made_by
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """Commit one checkpoint, then remove those that are neither among the latest nor the best of one of them."""
+    def save(self, held: Parallel, progress: Progress, writes: bool = True) -> None:
+        """Commit one checkpoint, then remove those that are neither among the latest nor the best of one of them.
+
+        To be called by all processes, which put the parts together; one of them `writes`.
+        """
+        weights, moments = held.weights(), held.moments()
+        if not writes:
+            return
 
         def fill(scratch: Path) -> None:
-            (scratch / "model.safetensors").write_bytes(safetensors.torch.save(_weights(model)))
-            (scratch / "optimizer.safetensors").write_bytes(safetensors.torch.save(_moments(model, optimizer)))
+            (scratch / "model.safetensors").write_bytes(safetensors.torch.save(weights))
+            (scratch / "optimizer.safetensors").write_bytes(safetensors.torch.save(moments))
             (scratch / "state.json").write_text(json.dumps(asdict(progress), indent=1))
 
         store.write(self.folder / progress.name, self.made_by, fill)
@@ -98,12 +103,12 @@ class Checkpoints:
                 f"the best checkpoint is lost ({fault}); nothing can stand in for it. Remove the run folder to start again"
             ) from None
 
-    def load(self, name: str, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
-        """One checkpoint by name, verified, into model and (if given) optimizer."""
+    def load(self, name: str, held: Parallel, only_weights: bool = False) -> Progress:
+        """One checkpoint by name, verified, on however many processes it was saved."""
         path = self.folder / name
         store.verify(path, self.made_by)
         found = safetensors.torch.load_file(path / "model.safetensors")
-        expected = _weights(model)
+        expected = held.weights()
         wrong = [
             key
             for key in found.keys() | expected.keys()
@@ -111,11 +116,7 @@ class Checkpoints:
         ]
         if wrong:
             raise ValueError(f"{path}: {sorted(wrong)[0]} does not fit this model")
-        with torch.no_grad():
-            for key, tensor in expected.items():
-                tensor.copy_(found[key])
-        if optimizer is not None:
-            _restore(model, optimizer, safetensors.torch.load_file(path / "optimizer.safetensors"))
+        held.restore(found, None if only_weights else safetensors.torch.load_file(path / "optimizer.safetensors"))
         return Progress(**json.loads((path / "state.json").read_text()))
 
     def best(self) -> str:
@@ -129,27 +130,3 @@ class Checkpoints:
     def _found(self) -> list[Path]:
         """Latest first."""
         return sorted(self.folder.glob("step-*"), reverse=True)
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return trained | {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
-
-
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}/{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-
-
-def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    optimizer.state.clear()
-    for key, value in moments.items():
-        name, _, moment = key.rpartition("/")
-        parameter = parameters[name]
-        # AdamW's step counter stays on the CPU
-        optimizer.state[parameter][moment] = value if moment == "step" else value.to(parameter.device)

@@ -21,19 +21,48 @@ def join(config: Train, out: Path | None = None) -> Accelerator:
     # without find_unused_parameters DDP lays its buckets out anew after the first backward pass: a resumed run
     # would sum over three or more ranks in another order than the uninterrupted one
     handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    if on_cpu and asked > 1:
+    zero = _zero(config) if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" else None
+    if on_cpu and (asked > 1 or zero):
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     tracked: Any = list(config.trackers)
     accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=config.precision,
+        cpu=on_cpu and zero is None,  # accelerate refuses both; without a GPU it takes the CPU anyway
+        mixed_precision="no" if zero else config.precision,
+        deepspeed_plugin=zero,
         log_with=tracked or None,
         project_dir=out or "runs",
         kwargs_handlers=handlers,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # ours; whatever a launch file says
     )
+    if zero is not None:
+        zero.dschf = (
+            None  # by which transformers would cut a language model up as it reads it: it is sealed whole, first
+        )
     if accelerator.num_processes != asked:
         raise ValueError(
             f"{asked} processes were started but {accelerator.num_processes} joined: start them with torchrun"
         )
     return accelerator
+
+
+def _zero(config: Train) -> Any:
+    """DeepSpeed as the launch file wants it (stage, offload), with nothing left to its guesses."""
+    import deepspeed
+    from accelerate import DeepSpeedPlugin
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled at first start; gloo does as well
+    stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+    offload = os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")
+    if stage not in (1, 2, 3):
+        raise ValueError(f"ZeRO stage {stage}: 1, 2 or 3; without any of them launch with launch/ddp.yaml")
+    return DeepSpeedPlugin(
+        hf_ds_config={
+            "train_micro_batch_size_per_gpu": 1,  # ours; DeepSpeed is handed whole micro-batches
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": config.clip,
+            "zero_optimization": {"stage": stage, "offload_optimizer": {"device": offload}},
+            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, which needs no compiler
+            # weights and optimiser stay float32, as without DeepSpeed; its own bf16 mode would cast them
+            "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
+        },
+    )

@@ -41,8 +41,8 @@ class Meter:
         self.tokens += tokens
         self.targets += targets
 
-    def read(self) -> dict[str, float]:
-        """Rates since the last reading, and peak memory of this process in GiB."""
+    def read(self) -> dict[str, float | None]:
+        """Rates since the last reading, and peak memory of this process in GiB; no MFU where no FLOPs were counted."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             memory = torch.cuda.max_memory_allocated(self.device) / 2**30
@@ -50,13 +50,13 @@ class Meter:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         seconds = max(time.perf_counter() - self.started, 1e-9)
         tokens_per_s, targets_per_s = self.tokens / seconds, self.targets / seconds
-        mfu = self.flops_per_position * tokens_per_s / self.ranks.size / self.peak if self.peak else 0.0
+        mfu = self.flops_per_position * tokens_per_s / self.ranks.size / self.peak if self.counter else None
         self._restart()
         return {
             "tokens_per_s": round(tokens_per_s, 1),
             "items_per_s": round(targets_per_s, 1),
             "peak_gib": round(memory, 3),
-            "mfu": round(mfu, 4),
+            "mfu": None if mfu is None else round(mfu, 4),
         }
 
     def _restart(self) -> None:

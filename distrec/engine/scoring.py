@@ -43,7 +43,7 @@ class Ranking:
     others: dict[str, np.ndarray]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def rank_split(
     model: Any,
     data: Prepared,
@@ -64,21 +64,22 @@ def rank_split(
     order = np.lexsort((samples.user, samples.lengths()))
     blocks = [order[low : low + BLOCK] for low in range(0, len(order), BLOCK)]
     mine = blocks[ranks.rank :: ranks.size]
+    spare = -(-len(blocks) // ranks.size) - len(mine)  # all run as often: ZeRO-3 gathers weights as they go
     together = max(1, config.batch_users // BLOCK)
-    rows: list[np.ndarray] = []
     columns: dict[str, list[np.ndarray]] = {}
-    bar = tqdm(total=len(mine), desc=f"rank {split}", unit="block", disable=not ranks.is_main, leave=False, delay=2)
-    for low in range(0, len(mine), together):
-        group = mine[low : low + together]
-        for block, found in zip(
-            group, _rank_blocks(model, data, samples, group, config, device, thorough), strict=True
-        ):
-            rows.append(block)
+    bar = tqdm(
+        total=len(mine) + spare, desc=f"rank {split}", unit="block", disable=not ranks.is_main, leave=False, delay=2
+    )
+    work = mine + blocks[:1] * spare
+    for low in range(0, len(work), together):
+        group = work[low : low + together]
+        for found in _rank_blocks(model, data, samples, group, config, device, thorough):
             for name, values in found.items():
                 columns.setdefault(name, []).append(values.double().cpu().numpy())
         bar.update(len(group))
     bar.close()
-    gathered = [part for part in ranks.gather((rows, columns)) if part[0]]
+    own = {name: values[: len(mine)] for name, values in columns.items()}
+    gathered = [part for part in ranks.gather((mine, own)) if part[0]]
     back = np.argsort(np.concatenate([block for own, _ in gathered for block in own]))
     whole = {
         name: np.concatenate([values for _, own in gathered for values in own[name]])[back] for name in gathered[0][1]

@@ -1,6 +1,5 @@
 """The one training loop, on Accelerate: one core, many processes, later DeepSpeed, by the same lines."""
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from distrec.data.prepared import Prepared
 from distrec.engine import metrics, scoring
 from distrec.engine.checkpoint import Checkpoints, Progress
 from distrec.engine.meter import Meter
+from distrec.engine.parallel import spread, stage
 from distrec.knobs import Score, Train
 from distrec.runtime import Journal, Ranks, log
 
@@ -61,11 +61,11 @@ class Trainer:
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
-        self.wrapped, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
+        self.meter = self._meter()
+        self.parallel = spread(self.accelerator, self.model, optimizer, config.clip)
+        self.optimizer = optimizer
         self._resume()
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self.meter = Meter(self.ranks, self.accelerator.device, dtype)
         self.losses: list[float] = []
         while self.progress.epoch < config.epochs and not self.progress.stopped_early:
             if not self._epoch(stop):
@@ -82,7 +82,7 @@ class Trainer:
         """
         name = self.ranks.gather(self.ranks.main_first(self._find_checkpoint))[0]
         if name:
-            self.progress = self.checkpoints.load(name, self.model, self.optimizer)
+            self.progress = self.checkpoints.load(name, self.parallel)
             log(f"resuming {name} (epoch {self.progress.epoch + 1}, step {self.progress.step})")
         self.ranks.wait()  # all have read before one writes
         self.journal.rewind(self.progress.step)
@@ -139,50 +139,55 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         n_targets = self.samples.n_targets(rows)
-        pieces = batches.micro_batches(
-            self.data, self.samples, rows, self.config.micro_tokens, self.ranks.rank, self.ranks.size
-        )
-        self.model.train()
         # the loss summed over targets, and whether to stop: one small reduction a step
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        if self.meter.counter is None:
-            self._count_flops(pieces[0], n_targets)
-        for i, piece in enumerate(pieces):
-            last = i == len(pieces) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                total[0] += self._backward(piece, i, n_targets)
+        total[0] = self._gradient(rows, n_targets)
         total[1] = stop
         self.ranks.sum_(total)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         loss = float(total[0]) / n_targets
-        if math.isfinite(loss) and bool(torch.isfinite(torch.as_tensor(norm))):
-            self.stepper.step()
+        norm = self.parallel.step(self.config.clip, math.isfinite(loss))
+        if math.isfinite(loss) and math.isfinite(norm):
             self.progress.skips = 0
             self.losses.append(loss)
         else:
             self._skipped(rows, loss, norm)
-        self.stepper.zero_grad()
         self.meter.add(int(self.samples.lengths(rows).sum()), n_targets)
         return bool(total[1] > 0)
 
-    def _count_flops(self, piece: batches.Batch, n_targets: int) -> None:
-        """Of one pass that teaches nothing: while they are counted, fused operations run as their parts, which round
-        otherwise, so that a resumed run would differ in the last bits from one that was not stopped."""
-        with self.meter.count_flops(), self.accelerator.no_sync(self.wrapped):
-            self._backward(piece, 0, n_targets)
-        self.stepper.zero_grad()
-        self.meter.counted(piece.items.numel())
+    def _gradient(self, rows: np.ndarray, n_targets: int) -> Tensor:
+        """Add this rank's share of a step's gradient; the loss of its targets, summed."""
+        pieces = batches.micro_batches(
+            self.data, self.samples, rows, self.config.micro_tokens, self.ranks.rank, self.ranks.size
+        )
+        self.model.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        for i, piece in enumerate(pieces):
+            draws = np.random.SeedSequence([self.seed, self.progress.step, i, self.ranks.rank])
+            torch.manual_seed(int(draws.generate_state(1)[0]))
+            loss = self.parallel.loss(piece.to(self.accelerator.device))
+            # gradients are averaged over ranks; the mean over all targets is the sum over ranks ÷ n_targets
+            self.parallel.backward(loss * (self.ranks.size / n_targets), is_last=i == len(pieces) - 1)
+            total += loss.detach()
+        return total
 
-    def _backward(self, piece: batches.Batch, i: int, n_targets: int) -> Tensor:
-        """Add this piece's share of the gradient; its loss, summed over targets."""
-        draws = np.random.SeedSequence([self.seed, self.progress.step, i, self.ranks.rank])
-        torch.manual_seed(int(draws.generate_state(1)[0]))
-        loss = self.wrapped(piece.to(self.accelerator.device))
-        # DDP takes the mean over ranks; the mean over all targets is the sum over ranks ÷ n_targets
-        self.accelerator.backward(loss * (self.ranks.size / n_targets))
-        return loss.detach().double()
+    def _meter(self) -> Meter:
+        """FLOPs are counted in a pass of the bare model, which teaches nothing: while they are counted, fused operations
+        run as their parts, which round otherwise, so that a resumed run would differ from one that was not stopped."""
+        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+        meter = Meter(self.ranks, self.accelerator.device, dtype)
+        if stage(self.accelerator) == 3:  # no process can run the bare model
+            return meter
+        rows = batches.steps(self.samples, self.config.batch_tokens, self.seed, 0)[0]
+        pieces = batches.micro_batches(self.data, self.samples, rows, self.config.micro_tokens, 0, self.ranks.size)
+        piece = pieces[0].to(self.accelerator.device)
+        self.model.train()
+        with meter.count_flops(), self.accelerator.autocast():
+            self.model(piece).backward()
+        self.model.zero_grad()
+        meter.counted(piece.items.numel())
+        return meter
 
-    def _skipped(self, rows: np.ndarray, loss: float, norm: Any) -> None:
+    def _skipped(self, rows: np.ndarray, loss: float, norm: float) -> None:
         """Every rank sees the same reduced loss and gradient, so all skip together."""
         progress = self.progress
         progress.skips += 1
@@ -191,12 +196,12 @@ class Trainer:
             event="skipped",
             step=progress.step + 1,
             loss=repr(loss),
-            norm=repr(float(norm)),
+            norm=repr(norm),
             users=batches.raw_users(self.data, users),
         )
         shown = ", ".join(batches.raw_users(self.data, users[:10]))
         log(
-            f"WARNING: step {progress.step} skipped: loss {loss}, gradient norm {float(norm)}; users {shown}{' …' if len(users) > 10 else ''} (all in metrics.jsonl)"
+            f"WARNING: step {progress.step} skipped: loss {loss}, gradient norm {norm}; users {shown}{' …' if len(users) > 10 else ''} (all in metrics.jsonl)"
         )
         if progress.skips >= self.config.max_skips:
             raise ValueError(
@@ -211,7 +216,7 @@ class Trainer:
         bar.set_postfix(
             loss="skipped" if loss is None else f"{loss:.4f}",
             tokens_s=f"{values['tokens_per_s']:.0f}",
-            mfu=f"{values['mfu']:.0%}",
+            mfu="?" if values["mfu"] is None else f"{values['mfu']:.0%}",
         )
         self.journal.write(event="train", step=progress.step, epoch=progress.epoch + 1, **values)
         self.accelerator.log({name: value for name, value in values.items() if value is not None}, step=progress.step)
@@ -236,6 +241,5 @@ class Trainer:
 
     def _save(self) -> None:
         if hasattr(self.model, "check_seal"):
-            self.model.check_seal()  # pyright: ignore[reportCallIssue]
-        if self.ranks.is_main:
-            self.checkpoints.save(self.model, self.optimizer, self.progress)
+            self.model.check_seal(self.parallel.whole)
+        self.checkpoints.save(self.parallel, self.progress, writes=self.ranks.is_main)

@@ -4,7 +4,8 @@ Shapes: B rows of a batch, T positions, D channels.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from distrec.knobs import Backbone as Config
 from distrec.knobs import Filter
 from distrec.models.hooks import ARGUMENT, STREAMS, Attached, Tfm
 from distrec.models.language.pretrained import open_decoder, skeleton, window
+
+Whole = Callable[[Tensor], AbstractContextManager[Any]]
 
 
 class Backbone(nn.Module):
@@ -67,9 +70,9 @@ class Backbone(nn.Module):
         """Reads sequences that grow, place by place, with a cache of keys and values."""
         return Stream(self)
 
-    def check_seal(self) -> None:
-        """Raises: RuntimeError when a frozen weight is not what was loaded."""
-        if digest(_frozen(self.decoder)) != self.seal:
+    def check_seal(self, whole: Whole = nullcontext) -> None:
+        """Raises: RuntimeError when a frozen weight is not what was loaded.   `whole`: gives one that is cut up whole."""
+        if digest(_frozen(self.decoder), whole) != self.seal:
             raise RuntimeError("the frozen backbone has changed: a weight is not what was loaded; nothing was saved")
 
 
@@ -111,7 +114,10 @@ class TextReader:
             self._tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         except Exception as error:  # tokenizers raises nothing narrower
             raise ValueError(f"{folder}: no tokenizer: {str(error).strip().splitlines()[0]}") from None
-        most = window(skeleton(folder))
+        shape = skeleton(folder)
+        rows, most = shape.get_input_embeddings().num_embeddings, window(shape)  # pyright: ignore[reportCallIssue]
+        if len(self._tokenizer) > rows:
+            raise ValueError(f"{folder}: its tokenizer has {len(self._tokenizer)} tokens, its model {rows}")
         if max_tokens is not None and max_tokens > most:
             raise ValueError(f"embed.max_tokens={max_tokens}: this model takes 1 to {most}")
         self._decoder: Any = open_decoder(folder, dtype).to(device).train(False)
@@ -139,19 +145,27 @@ class TextReader:
         return states[torch.arange(len(rows)), lengths - 1].float()
 
 
-def digest(tensors: Iterator[tuple[str, Tensor]]) -> str:
+def digest(tensors: Iterator[tuple[str, Tensor]], whole: Whole = nullcontext) -> str:
     """sha256 over names and bytes of tensors, in the order of their names."""
     total = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         total.update(name.encode())
-        total.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+        with whole(tensor):
+            total.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
     return total.hexdigest()
 
 
 def _frozen(decoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in decoder.named_parameters():
-        if not parameter.requires_grad:
-            yield name.replace(".base_layer.", "."), parameter
+    """With the scales of what is packed into four bits."""
+    for full, parameter in decoder.named_parameters():
+        if parameter.requires_grad:
+            continue
+        name = full.replace(".base_layer.", ".")
+        yield name, parameter
+        if (packing := getattr(parameter, "quant_state", None)) is not None:
+            for key, value in packing.as_dict().items():
+                if isinstance(value, Tensor):
+                    yield f"{name}.{key}", value
 
 
 def _with_lora(config: Config, decoder: nn.Module) -> nn.Module:

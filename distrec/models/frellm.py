@@ -11,6 +11,7 @@ Shapes: B users in a batch, T positions, D channels of the backbone, I items, N 
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from distrec.data.batches import Batch
 from distrec.knobs import Frellm as Config
 from distrec.models import softmax
-from distrec.models.backbone import Backbone
+from distrec.models.backbone import Backbone, Whole
 from distrec.models.ranking import top_items
 
 _FULL = 65_536  # items up to which the softmax is taken over all of them
@@ -66,7 +67,7 @@ class Frellm(nn.Module):
             nn.init.zeros_(self.head.bias)
         self.dropout = nn.Dropout(config.dropout)
         self.is_full = config.loss == "full" or (config.loss is None and self.n_items <= _FULL)
-        self._known: tuple[tuple[int, ...], Tensor] | None = None
+        self._known: Tensor | None = None
 
     @property
     def samples(self) -> str:
@@ -111,17 +112,20 @@ class Frellm(nn.Module):
         return top_items(self.scorer(batch), self.n_items, k)[0]
 
     def item_table(self) -> Float[Tensor, "I D"]:
-        """The table, worked out again when a weight has changed since."""
-        versions = tuple(parameter._version for parameter in self.table.parameters())
-        if self._known is None or self._known[0] != versions or self._known[1].device != self.norm.weight.device:
+        """The table, worked out once after each change of mode."""
+        if self._known is None or self.training:
             with torch.no_grad():
                 parts = [self.table(slice(low, low + _FULL)) for low in range(0, self.n_items, _FULL)]
-            self._known = versions, torch.cat(parts).float()
-        return self._known[1]
+            self._known = torch.cat(parts).float()
+        return self._known
 
-    def check_seal(self) -> None:
+    def check_seal(self, whole: Whole = nullcontext) -> None:
         """Raises: RuntimeError when the frozen backbone is not what was loaded."""
-        self.backbone.check_seal()
+        self.backbone.check_seal(whole)
+
+    def train(self, mode: bool = True) -> "Frellm":
+        self._known = None  # what follows may change a weight, or has
+        return super().train(mode)
 
     @torch.no_grad()
     def facts(self) -> dict[str, float]:

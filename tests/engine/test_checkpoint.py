@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from distrec.engine.checkpoint import Checkpoints, Progress
+from distrec.engine.parallel import Copies
 
 MADE = {"data": "abc", "train.lr": 0.1}
 
@@ -31,7 +32,7 @@ def run(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", MADE)
     for n in range(1, 4):
         step(net, optimizer)
-        checkpoints.save(net, optimizer, Progress(step=n))
+        checkpoints.save(Copies(net, optimizer), Progress(step=n))
     return checkpoints, net, optimizer
 
 
@@ -40,7 +41,7 @@ def test_weights_moments_and_place_come_back_bit_for_bit(run):
     other, other_optimizer = model(1)
     with torch.no_grad():
         other[0].bias.copy_(net[0].bias)  # frozen: not in the checkpoint
-    assert checkpoints.load(checkpoints.latest_good(), other, other_optimizer) == Progress(step=3)
+    assert checkpoints.load(checkpoints.latest_good(), Copies(other, other_optimizer)) == Progress(step=3)
     for _ in range(3):
         step(net, optimizer)
         step(other, other_optimizer)
@@ -63,7 +64,9 @@ def test_the_latest_two_and_the_best_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, MADE)
     for n in range(1, 7):
         step(net, optimizer)
-        checkpoints.save(net, optimizer, Progress(step=n, best_checkpoint="step-00000002-0000" if n >= 2 else ""))
+        checkpoints.save(
+            Copies(net, optimizer), Progress(step=n, best_checkpoint="step-00000002-0000" if n >= 2 else "")
+        )
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-0000000{n}-0000" for n in (2, 5, 6)]
     assert checkpoints.best() == "step-00000002-0000"
 
@@ -89,9 +92,9 @@ def test_every_flipped_byte_and_cut_is_detected(run, name, harm):
     for harmed in harm(whole):
         path.write_bytes(harmed)
         with pytest.raises(ValueError, match="step-00000003-0000"):
-            checkpoints.load("step-00000003-0000", *model())
+            checkpoints.load("step-00000003-0000", Copies(*model()))
     path.write_bytes(whole)
-    checkpoints.load("step-00000003-0000", *model())
+    checkpoints.load("step-00000003-0000", Copies(*model()))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -104,10 +107,10 @@ def test_a_deleted_or_swapped_file_is_detected(run, name):
     (before / name).write_bytes(whole)
     for folder in (last, before):
         with pytest.raises(ValueError, match=folder.name):
-            checkpoints.load(folder.name, *model())
+            checkpoints.load(folder.name, Copies(*model()))
     (last / name).unlink()
     with pytest.raises(ValueError, match=name):
-        checkpoints.load(last.name, *model())
+        checkpoints.load(last.name, Copies(*model()))
 
 
 def test_swapped_folders_are_detected(run):
@@ -130,7 +133,7 @@ def test_a_corrupt_checkpoint_gives_way_to_the_one_before_with_a_warning(run, ca
     assert "step-00000003-0000" in said
     assert len(list(checkpoints.folder.glob("corrupt-step-00000003-0000-*"))) == 1
     for _ in range(2):  # the same one may be hit again
-        checkpoints.save(*model(), Progress(step=3))
+        checkpoints.save(Copies(*model()), Progress(step=3))
         assert checkpoints.latest_good() == "step-00000003-0000"
         path.write_bytes(b"")
         assert checkpoints.latest_good() == "step-00000002-0000"
@@ -152,7 +155,7 @@ def test_a_checkpoint_of_another_run_or_shape_is_refused_by_name(run):
         other.latest_good()
     net = torch.nn.Sequential(torch.nn.Linear(3, 5))
     with pytest.raises(ValueError, match="does not fit this model"):
-        checkpoints.load("step-00000003-0000", net)
+        checkpoints.load("step-00000003-0000", Copies(net))
 
 
 def test_without_any_checkpoint_a_run_begins(tmp_path):
@@ -164,7 +167,7 @@ def test_a_lost_best_checkpoint_is_told_before_any_work(tmp_path):
     checkpoints = Checkpoints(tmp_path, MADE)
     for n in range(1, 5):
         step(net, optimizer)
-        checkpoints.save(net, optimizer, Progress(step=n, best_checkpoint="step-00000001-0000"))
+        checkpoints.save(Copies(net, optimizer), Progress(step=n, best_checkpoint="step-00000001-0000"))
     (tmp_path / "step-00000001-0000" / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="the best checkpoint is lost"):
         checkpoints.latest_good()
@@ -179,7 +182,7 @@ def test_a_full_disk_keeps_the_last_good_one(run, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoints.save(net, optimizer, Progress(step=4))
+        checkpoints.save(Copies(net, optimizer), Progress(step=4))
     monkeypatch.setattr(os, "fsync", real)
     assert checkpoints.latest_good() == "step-00000003-0000"
     assert not list(checkpoints.folder.glob(".*"))

@@ -14,6 +14,7 @@ from distrec import knobs
 from distrec.data import batches
 from distrec.engine.checkpoint import Checkpoints
 from distrec.engine.launch import join
+from distrec.engine.parallel import spread
 from distrec.engine.trainer import Trainer, learning_rate
 from distrec.models.build import build
 from distrec.runtime import Journal, Ranks
@@ -84,11 +85,10 @@ def test_accumulation_divides_by_the_number_of_targets(small, tmp_path, micro):
 def test_a_step_s_gradient_is_the_mean_over_its_targets(small, tmp_path):
     one = trainer(small, tmp_path, micro_tokens=40, clip=1e9)
     one.samples = batches.training(small, "sequences", 20)
-    one.wrapped = one.model
+    one.parallel = spread(one.accelerator, one.model, torch.optim.AdamW(one.model.parameters()), 1e9)
     rows = batches.steps(one.samples, 300, 0, 0)[0]
     n = one.samples.n_targets(rows)
-    for i, piece in enumerate(batches.micro_batches(small, one.samples, rows, 40, 0, 1)):
-        one._backward(piece, i, n)
+    one._gradient(rows, n)
     ours = one.model.item.weight.grad.clone()
     one.model.zero_grad()
     (one.model(batches.collate(small, one.samples, rows)) / n).backward()

@@ -59,8 +59,13 @@ def test_a_finished_run_is_read_again_and_recommends(place):
 def test_another_backbone_is_not_taken_for_the_run_s(place, tmp_path):
     other = saved(tmp_path / "llm", seed=1, width=32, layers=2)
     words = [*SMALL, *FRELLM, f"model.backbone.path={other}", "out=run"]
+    before = {path.name for path in (place / "artefacts").iterdir()}
     refused = distrec("train", *words, cwd=place, code=2)
-    assert "run holds another run (tables was" in refused.stderr or "run holds another run (backbone" in refused.stderr
+    assert "run holds another run (backbone was" in refused.stderr
+    assert {path.name for path in (place / "artefacts").iterdir()} == before
+    refused = distrec("train", *words, "embed.pooling=mean", cwd=place, code=2)
+    assert "run holds another run (embed.pooling was" in refused.stderr
+    (place / "llm/README.md").write_text("what is not read does not count")
     shutil.move(place / "llm", place / "elsewhere")
     refused = distrec("evaluate", "out=run", cwd=place, code=2)
     assert "give model.backbone.path=FOLDER" in refused.stderr
@@ -77,6 +82,35 @@ def test_a_sasrec_of_ones_own_is_taken_and_one_of_other_items_refused(place):
     assert "embedding" not in refused.stderr
     refused = distrec("train", *words[:-1], "model.items=nowhere", "out=other", cwd=place, code=2)
     assert "no run with an item table" in refused.stderr
+    refused = distrec("train", *words[:-1], "model.items=run", "out=other", cwd=place, code=2)
+    assert "model.items=run is a run of frellm, not of model.name=sasrec" in refused.stderr
+
+
+def test_tables_are_checked_wherever_they_are_read(place):
+    folder = next((place / "artefacts").glob("tables-*"))
+    file = folder / "tables.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 128]))
+    for job in ("evaluate", "recommend"):
+        refused = distrec(job, "out=run", cwd=place, code=2)
+        assert "tables.safetensors is not what was written" in refused.stderr
+    file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("wrong", [{"fitted_on": "test"}, {"data": "of others"}])
+def test_tables_of_other_data_or_of_the_test_split_are_refused(small, tmp_path, wrong):
+    made = {"fitted_on": "train", "data": small.stamp, **wrong}
+    folder = store.write(tmp_path / "tables", made, lambda at: (at / tables.FILE).write_bytes(b""))
+    with pytest.raises(ValueError, match=f"made with {next(iter(wrong))}="):
+        tables.load(folder, small)
+
+
+def test_nothing_to_learn_from_is_told_before_anything_is_made(tmp_path):
+    (tmp_path / "log.csv").write_text("user,item,time\n" + "".join(f"u,{item},{item}\n" for item in range(3)))
+    words = ["data.source=table", "data.path=log.csv", "data.negatives=0", "model.name=frellm", "out=run"]
+    refused = distrec("train", *words, cwd=tmp_path, code=2)
+    assert "there is nothing to learn from" in refused.stderr
+    assert [path.name.split("-")[0] for path in (tmp_path / "artefacts").iterdir() if path.is_dir()] == ["prepared"]
 
 
 @pytest.mark.parametrize(
@@ -85,6 +119,10 @@ def test_a_sasrec_of_ones_own_is_taken_and_one_of_other_items_refused(place):
         (["model.tfm.cutoff=1.5"], "model.tfm.cutoff"),
         (["model.tfm.cutoff=0"], "model.tfm.cutoff"),
         (["model.tfm.order=0"], "model.tfm.order"),
+        (["model.tfm.mode=global", "model.tfm.boundary=paper", "model.tfm.cutoff=.05"], "takes none below 0.1"),
+        (["model.sasrec.n_heads=3"], "is not a multiple of model.sasrec.n_heads 3"),
+        (["model.backbone.path=./none"], "there is no such folder"),
+        (["model.items=none"], "no run with an item table"),
         (["model.tfm.mode=global", "train.samples=sequences"], "would see its targets"),
         (["model.backbone.path=nowhere"], "neither a folder nor to be had from the hub"),
         (["model.backbone.path=empty"], "no language model in this folder"),
@@ -135,11 +173,11 @@ def test_what_no_training_window_held_has_no_vector(small, tmp_path):
     safetensors.torch.save_file(table, run / "item_table.safetensors")
     safetensors.torch.save_file({"vectors": torch.ones(small.n_items, 3)}, text / "vectors.safetensors")
     tables._fill(tmp_path, tmp_path / "run", text, knobs.Graph(glpf_alpha=0), small)
-    found = tables.load(tmp_path)
+    found = safetensors.torch.load_file(tmp_path / tables.FILE)
     assert found["collaborative"].sum(1).tolist() == [0, *[4.0] * (small.n_items - 1)]
     assert torch.equal(found["text"], torch.ones(small.n_items, 3))
     tables._fill(tmp_path, tmp_path / "run", text, knobs.Graph(), small)
-    assert not torch.equal(tables.load(tmp_path)["collaborative"], found["collaborative"])
+    assert not torch.equal(safetensors.torch.load_file(tmp_path / tables.FILE)["collaborative"], found["collaborative"])
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from ranks import run_on
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, Qwen2Config
 
 from distrec import knobs
 from distrec.freq.butterworth import matrices
@@ -292,6 +292,13 @@ def test_adapters_stay_in_float32_whatever_they_adapt(folders, quantise):
     assert {p.grad.dtype for p in trained} == {torch.float32}
 
 
+def test_the_seal_covers_the_scales_of_four_bits(folders):
+    four = opened(folders["qwen2"], quantise="nf4")
+    four.layers[0].mlp.up_proj.weight.quant_state.absmax[0] += 1
+    with pytest.raises(RuntimeError, match="the frozen backbone has changed"):
+        four.check_seal()
+
+
 def test_nothing_of_a_frozen_one_trains_and_all_of_a_full_one_does(folders):
     frozen = opened(folders["llama"], knobs.Filter(mode="causal"))
     assert not [name for name, p in frozen.named_parameters() if p.requires_grad]
@@ -332,6 +339,13 @@ def test_texts_are_read_alike_in_any_company(folders, pooling):
     np.testing.assert_allclose(found[1][1], (states[-1] if pooling == "last" else states.mean(0)).detach(), atol=1e-5)
 
 
+def test_a_tokenizer_of_more_tokens_than_the_model_has_is_refused(tmp_path):
+    folder = saved(tmp_path)
+    CLASSES["qwen2"][1](Qwen2Config.from_pretrained(folder, vocab_size=100)).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"its tokenizer has 2\d\d tokens, its model 100"):
+        TextReader(folder, "float32", "last", None, 1, "cpu")
+
+
 def test_a_longer_text_is_cut_and_a_longer_window_refused(folders):
     reader = TextReader(folders["qwen2"], "float32", "last", 4, 1, "cpu")
     _, long = reader.encode(["red shirt", "red shirt red shirt red shirt"])
@@ -346,6 +360,7 @@ BREAKAGES = {
     "no config": (lambda at: (at / "config.json").unlink(), "no config.json"),
     "no tokenizer": (lambda at: (at / "tokenizer.json").unlink(), "has no tokenizer"),
     "pickled": (lambda at: (at / "model.safetensors").rename(at / "pytorch_model.bin"), "pickled weights are never read"),
+    "own code, written oddly": (lambda at: (at / "config.json").write_text((at / "config.json").read_text().replace("{", '{"auto\\u005fmap": {},', 1)), "brings code of its own"),
     "own code": (lambda at: rewrite(at, auto_map={"AutoModel": "evil.Evil"}), "brings code of its own"),
     "encoder": (lambda at: rewrite(at, architectures=["BertModel"]), "is no decoder"),
     "nonsense": (lambda at: (at / "config.json").write_text("[1"), "is not a model's config"),

@@ -13,11 +13,12 @@ from distrec import knobs
 from distrec.data import item_codes, prepared, store
 from distrec.data.prepared import Prepared
 from distrec.engine.checkpoint import Checkpoints
+from distrec.engine.parallel import Copies
 from distrec.jobs.codes.fit import quantize
 from distrec.jobs.embed import encoder_digest
 from distrec.jobs.parts import llm
 from distrec.jobs.parts.identity import check_settings, settings
-from distrec.jobs.parts.tables import backbone_of, tables
+from distrec.jobs.parts.tables import backbone_of, tables, verify_run
 from distrec.jobs.parts.tables import load as load_tables
 from distrec.jobs.parts.work import Work
 from distrec.models.build import build
@@ -32,6 +33,9 @@ class Parts(NamedTuple):
 
     found: dict[str, Path]  # codes; or tables and backbone
     hashes: dict[str, str]
+
+    def __add__(self, other: "Parts") -> "Parts":  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Parts(self.found | other.found, self.hashes | other.hashes)
 
     @classmethod
     def of(cls, found: dict[str, Path]) -> "Parts":
@@ -67,9 +71,13 @@ def parts_of(work: Work, train: Callable[[Work], Path | None]) -> Parts | None:
         codes = codes_of(work)
         return Parts.of({"codes": codes}) if codes else None
     if isinstance(model, knobs.Frellm):
-        backbone = backbone_of(work)
+        if model.items is not None:
+            verify_run(model.items, work.data)
+        backbone = Parts.of({"backbone": backbone_of(work)})
+        if work.config.out:
+            work.ranks.main_first(partial(check_settings, work.config.out, backbone.hashes))
         made = tables(work, train)
-        return Parts.of({"tables": made, "backbone": backbone}) if made else None
+        return backbone + Parts.of({"tables": made}) if made else None
     return Parts({}, {})
 
 
@@ -79,7 +87,7 @@ def assemble(config: cfg.Config, data: Prepared, parts: Parts, device: torch.dev
     if "codes" in parts.found:
         codes = item_codes.load(parts.found["codes"], data)
     if "tables" in parts.found:
-        tables = load_tables(parts.found["tables"])
+        tables = load_tables(parts.found["tables"], data)
     return build(config.model, data, config.seed, codes, tables, parts.found.get("backbone")).to(device)
 
 
@@ -99,7 +107,7 @@ def best_of(out: Path, config: cfg.Config, ranks: Ranks, device: torch.device) -
     data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
     model = assemble(config, data, parts, device)
     if learns:
-        Checkpoints(out / "checkpoints", {"data": data.stamp, **wanted}).load(best, model)
+        Checkpoints(out / "checkpoints", {"data": data.stamp, **wanted}).load(best, Copies(model), only_weights=True)
     return Loaded(model.eval(), data)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distrec import config as cfg
+from distrec import knobs
 from distrec.data import store
 
 _FREE = (
@@ -17,6 +18,10 @@ _FREE = (
     "model.backbone.path",
     "model.backbone.revision",
     "model.backbone.checkpointing",
+    "model.logits_mib",
+    "embed.encoder",
+    "embed.revision",
+    "embed.batch",
 )  # may differ between a run and its resumption
 
 
@@ -28,6 +33,8 @@ def settings(config: cfg.Config) -> dict[str, Any]:
         "score.mask_history": config.score.mask_history,
         "seed": config.seed,
     }
+    if isinstance(config.model, knobs.Frellm):
+        chosen["embed"] = cfg.plain(config.embed)
     return {key: value for key, value in store.flat(chosen).items() if key not in _FREE}
 
 

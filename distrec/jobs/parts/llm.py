@@ -56,6 +56,8 @@ def is_decoder(folder: Path) -> bool:
 
 def download(name: str, revision: str | None) -> Path:
     """A model's folder from the hub, without pickled weights.   Raises: ValueError, one line, beginning with its name."""
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"{name}: there is no such folder")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -70,5 +72,7 @@ def download(name: str, revision: str | None) -> Path:
 def _train(folder: Path, data: Prepared) -> None:
     log(f"training a small language model on {data.n_items:,} texts")
     texts = [text for batch in vectors.text_batches(data, 65_536) for text in batch]
+    if not any(text.strip() for text in texts):
+        log("WARNING: no item has a text (data.text): the language model learns nothing about them")
     told = small_llm.train(texts, folder)
     log(f"  {told['loss']:.2f} nats a token after {told['steps']:.0f} steps (unigram {told['unigram']:.2f})")

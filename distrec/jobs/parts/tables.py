@@ -42,13 +42,11 @@ def tables(work: Work, train: Callable[[Work], Path | None]) -> Path | None:
     config, data = work.config, work.data
     model = config.model
     assert isinstance(model, knobs.Frellm)
-    if model.items is not None:
-        _verify(model.items, data)
     text = embed(llm.encoder(config), config.data, data, work.ranks, work.stop)
     run = model.items or (_sasrec(work, model, train) if text else None)
     if text is None or run is None:
         return None
-    _verify(run, data)
+    verify_run(run, data)
     made = {
         "fitted_on": "train",
         "data": data.stamp,
@@ -62,7 +60,14 @@ def tables(work: Work, train: Callable[[Work], Path | None]) -> Path | None:
     return work.ranks.main_first(partial(store.make, target, made, fill))
 
 
-def load(folder: Path) -> dict[str, Tensor]:
+def load(folder: Path, data: Prepared) -> dict[str, Tensor]:
+    """The vectors of a verified artefact.   Raises: ValueError when it is broken, about other data, or not of training."""
+    made = store.verify(folder)["made_by"]
+    for key, wanted in (("fitted_on", "train"), ("data", data.stamp)):
+        if made.get(key) != wanted:
+            raise ValueError(
+                f"{folder} is made with {key}={made.get(key)!r}, not {wanted!r}: remove it to have it made anew"
+            )
     found = safetensors.torch.load_file(folder / FILE)
     return {name: found[name] for name in ("collaborative", "text")}
 
@@ -76,11 +81,14 @@ def _sasrec(work: Work, model: knobs.Frellm, train: Callable[[Work], Path | None
     return train(replace(work, config=replace(own, out=out)))
 
 
-def _verify(run: Path, data: Prepared) -> None:
+def verify_run(run: Path, data: Prepared) -> None:
+    """Check the item table of a SASRec's run.   Raises: ValueError when there is none, or it is broken or of other data."""
     folder = run / "item_table"
     if not folder.is_dir():
         raise ValueError(f"model.items={run}: no run with an item table (a finished run of model.name=sasrec has one)")
     made = store.verify(folder)["made_by"]
+    if made.get("model.name") != "sasrec":
+        raise ValueError(f"model.items={run} is a run of {made.get('model.name')}, not of model.name=sasrec")
     if made.get("data") != data.stamp or made.get("fitted_on") != "train":
         raise ValueError(
             f"model.items={run} is about other data than these: train it on them, or leave model.items out"

@@ -11,15 +11,16 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor
 
 from distrec import config as cfg
-from distrec.data import store
+from distrec.data import batches, store
 from distrec.data.prepared import Prepared
 from distrec.engine import outcome
 from distrec.engine.checkpoint import Checkpoints
+from distrec.engine.parallel import stage
 from distrec.engine.trainer import Trainer
-from distrec.jobs.parts.assemble import assemble, parts_of
+from distrec.jobs.parts.assemble import COUNTING, assemble, parts_of
 from distrec.jobs.parts.identity import check_settings, settings
 from distrec.jobs.parts.work import Work
 from distrec.models.build import is_trained
@@ -31,11 +32,14 @@ def train(work: Work) -> Path | None:
     config, data, ranks, accelerator = work.config, work.data, work.ranks, work.accelerator
     if config.out:
         ranks.main_first(partial(check_settings, config.out, {**settings(config), "data": data.stamp}))
+    if not isinstance(config.model, COUNTING):
+        batches.learners(data)
     parts = parts_of(work, train)
     if parts is None:
         log("stopped before training; the same command goes on from there")
         return None
-    model = assemble(config, data, parts, work.device)
+    whole = stage(accelerator) < 3  # else DeepSpeed moves it, part by part
+    model: Any = assemble(config, data, parts, work.device if whole else torch.device("cpu"))
     made = {**settings(config), "data": data.stamp, **parts.hashes}
     out = config.out or Path("runs") / f"{config.data.source}-{config.model.name}-{store.digest(made)[:8]}"
     lock = ranks.main_first(partial(enter, out, config, made, ranks))
@@ -44,6 +48,8 @@ def train(work: Work) -> Path | None:
         if is_trained(model):
             checkpoints = Checkpoints(out / "checkpoints", made)
             store.verify(checkpoints.folder / checkpoints.best(), made)
+        if (out / "item_table").exists():
+            store.verify(out / "item_table")
         log(f"{out} is finished already (remove it to train again)")
     else:
         journal = Journal(out / "metrics.jsonl", ranks)
@@ -58,11 +64,12 @@ def train(work: Work) -> Path | None:
             if not trainer.fit(work.stop):
                 log(f"stopped at step {trainer.progress.step}; the same command goes on from there")
                 return None
-            checkpoints.load(trainer.progress.best_checkpoint, model)
+            checkpoints.load(trainer.progress.best_checkpoint, trainer.parallel, only_weights=True)
             seen = trainer.samples.items_read(data)
         report, table = outcome.measure(model, data, "test", config.score, ranks, work.device)
+        items = model.item_table() if hasattr(model, "item_table") else None  # by all: ZeRO-3 gathers as it goes
         if ranks.is_main:
-            finish(out, config, data, model, made, seen, journal, report, table)
+            finish(out, config, data, (items, seen), made, journal, report, table)
     if ranks.is_main:
         os.close(lock)
     ranks.wait()  # the stamp is written before any rank reads the folder
@@ -95,16 +102,15 @@ def finish(
     out: Path,
     config: cfg.Config,
     data: Prepared,
-    model: nn.Module,
+    items: tuple[Tensor | None, Any],
     made: dict[str, Any],
-    seen: Any,
     journal: Journal,
     report: dict[str, Any],
     table: Any,
 ) -> None:
     """Export the item table, write the figures, stamp what the run is and what made it."""
-    if hasattr(model, "item_table"):
-        store.make(out / "item_table", {**made, "fitted_on": "train"}, partial(save_table, model, seen))
+    if items[0] is not None:
+        store.make(out / "item_table", {**made, "fitted_on": "train"}, partial(save_table, *items))
     journal.write(event="test", **{key: report["full"][key] for key in ("hr@10", "ndcg@10")})
     report |= {"model": config.model.name, "seed": config.seed, "data": data.stamp}
     outcome.write(out, report, table)
@@ -116,7 +122,7 @@ def finish(
     store.stamp_files(out, provenance, ["config.yaml", "metrics.jsonl", "test.json", "ranks.parquet"])
 
 
-def save_table(model: Any, seen: Any, folder: Path) -> None:
+def save_table(table: Tensor, seen: Any, folder: Path) -> None:
     """The item embeddings, one row an item id, for models that build on them; `seen`: how often training read each."""
-    tensors = {"item_table": model.item_table().cpu().contiguous(), "seen": torch.from_numpy(seen)}
+    tensors = {"item_table": table.detach().cpu().contiguous(), "seen": torch.from_numpy(seen)}
     safetensors.torch.save_file(tensors, folder / "item_table.safetensors")

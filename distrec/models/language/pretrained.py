@@ -4,6 +4,8 @@ Read with safetensors only; code that a folder brings is never run.
 """
 
 import json
+import warnings
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,11 @@ def check(folder: Path) -> None:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"model.backbone.path={folder}: no language model in this folder (no config.json)")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        architectures = list(config.get("architectures") or [])
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not a model's config: {error}") from None
-    for name in ("config.json", "tokenizer_config.json"):
-        if (folder / name).is_file() and '"auto_map"' in (folder / name).read_text(encoding="utf-8", errors="replace"):
-            raise ValueError(f"{folder} brings code of its own (auto_map in {name}), which is never run")
+    config = _read(path)
+    for part in (path, folder / "tokenizer_config.json"):
+        if part.is_file() and "auto_map" in _read(part):
+            raise ValueError(f"{folder} brings code of its own (auto_map in {part.name}), which is never run")
+    architectures = [str(name) for name in config.get("architectures") or []]
     if not any(name.endswith("ForCausalLM") for name in architectures):
         raise ValueError(f"{folder} is no decoder: its architectures are {architectures}, wanted one …ForCausalLM")
     if not any((folder / name).is_file() for name in _WEIGHTS):
@@ -52,6 +51,14 @@ def check(folder: Path) -> None:
         _check_shapes(folder, held)  # packed ones have others
     elif not packing.get("load_in_4bit") or packing.get("bnb_4bit_quant_type") != "nf4":
         raise ValueError(f"{folder} is quantised by {packing.get('quant_method')}: only nf4 of bitsandbytes is read")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {**found}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a model's config: {error}") from None
 
 
 def check_use(folder: Path, config: Config, max_len: int) -> None:
@@ -132,6 +139,8 @@ def open_decoder(folder: Path, dtype: str = "float32", quantise: str = "none", a
             bnb_4bit_quant_storage=kind,
         )
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # ours says the same as its own
+    getLogger("bitsandbytes").setLevel(ERROR)  # of kernels that one may add
     logging.set_verbosity_error()  # heads that are not wanted are no news
     safe = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
     try:
