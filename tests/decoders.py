@@ -12,6 +12,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from distrec import knobs
+from distrec.models.backbone import Backbone
+from distrec.models.frellm import Frellm
+from distrec.models.language.pretrained import open_decoder
+
 CLASSES = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -37,3 +42,12 @@ def saved(folder, kind="qwen2", seed=0, width=64, layers=3):
         )  # fmt: skip
         model(config).save_pretrained(folder)
     return folder
+
+
+def frellm(folder, mode="causal", n_items=60, tune="frozen", tfm=None, **settings):
+    tfm = {"mode": mode, **(tfm or {})}
+    config = knobs.Frellm(tfm=knobs.Filter(**tfm), backbone=knobs.Backbone(tune=tune), hidden=32, **settings)
+    torch.manual_seed(0)
+    tables = torch.randn(n_items, 10), torch.randn(n_items, 24)
+    torch.manual_seed(0)
+    return Frellm(config, Backbone(config.backbone, config.tfm, open_decoder(folder)), *tables)

@@ -53,6 +53,7 @@ def _zero(config: Train) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled at first start; gloo does as well
     stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
     offload = os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")
+    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # by which accelerate refuses a launch file beside a config
     if stage not in (1, 2, 3):
         raise ValueError(f"ZeRO stage {stage}: 1, 2 or 3; without any of them launch with launch/ddp.yaml")
     return DeepSpeedPlugin(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from decoders import CLASSES, saved
+from decoders import CLASSES, frellm, saved
 from ranks import run_on
 from torch.testing import assert_close
 
@@ -14,9 +14,6 @@ from distrec import config as cfg
 from distrec import knobs
 from distrec.data.batches import Batch
 from distrec.engine import scoring
-from distrec.models.backbone import Backbone
-from distrec.models.frellm import Frellm
-from distrec.models.language.pretrained import open_decoder
 from distrec.runtime import Ranks
 
 ITEMS = 60
@@ -25,15 +22,6 @@ ITEMS = 60
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     return {kind: saved(tmp_path_factory.mktemp(f"frellm-{kind}"), kind) for kind in CLASSES}
-
-
-def frellm(folder, mode="causal", n_items=ITEMS, tune="frozen", tfm=None, **settings):
-    tfm = {"mode": mode, **(tfm or {})}
-    config = knobs.Frellm(tfm=knobs.Filter(**tfm), backbone=knobs.Backbone(tune=tune), hidden=32, **settings)
-    torch.manual_seed(0)
-    tables = torch.randn(n_items, 10), torch.randn(n_items, 24)
-    torch.manual_seed(0)
-    return Frellm(config, Backbone(config.backbone, config.tfm, open_decoder(folder)), *tables)
 
 
 def histories(n=6, longest=14, seed=1, n_items=ITEMS):

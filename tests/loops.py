@@ -1,0 +1,50 @@
+"""The training loop on a small model, in this process."""
+
+import json
+
+from accelerate.state import AcceleratorState, PartialState
+
+from distrec import knobs
+from distrec.engine.checkpoint import Checkpoints
+from distrec.engine.launch import join
+from distrec.engine.trainer import Trainer
+from distrec.models.build import build
+from distrec.runtime import Journal, Ranks
+
+SASREC = knobs.SasRec(d_model=16, max_len=20, dropout=0.0)
+
+
+def never():
+    return False
+
+
+def trainer(data, folder, model=SASREC, seed=0, **train):
+    PartialState._reset_state()
+    AcceleratorState._reset_state(True)
+    ranks = Ranks.here()
+    accelerator = join(knobs.Train())
+    folder.mkdir(parents=True, exist_ok=True)
+    config = knobs.Train(**{"epochs": 2, "batch_tokens": 300, "log_steps": 1, "patience": 100, **train})
+    net = build(model, data, seed) if isinstance(model, knobs.SasRec) else model
+    return Trainer(
+        config,
+        knobs.Score(bootstrap=0),
+        net,
+        data,
+        Checkpoints(folder / "checkpoints", {"a": 1}),
+        Journal(folder / "metrics.jsonl", ranks),
+        accelerator,
+        ranks,
+        seed,
+    )
+
+
+def fit(data, folder, **more):
+    one = trainer(data, folder, **more)
+    assert one.fit(never)
+    return one
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["event"] == "train"]
