@@ -11,12 +11,13 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from accelerate.utils import DynamoBackend
 from torch import Tensor
 
 from distrec import config as cfg
 from distrec.data import batches, store
 from distrec.data.prepared import Prepared
-from distrec.engine import outcome
+from distrec.engine import compatibility, outcome
 from distrec.engine.checkpoint import Checkpoints
 from distrec.engine.parallel import stage
 from distrec.engine.trainer import Trainer
@@ -32,6 +33,8 @@ def train(work: Work) -> Path | None:
     config, data, ranks, accelerator = work.config, work.data, work.ranks, work.accelerator
     if config.out:
         ranks.main_first(partial(check_settings, config.out, {**settings(config), "data": data.stamp}))
+    compiled = accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+    compatibility.check(stage(accelerator), compiled, getattr(config.model, "backbone", None))
     if not isinstance(config.model, COUNTING):
         batches.learners(data)
     parts = parts_of(work, train)
