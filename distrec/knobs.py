@@ -290,6 +290,9 @@ class Train:
     save_steps: AtLeastOne = 1000  # steps between checkpoints; every evaluation saves as well
     log_steps: AtLeastOne = 50
     max_skips: AtLeastOne = 10  # non-finite steps in a row that end the run
+    timeout_min: Positive = (
+        120.0  # minutes that a process waits for the others; more than the main one needs to prepare
+    )
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
 

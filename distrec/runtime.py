@@ -125,6 +125,10 @@ def write_atomically(path: Path, text: str) -> None:
     scratch.rename(path)
 
 
+class Stopped(Exception):
+    """A signal asked to leave in the middle of something that is done again from its start."""
+
+
 class Stop:
     """True once SIGTERM, SIGINT or SIGUSR1 has come: finish the step, save, leave with 75."""
 

@@ -1,6 +1,7 @@
 """Joining a launch: one process or many, by Accelerate."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ def join(config: Train, out: Path | None = None) -> Accelerator:
     # would sum over three or more ranks in another order than the uninterrupted one
     handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     zero = _zero(config) if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" else None
-    if on_cpu and (asked > 1 or zero):
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    if asked > 1 or zero:
+        backend = "gloo" if on_cpu else "nccl"
+        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=config.timeout_min)))
     tracked: Any = list(config.trackers)
     accelerator = Accelerator(
         cpu=on_cpu and zero is None,  # accelerate refuses both; without a GPU it takes the CPU anyway

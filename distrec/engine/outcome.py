@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,19 @@ from distrec.runtime import Ranks, write_atomically
 
 
 def measure(
-    model: Any, data: Prepared, split: Split, config: Score, ranks: Ranks, device: torch.device
+    model: Any,
+    data: Prepared,
+    split: Split,
+    config: Score,
+    ranks: Ranks,
+    device: torch.device,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, Any], pl.DataFrame]:
-    """(metrics of a split under both protocols, the rank of each user's target with raw ids)."""
-    ranking = scoring.rank_split(model, data, split, config, ranks, device, thorough=True)
+    """(metrics of a split under both protocols, the rank of each user's target with raw ids).
+
+    Raises: Stopped, on all ranks, when stop() on any.
+    """
+    ranking = scoring.rank_split(model, data, split, config, ranks, device, thorough=True, stop=stop)
     beams = getattr(model, "beams", None)
     masked = scoring.masks_history(config, model)
     report: dict[str, Any] = {

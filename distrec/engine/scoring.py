@@ -21,7 +21,7 @@ from distrec.data import batches
 from distrec.data.prepared import Prepared, Split
 from distrec.knobs import Score
 from distrec.models.build import Scorer
-from distrec.runtime import Ranks
+from distrec.runtime import Ranks, Stopped
 
 BLOCK = 512
 CHUNK = {"cpu": 1024, "cuda": 262_144}  # items scored at once; on a CPU 512 × 1024 scores stay in the cores' caches
@@ -52,10 +52,11 @@ def rank_split(
     ranks: Ranks,
     device: torch.device,
     thorough: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Ranking:
     """Ranks of every user of the split; the same on every process.  `thorough`: by every way of decoding as well.
 
-    Raises: ValueError when the split has no target, or a score is not finite.
+    Raises: ValueError when the split has no target, or a score is not finite; Stopped, on all ranks, when stop() on any.
     """
     samples = batches.evaluation(data, split, model.max_len)
     if not len(samples):
@@ -71,7 +72,11 @@ def rank_split(
         total=len(mine) + spare, desc=f"rank {split}", unit="block", disable=not ranks.is_main, leave=False, delay=2
     )
     work = mine + blocks[:1] * spare
+    asked = False
     for low in range(0, len(work), together):
+        asked = asked or stop()
+        if asked:
+            break
         group = work[low : low + together]
         for found in _rank_blocks(model, data, samples, group, config, device, thorough):
             for name, values in found.items():
@@ -79,7 +84,10 @@ def rank_split(
         bar.update(len(group))
     bar.close()
     own = {name: values[: len(mine)] for name, values in columns.items()}
-    gathered = [part for part in ranks.gather((mine, own)) if part[0]]
+    answers = ranks.gather((asked, mine, own))
+    if any(asked for asked, _, _ in answers):
+        raise Stopped
+    gathered = [(mine, own) for _, mine, own in answers if mine]
     back = np.argsort(np.concatenate([block for own, _ in gathered for block in own]))
     whole = {
         name: np.concatenate([values for _, own in gathered for values in own[name]])[back] for name in gathered[0][1]

@@ -1,7 +1,8 @@
 """The one training loop, on Accelerate: one core, many processes, later DeepSpeed, by the same lines."""
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from distrec.engine.checkpoint import Checkpoints, Progress
 from distrec.engine.meter import Meter
 from distrec.engine.parallel import spread, stage
 from distrec.knobs import Score, Train
-from distrec.runtime import Journal, Ranks, log
+from distrec.runtime import Journal, Ranks, Stopped, log
 
 
 def learning_rate(config: Train, progress: float) -> float:
@@ -112,7 +113,7 @@ class Trainer:
             unit="step",
             disable=not self.ranks.is_main,
             leave=False,
-            mininterval=0.5,
+            mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file is read later
         ) as bar:
             while progress.position < len(plan):
                 share = (progress.epoch + progress.position / len(plan)) / config.epochs
@@ -126,10 +127,15 @@ class Trainer:
                     return False
                 if progress.step % config.save_steps == 0 and progress.position < len(plan):
                     self._save()
+        is_due = (progress.epoch + 1) % config.eval_epochs == 0 or progress.epoch + 1 == config.epochs
+        try:
+            found = self._rank_validation(stop) if is_due else None
+        except Stopped:
+            return False  # what is saved now begins with this evaluation
         progress.epoch += 1
         progress.position = 0
-        if progress.epoch % config.eval_epochs == 0 or progress.epoch == config.epochs:
-            self._evaluate()
+        if found is not None:
+            self._evaluated(found)
         elif progress.step % config.save_steps == 0:
             self._save()
         return True
@@ -221,14 +227,19 @@ class Trainer:
         self.journal.write(event="train", step=progress.step, epoch=progress.epoch + 1, **values)
         self.accelerator.log({name: value for name, value in values.items() if value is not None}, step=progress.step)
 
-    def _evaluate(self) -> None:
-        """Rank the validation split; the checkpoint that follows is the best one if NDCG@10 rose."""
+    def _rank_validation(self, stop: Callable[[], bool]) -> Mapping[str, Any]:
+        """Raises: Stopped, on all ranks, when asked on any (but under ZeRO-3, where none can leave the others alone)."""
+        leave = stop if stage(self.accelerator) < 3 else lambda: False
+        device = self.accelerator.device
+        ranking = scoring.rank_split(self.model, self.data, "valid", self.score, self.ranks, device, stop=leave)
+        return metrics.summarise(ranking.rank)
+
+    def _evaluated(self, found: Mapping[str, Any]) -> None:
+        """The checkpoint that follows is the best one if NDCG@10 rose."""
         progress = self.progress
-        ranking = scoring.rank_split(self.model, self.data, "valid", self.score, self.ranks, self.accelerator.device)
-        found = metrics.summarise(ranking.rank)
         progress.evaluations += 1
         progress.stale += 1
-        value = float(found["ndcg@10"])  # pyright: ignore[reportArgumentType]  (no interval was asked for)
+        value = float(found["ndcg@10"])
         if value > progress.best:
             progress.best, progress.best_checkpoint, progress.stale = value, progress.name, 0
         progress.stopped_early = progress.stale >= self.config.patience

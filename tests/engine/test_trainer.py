@@ -65,6 +65,27 @@ def test_several_processes_follow_the_curve_of_one(small, tmp_path, size):
     np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "many"), rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_stopped_while_it_evaluates_it_evaluates_again(small, tmp_path, size):
+    """One rank alone is asked, at its n-th question: one a step, one a group of users."""
+
+    def share(name, nth=10**9):
+        one = trainer(small, tmp_path / name)
+        asked = iter(range(10**9))
+        finished = one.fit(lambda: one.ranks.is_main and next(asked) == nth)
+        return finished, one.progress, [p.detach().numpy() for p in one.model.parameters()]
+
+    steps = len(batches.steps(batches.training(small, "sequences", 20), 300, 0, 0))
+    whole = run_on(size, lambda: share("whole"))
+    cut = run_on(size, lambda: share("cut", steps))
+    assert [finished for finished, _, _ in cut] == [False] * size
+    assert {(p.epoch, p.position, p.evaluations) for _, p, _ in cut} == {(0, steps, 0)}
+    for (done, progress, weights), (_, wanted, same) in zip(run_on(size, lambda: share("cut")), whole, strict=True):
+        assert done
+        assert progress == wanted
+        assert all(np.array_equal(one, two) for one, two in zip(weights, same, strict=True))
+
+
 class Poisoned(torch.nn.Module):
     """A model whose loss, or gradient, is not finite for one user."""
 

@@ -12,6 +12,7 @@ from distrec.data import store
 _FREE = (
     "train.log_steps",
     "train.save_steps",
+    "train.timeout_min",
     "train.trackers",
     "model.codes",
     "model.items",

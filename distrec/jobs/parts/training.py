@@ -25,7 +25,7 @@ from distrec.jobs.parts.assemble import COUNTING, assemble, parts_of
 from distrec.jobs.parts.identity import check_settings, settings
 from distrec.jobs.parts.work import Work
 from distrec.models.build import is_trained
-from distrec.runtime import Journal, Ranks, log, write_atomically
+from distrec.runtime import Journal, Ranks, Stopped, log, write_atomically
 
 
 def train(work: Work) -> Path | None:
@@ -42,6 +42,7 @@ def train(work: Work) -> Path | None:
         log("stopped before training; the same command goes on from there")
         return None
     whole = stage(accelerator) < 3  # else DeepSpeed moves it, part by part
+    leave = work.stop if whole else lambda: False  # no rank of ZeRO-3 can leave the others alone
     model: Any = assemble(config, data, parts, work.device if whole else torch.device("cpu"))
     made = {**settings(config), "data": data.stamp, **parts.hashes}
     out = config.out or Path("runs") / f"{config.data.source}-{config.model.name}-{store.digest(made)[:8]}"
@@ -69,7 +70,11 @@ def train(work: Work) -> Path | None:
                 return None
             checkpoints.load(trainer.progress.best_checkpoint, trainer.parallel, only_weights=True)
             seen = trainer.samples.items_read(data)
-        report, table = outcome.measure(model, data, "test", config.score, ranks, work.device)
+        try:
+            report, table = outcome.measure(model, data, "test", config.score, ranks, work.device, leave)
+        except Stopped:
+            log("stopped before the test figures; the same command goes on from there")
+            return None
         items = model.item_table() if hasattr(model, "item_table") else None  # by all: ZeRO-3 gathers as it goes
         if ranks.is_main:
             finish(out, config, data, (items, seen), made, journal, report, table)
