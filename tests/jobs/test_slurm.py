@@ -1,0 +1,149 @@
+"""A real Slurm of two nodes on this machine: a job that is preempted goes back into the queue and ends as if it never was."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SCRIPTS = sorted((ROOT / "slurm").glob("*.*"))
+CONF = """
+ClusterName=distrec
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort=26817
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={at}/munge/sock,cred_expire=5
+StateSaveLocation={at}/state
+SlurmdSpoolDir={at}/spool.%n
+SlurmctldPidFile={at}/slurmctld.pid
+SlurmdPidFile={at}/slurmd.%n.pid
+SlurmctldLogFile={at}/slurmctld.log
+SlurmdLogFile={at}/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=batch_sched_delay=0,sched_interval=1
+JobRequeue=1
+ReturnToService=2
+KillWait=30
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+SlurmdParameters=config_overrides
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=27001 CPUs=1 RealMemory=4000
+NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port=27002 CPUs=1 RealMemory=4000
+PartitionName=all Nodes=n1,n2 Default=YES MaxTime=1:00:00 State=UP
+"""
+WORDS = [
+    "data.synthetic.users=300",
+    "data.synthetic.items=100",
+    "data.negatives=0",
+    "train.batch_tokens=64",
+    "train.log_steps=50",
+    "score.bootstrap=0",
+    "model.name=sasrec",
+    "train.epochs=40",
+    "train.patience=100",
+]
+
+
+def call(*words, **more):
+    done = subprocess.run(words, capture_output=True, text=True, check=False, **more)
+    assert done.returncode == 0, f"{words}: {done.stdout[-500:]}{done.stderr[-1500:]}"
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Munge, a controller and two nodes, all on loopback; ended by their pid files."""
+    if not all(shutil.which(name) for name in ("munged", "slurmctld", "slurmd", "sbatch")) or os.geteuid() != 0:
+        pytest.skip("no Slurm can be started here: it takes root, and Debian's slurm-wlm and munge")
+    at = tmp_path_factory.mktemp("slurm")
+    for parent in (at, *at.parents[:2]):
+        parent.chmod(0o755)  # munge asks for it
+    for name in ("state", "spool.n1", "spool.n2", "munge"):
+        (at / name).mkdir(mode=0o755)
+    (at / "munge/key").write_bytes(os.urandom(1024))
+    (at / "munge/key").chmod(0o400)
+    (at / "slurm.conf").write_text(CONF.format(at=at))
+    os.environ["SLURM_CONF"] = str(at / "slurm.conf")
+    places = {"key-file": "key", "socket": "sock", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    call("munged", "--force", *(f"--{option}={at}/munge/{name}" for option, name in places.items()))
+    call("slurmctld", "-c")
+    for node in ("n1", "n2"):
+        call("slurmd", "-N", node)
+    until(lambda: call("sinfo", "--noheader", "--format=%T").split() == ["idle"], 30)
+    yield at
+    for name in ("slurmd.n1.pid", "slurmd.n2.pid", "slurmctld.pid", "munge/pid"):
+        subprocess.run(["kill", (at / name).read_text().strip()], check=False)
+    del os.environ["SLURM_CONF"]
+
+
+def until(is_so, seconds):
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.3)
+
+
+def submit(folder, *words, **env):
+    return call(
+        *("sbatch", "--parsable", "--nodes=2", f"--output={folder}/%j.log", str(ROOT / "slurm/train.sbatch"), *words),
+        cwd=ROOT,
+        env={**os.environ, "DISTREC_BIN": str(Path(sys.executable).parent), **env},
+    )
+
+
+def state(job):
+    found = re.search(r"JobState=(\w+)", call("scontrol", "show", "job", job))
+    return found[1] if found else None
+
+
+def hashes(run):
+    best = max((run / "checkpoints").glob("step-*"))
+    return {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for path, name in (
+        (best, "model.safetensors"), (best, "optimizer.safetensors"), (run, "test.json"), (run, "ranks.parquet"),
+    )}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_clean(script):
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not here")
+    call("shellcheck", str(script))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", ["", "launch/zero2.yaml"])
+def test_a_preempted_job_ends_as_the_one_that_was_not(cluster, tmp_path, launch):
+    words = [*WORDS, f"data.root={tmp_path}/artefacts"]
+    env = {"DISTREC_LAUNCH": launch}
+    whole = submit(tmp_path, *words, f"out={tmp_path}/whole", **env)
+    until(lambda: state(whole) == "COMPLETED", 240)
+    cut = submit(tmp_path, *words, f"out={tmp_path}/cut", **env)
+    journal = tmp_path / "cut/metrics.jsonl"
+    until(lambda: journal.exists() and '"epoch": 6' in journal.read_text(), 120)
+    call("scancel", "--batch", "--signal=USR1", cut)
+    log = tmp_path / f"{cut}.log"
+    until(lambda: "back into the queue" in log.read_text(), 60)
+    assert not (tmp_path / "cut/test.json").exists()
+    until(lambda: state(cut) == "COMPLETED", 240)
+    assert "resuming step-" in log.read_text()
+    assert hashes(tmp_path / "cut") == hashes(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_job_without_a_run_folder_is_refused(cluster, tmp_path):
+    job = submit(tmp_path, *WORDS)
+    until(lambda: state(job) == "FAILED", 60)
+    assert "give out=DIR" in (tmp_path / f"{job}.log").read_text()
