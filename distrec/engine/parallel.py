@@ -7,6 +7,9 @@ a frozen language model, so that ZeRO-3 keeps it whole on every process and cuts
 import contextlib
 import logging
 import math
+import os
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distrec.data.batches import Batch
+from distrec.runtime import FAILED
 
 State = dict[str, Tensor]
 
@@ -91,10 +95,18 @@ class Copies:
 class Zero:
     """DeepSpeed's engine, told everything it would otherwise guess."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, clip: float):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        clip: float,
+        patience: float,
+    ):
+        """`patience`: seconds that a pass may take, waiting for others included."""
         plugin: Any = accelerator.state.deepspeed_plugin
         plugin.deepspeed_config["gradient_clipping"] = clip
-        self.model, self.stage = model, stage(accelerator)
+        self.model, self.stage, self._patience = model, stage(accelerator), patience
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self._engine, _ = accelerator.prepare(model, optimizer)
         self._zero, self._inner = self._engine.optimizer, optimizer
@@ -103,15 +115,18 @@ class Zero:
             self._keep_whole()
 
     def loss(self, batch: Batch) -> Tensor:
-        return self._engine(batch)
+        with _bounded(self._patience):
+            return self._engine(batch)
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_last)
-        self._engine.backward(loss)
+        with _bounded(self._patience):
+            self._engine.backward(loss)
 
     def step(self, clip: float, is_finite: bool) -> float:
         """DeepSpeed clips as it was told, and leaves a gradient that is not finite out by itself."""
-        self._engine.step()
+        with _bounded(self._patience):
+            self._engine.step()
         return math.inf if self._zero.overflow else float(self._engine.get_global_grad_norm() or 0.0)
 
     def weights(self) -> State:
@@ -207,11 +222,30 @@ class Zero:
 Parallel = Copies | Zero
 
 
-def spread(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> Parallel:
+def spread(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float, patience: float = 7200.0
+) -> Parallel:
     """The model as the launch wants it."""
     if stage(accelerator) == 0:
         return Copies(model, optimizer, accelerator)
-    return Zero(model, optimizer, accelerator, clip)
+    return Zero(model, optimizer, accelerator, clip, patience)
+
+
+@contextlib.contextmanager
+def _bounded(seconds: float) -> Iterator[None]:
+    """End this process when what is inside takes longer: DeepSpeed's own groups wait half an hour, whatever one says."""
+
+    def give_up() -> None:
+        print(f"error: waited {seconds:.0f} s for the other processes (train.timeout_min)", file=sys.stderr, flush=True)
+        os._exit(FAILED)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -64,7 +64,7 @@ class Trainer:
         ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
         self.meter = self._meter()
-        self.parallel = spread(self.accelerator, self.model, optimizer, config.clip)
+        self.parallel = spread(self.accelerator, self.model, optimizer, config.clip, 60 * config.timeout_min)
         self.optimizer = optimizer
         self._resume()
         self.losses: list[float] = []
