@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 
 from distrec.data import store
-from distrec.engine.parallel import Parallel
+from distrec.engine.parallel import Parallel, State
 from distrec.runtime import log
 
 KEEP = 2  # the latest ones; the best one stays as well
@@ -46,6 +47,7 @@ class Checkpoints:
     def __init__(self, folder: Path, made_by: Mapping[str, Any]):
         self.folder = folder
         self.made_by = made_by
+        self._was_read_back = False
 
     def save(self, held: Parallel, progress: Progress, writes: bool = True) -> None:
         """Commit one checkpoint, then remove those that are neither among the latest nor the best of one of them.
@@ -62,11 +64,23 @@ class Checkpoints:
             (scratch / "state.json").write_text(json.dumps(asdict(progress), indent=1))
 
         store.write(self.folder / progress.name, self.made_by, fill)
+        if not self._was_read_back:
+            self._read_back(progress.name, {"model": weights, "optimizer": moments})
         latest = self._found()[:KEEP]
         bests = {json.loads((path / "state.json").read_text())["best_checkpoint"] for path in latest}
         for old in self._found()[KEEP:]:
             if old.name not in bests:
                 store.remove(old)
+
+    def _read_back(self, name: str, saved: Mapping[str, State]) -> None:
+        """Compare a process's first save with what was to be saved.   Raises: OSError where they differ."""
+        for part, wanted in saved.items():
+            found = safetensors.torch.load_file(self.folder / name / f"{part}.safetensors")
+            if found.keys() != wanted.keys() or not all(_same(found[key], wanted[key]) for key in found):
+                raise OSError(
+                    f"{self.folder / name}: {part}.safetensors does not read as it was written: a broken disk"
+                )
+        self._was_read_back = True
 
     def latest_good(self) -> str | None:
         """The name of the latest good checkpoint; None where no checkpoint ever was.   To be called by one process.
@@ -130,3 +144,8 @@ class Checkpoints:
     def _found(self) -> list[Path]:
         """Latest first."""
         return sorted(self.folder.glob("step-*"), reverse=True)
+
+
+def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """To the last bit, NaN included."""
+    return torch.equal(one.flatten().view(torch.uint8), two.cpu().flatten().view(torch.uint8))
