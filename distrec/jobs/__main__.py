@@ -8,6 +8,7 @@
   evaluate   rank a split again with a run's best checkpoint
   recommend  the best items for a file of histories
   audit      is there a leak?
+  doctor     is this machine, or this launch, fit for a job?
   config     print every key with its value
 
 Exit codes: 0 done · 1 failed · 2 wrong usage or input · 75 stopped by a signal after saving (requeue me).
@@ -28,6 +29,7 @@ _JOBS = {
     "evaluate": "distrec.jobs.evaluate",
     "recommend": "distrec.jobs.recommend",
     "audit": "distrec.jobs.audit",
+    "doctor": "distrec.jobs.doctor",
     "config": "distrec.config",
 }
 
