@@ -143,6 +143,20 @@ def test_a_preempted_job_ends_as_the_one_that_was_not(cluster, tmp_path, launch)
 
 
 @pytest.mark.slow
+def test_a_pipeline_runs_each_stage_after_the_one_before(cluster, tmp_path):
+    words = [*WORDS, "model.name=tiger", "model.d_model=16", "model.n_layers=1", "model.d_ff=32", "train.epochs=1"]
+    words += ["embed.encoder=builtin", "codes.gate=false", f"data.root={tmp_path}/artefacts", f"out={tmp_path}/run"]
+    bin = str(Path(sys.executable).parent)
+    options = {"DISTREC_BIN": bin, "DISTREC_GPU": f"--nodes=2 --output={tmp_path}/%j.log", "DISTREC_CPU": f"--output={tmp_path}/%j.log"}  # fmt: skip
+    told = call("bash", "slurm/pipeline.sh", *words, cwd=ROOT, env={**os.environ, **options})
+    jobs = dict(line.split() for line in told.splitlines())
+    assert list(jobs) == ["prepare", "embed", "quantize", "train", "evaluate"]
+    until(lambda: all(state(job) in ("COMPLETED", "FAILED", "CANCELLED") for job in jobs.values()), 400)
+    assert {name: state(job) for name, job in jobs.items()} == dict.fromkeys(jobs, "COMPLETED")
+    assert (tmp_path / "run/evaluate-test.json").exists()
+
+
+@pytest.mark.slow
 def test_a_job_without_a_run_folder_is_refused(cluster, tmp_path):
     job = submit(tmp_path, *WORDS)
     until(lambda: state(job) == "FAILED", 60)
