@@ -37,9 +37,8 @@ def join(config: Train, out: Path | None = None) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # ours; whatever a launch file says
     )
     if zero is not None:
-        zero.dschf = (
-            None  # by which transformers would cut a language model up as it reads it: it is sealed whole, first
-        )
+        # transformers would cut a language model up while it reads it: it is sealed whole, first
+        zero.dschf = None
     if accelerator.num_processes != asked:
         raise ValueError(
             f"{asked} processes were started but {accelerator.num_processes} joined: start them with torchrun"

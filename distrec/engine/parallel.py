@@ -45,14 +45,14 @@ class Copies:
         if accelerator is not None:
             self._wrapped, self._stepper = accelerator.prepare(model, optimizer)
 
-    def loss(self, batch: Batch) -> Tensor:
-        return self._wrapped(batch)
-
-    def backward(self, loss: Tensor, is_last: bool) -> None:
-        """Add to the gradient; `is_last`: of a step."""
+    def add(self, batch: Batch, scale: float, is_last: bool) -> Tensor:
+        """Add scale × the gradient of a batch's loss, which is given back; summed over processes with the last of a step."""
         assert self._accelerator is not None
+        # around the forward pass too: there DDP decides whether it will sum
         with contextlib.nullcontext() if is_last else self._accelerator.no_sync(self._wrapped):
-            self._accelerator.backward(loss)
+            loss = self._wrapped(batch)
+            self._accelerator.backward(loss * scale)
+        return loss.detach()
 
     def step(self, clip: float, is_finite: bool) -> float:
         """Clip, step, forget the gradient; its norm.  Nothing moves where loss or norm are not finite."""
@@ -114,14 +114,12 @@ class Zero:
         if self.stage == 3:
             self._keep_whole()
 
-    def loss(self, batch: Batch) -> Tensor:
-        with _bounded(self._patience):
-            return self._engine(batch)
-
-    def backward(self, loss: Tensor, is_last: bool) -> None:
+    def add(self, batch: Batch, scale: float, is_last: bool) -> Tensor:
         self._engine.set_gradient_accumulation_boundary(is_last)
         with _bounded(self._patience):
-            self._engine.backward(loss)
+            loss = self._engine(batch)
+            self._engine.backward(loss * scale)
+        return loss.detach()
 
     def step(self, clip: float, is_finite: bool) -> float:
         """DeepSpeed clips as it was told, and leaves a gradient that is not finite out by itself."""

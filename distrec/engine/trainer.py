@@ -170,10 +170,9 @@ class Trainer:
         for i, piece in enumerate(pieces):
             draws = np.random.SeedSequence([self.seed, self.progress.step, i, self.ranks.rank])
             torch.manual_seed(int(draws.generate_state(1)[0]))
-            loss = self.parallel.loss(piece.to(self.accelerator.device))
             # gradients are averaged over ranks; the mean over all targets is the sum over ranks ÷ n_targets
-            self.parallel.backward(loss * (self.ranks.size / n_targets), is_last=i == len(pieces) - 1)
-            total += loss.detach()
+            scale = self.ranks.size / n_targets
+            total += self.parallel.add(piece.to(self.accelerator.device), scale, is_last=i == len(pieces) - 1)
         return total
 
     def _meter(self) -> Meter:

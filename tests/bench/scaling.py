@@ -41,7 +41,7 @@ def worker(steps: int, n_items: int) -> None:
         batch = Batch(torch.arange(ROWS), items[0], every, items[1], every).to(accelerator.device)
         ranks.wait()
         started = time.perf_counter()
-        parallel.backward(parallel.loss(batch) / (ROWS * LENGTH), is_last)
+        parallel.add(batch, 1 / (ROWS * LENGTH), is_last)
         parallel.step(1.0, True)
         return time.perf_counter() - started
 

@@ -37,7 +37,7 @@ def metrics(folder):
     return [{k: v for k, v in line.items() if "@" in k} for line in lines if line["event"] == "valid"]
 
 
-KINDS = ["sasrec", "{}", '{"tune": "lora"}', '{"tfm": {"learn_cutoff": true}}']
+KINDS = ["sasrec", "{}", '{"tune": "lora"}', '{"tune": "full"}', '{"tfm": {"learn_cutoff": true}}']
 
 
 @pytest.mark.slow
