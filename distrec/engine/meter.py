@@ -4,9 +4,22 @@ import resource
 import time
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from distrec.runtime import Ranks
+
+_aten = torch.ops.aten
+_ATTENTION = {  # a processor's own, which torch does not count
+    _aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: (
+        sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+
+def flop_counter() -> FlopCounterMode:
+    """Of matrix products and attention."""
+    return FlopCounterMode(display=False, custom_mapping=_ATTENTION)
 
 
 class Meter:
@@ -27,8 +40,8 @@ class Meter:
 
     def count_flops(self) -> FlopCounterMode:
         """A context for the first step's passes on this rank."""
-        self.peak = _matmul_speed(self.device, self.dtype)
-        self.counter = FlopCounterMode(display=False)
+        self.peak = matmul_speed(self.device, self.dtype)
+        self.counter = flop_counter()
         return self.counter
 
     def counted(self, positions: int) -> None:
@@ -64,7 +77,7 @@ class Meter:
         self.started = time.perf_counter()
 
 
-def _matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a square product, the best of five."""
     n = 8192 if device.type == "cuda" else 1024
     a = torch.ones(n, n, device=device, dtype=dtype)

@@ -21,6 +21,7 @@ from distrec.data.batches import Batch
 from distrec.runtime import FAILED
 
 State = dict[str, Tensor]
+BUCKET = 500_000_000  # gradients that ZeRO sums at once, at most
 
 
 def stage(accelerator: Accelerator) -> int:
@@ -106,6 +107,9 @@ class Zero:
         """`patience`: seconds that a pass may take, waiting for others included."""
         plugin: Any = accelerator.state.deepspeed_plugin
         plugin.deepspeed_config["gradient_clipping"] = clip
+        # DeepSpeed takes the whole bucket at once; its own size is 2 GB
+        n_trained = sum(parameter.numel() for _, parameter in trained(model))
+        plugin.deepspeed_config["zero_optimization"]["reduce_bucket_size"] = min(BUCKET, n_trained)
         self.model, self.stage, self._patience = model, stage(accelerator), patience
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self._engine, _ = accelerator.prepare(model, optimizer)

@@ -8,6 +8,7 @@
   evaluate   rank a split again with a run's best checkpoint
   recommend  the best items for a file of histories
   audit      is there a leak?
+  plan       memory, disk, time and cost of a run, before anything is asked of a cluster
   doctor     is this machine, or this launch, fit for a job?
   config     print every key with its value
 
@@ -29,6 +30,7 @@ _JOBS = {
     "evaluate": "distrec.jobs.evaluate",
     "recommend": "distrec.jobs.recommend",
     "audit": "distrec.jobs.audit",
+    "plan": "distrec.jobs.plan",
     "doctor": "distrec.jobs.doctor",
     "config": "distrec.config",
 }

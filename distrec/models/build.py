@@ -15,7 +15,7 @@ from distrec.data.prepared import Prepared
 from distrec.models.backbone import Backbone
 from distrec.models.baselines.counting import ItemKnn, Markov, Popularity
 from distrec.models.frellm import Frellm
-from distrec.models.language.pretrained import open_decoder
+from distrec.models.language.pretrained import open_decoder, skeleton
 from distrec.models.sasrec import SasRec
 from distrec.models.tone import Tone
 
@@ -77,6 +77,34 @@ def build(
             decoder = open_decoder(backbone, config.backbone.dtype, config.backbone.quantise)
             torch.manual_seed(seed)  # whatever loading drew
             return Frellm(config, Backbone(config.backbone, config.tfm, decoder), **tables)
+
+
+def sketch(
+    config: knobs.Model,
+    n_items: int,
+    sizes: tuple[int, ...] = (),
+    widths: tuple[int, int] = (0, 0),
+    folder: Path = Path(),
+) -> nn.Module:
+    """The model that `config` names with shapes and no bytes, to reckon with; counting models have none.
+
+    `sizes`: codes of each place; `widths`: of the items' collaborative and text vectors; `folder`: of a language model, of
+    which the config alone is read.  Raises: ValueError for a counting model.
+    """
+    with torch.device("meta"):
+        match config:
+            case knobs.SasRec():
+                return SasRec(config, n_items)
+            case knobs.Tone() | knobs.Tiger():
+                ids = torch.empty(n_items, dtype=torch.int64)
+                return Tone(config, ItemCodes(torch.empty(n_items, len(sizes), dtype=torch.int32), sizes, ids, ids))
+            case knobs.Frellm():
+                backbone = Backbone(config.backbone, config.tfm, skeleton(folder, config.backbone.dtype))
+                if backbone.tfm is not None:
+                    backbone.tfm.forward = backbone.tfm.sketch
+                return Frellm(config, backbone, *(torch.empty(n_items, width) for width in widths))
+            case _:
+                raise ValueError(f"model.name={config.name} counts: it has nothing to train, and needs no GPU")
 
 
 def is_trained(model: nn.Module) -> bool:

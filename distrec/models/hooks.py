@@ -43,6 +43,12 @@ class Tfm(nn.Module):
         found = [(1 - c.beta) * identity + c.beta * matrices(segment, f, c.order, boundary) for f in cutoffs]
         return found * self.n_layers if len(found) == 1 else found
 
+    def sketch(self, segment: Int[Tensor, "B T"]) -> list[Float[Tensor, "B T T"]]:
+        """Matrices of the right number and shape, for tensors without bytes, whose lengths nobody can read."""
+        n_matrices = 1 if self.raw_cutoff is None else self.n_layers
+        found = [segment.new_empty((*segment.shape, segment.shape[1]), dtype=torch.float32) for _ in range(n_matrices)]
+        return found * (self.n_layers // n_matrices)
+
     def streams(self) -> list[Streamed]:
         """The causal filter of every layer for sequences that grow.   Raises: ValueError for one that sees what follows."""
         c = self.config

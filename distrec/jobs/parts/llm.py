@@ -54,8 +54,11 @@ def is_decoder(folder: Path) -> bool:
         return False
 
 
-def download(name: str, revision: str | None) -> Path:
-    """A model's folder from the hub, without pickled weights.   Raises: ValueError, one line, beginning with its name."""
+def download(name: str, revision: str | None, only: str | None = None) -> Path:
+    """A model's folder from the hub, without pickled weights; `only`: one file of it.
+
+    Raises: ValueError, one line, beginning with its name.
+    """
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"{name}: there is no such folder")
     from huggingface_hub import snapshot_download
@@ -63,7 +66,7 @@ def download(name: str, revision: str | None) -> Path:
 
     unneeded = ["*.bin", "*.h5", "*.msgpack", "*.ot", "*.ckpt", "*.pth", "onnx/*", "openvino/*", "original/*"]
     try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=unneeded))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=only, ignore_patterns=unneeded))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{name} is neither a folder nor to be had from the hub ({reason})") from None

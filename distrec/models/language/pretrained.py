@@ -15,7 +15,7 @@ from torch import nn
 
 from distrec.knobs import Backbone as Config
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -78,14 +78,14 @@ def check_use(folder: Path, config: Config, max_len: int) -> None:
             raise ValueError(f"model.backbone.lora_modules={wanted}: this model has {known}")
 
 
-def skeleton(folder: Path) -> nn.Module:
+def skeleton(folder: Path, dtype: str = "float32") -> nn.Module:
     """The decoder that a folder's config describes, without weights.   Raises: ValueError, one line, where it is none."""
     from transformers import AutoConfig, AutoModel
 
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         with torch.device("meta"):
-            model = AutoModel.from_config(config, trust_remote_code=False)
+            model = AutoModel.from_config(config, trust_remote_code=False, dtype=DTYPES[dtype])
     except Exception as error:  # each class checks its config in its own way
         raise ValueError(f"{folder}: config.json describes no model: {str(error).strip().splitlines()[0]}") from None
     if not isinstance(getattr(model, "layers", None), nn.ModuleList):
@@ -128,7 +128,7 @@ def open_decoder(folder: Path, dtype: str = "float32", quantise: str = "none", a
     from transformers.utils import logging
 
     check(folder)
-    kind = _DTYPES[dtype]
+    kind = DTYPES[dtype]
     settings: dict[str, Any] = {"dtype": kind, "attn_implementation": attention}
     if quantise == "nf4":
         settings["quantization_config"] = BitsAndBytesConfig(

@@ -134,11 +134,12 @@ def _tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
     )
 
 
-def _model(tokenizer: Any, d_model: int, n_layers: int, n_heads: int, seed: int) -> Any:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+def shape(vocabulary: int = 2048, d_model: int = 64, n_layers: int = 4, n_heads: int = 4) -> Any:
+    """The model's own config."""
+    from transformers import Qwen2Config
 
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
+    return Qwen2Config(
+        vocab_size=vocabulary,
         hidden_size=d_model,
         intermediate_size=3 * d_model,
         num_hidden_layers=n_layers,
@@ -146,10 +147,15 @@ def _model(tokenizer: Any, d_model: int, n_layers: int, n_heads: int, seed: int)
         num_key_value_heads=n_heads,
         max_position_embeddings=POSITIONS,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
         architectures=["Qwen2ForCausalLM"],
     )
+
+
+def _model(tokenizer: Any, d_model: int, n_layers: int, n_heads: int, seed: int) -> Any:
+    from transformers import Qwen2ForCausalLM
+
+    config = shape(len(tokenizer), d_model, n_layers, n_heads)
+    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
         return Qwen2ForCausalLM(config)

@@ -1,0 +1,169 @@
+"""What a model's passes take, without taking it: its own code, on tensors that have shapes and no bytes.
+
+Bytes are exact in what torch allocates: every storage counts from its birth to its end.  FLOPs are those of matrix
+products and attention, as torch counts them, by the type that they are computed in.  What kernels take inside, and what an
+allocator keeps in reserve, is not in it.
+"""
+
+import weakref
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from distrec.data.batches import Batch
+from distrec.engine.meter import flop_counter
+
+Flops = dict[torch.dtype, int]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """`peak`: bytes, the model's own included; `scores`: those of them that have a column an item; `scratch`: what the
+    optimiser's step takes beyond the peak of the passes."""
+
+    peak: int
+    scores: int
+    scratch: int = 0
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """`once`: FLOPs before the first user, of a table of items; `users`: of a block; `chunk`: of the block's scores."""
+
+    taken: Taken
+    once: Flops
+    users: Flops
+    chunk: Flops
+
+
+class Rehearsal:
+    """A model without bytes (models.build.sketch), put through its passes.
+
+    Every place of a batch holds an item, which is the most that a batch can take.
+    """
+
+    def __init__(self, model: nn.Module, n_items: int):
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._n_items = n_items
+        with self._mode:
+            self.model: Any = model.to_empty(device="cpu")
+
+    def train(self, rows: int, width: int, last_only: bool, pieces: int, autocast: bool) -> tuple[Taken, Flops]:
+        """Two optimiser steps (the first one makes the optimiser's state) of `pieces` batches; FLOPs of one batch.
+
+        `last_only`: the loss reads the last place alone.
+        """
+        self.model.train()
+        with self._mode, _AllCount(rows, width, last_only) as counting:
+            batch = counting.batch()
+            optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad])
+            taken, found = Taken(0, 0), Flops()
+            with Ledger(self.model, self._n_items) as ledger:
+                for _ in range(2):
+                    for _ in range(min(pieces, 2)):
+                        with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+                            loss = self.model(batch)
+                        loss.backward()
+                        found = ledger.read()
+                    passes = ledger.taken()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    taken = replace(passes, scratch=max(0, ledger.taken().peak - passes.peak))
+            return taken, found
+
+    @torch.no_grad()
+    def rank(self, rows: int, width: int, chunk: int) -> Ranked:
+        """A block of users against a chunk of items; all beams of them, where the model generates."""
+        self.model.eval()
+        with (
+            self._mode,
+            _AllCount(rows, width, last_only=True) as counting,
+            Ledger(self.model, chunk) as ledger,
+        ):
+            batch = counting.batch()
+            if not hasattr(self.model, "scorer"):
+                self.model.likelihood(batch, batch.targets[:, -1:].expand(-1, self.model.beams))
+                return Ranked(ledger.taken(), {}, ledger.read(), {})
+            self.model.scorer(batch)
+            first = ledger.read()
+            scorer = self.model.scorer(batch)
+            users = ledger.read()
+            scores = scorer(slice(0, chunk))
+            scores.sub_(scores[:, :1].clone()).sign_().sum(1)
+            once = {kind: first[kind] - users.get(kind, 0) for kind in first}
+            return Ranked(ledger.taken(), once, users, ledger.read())
+
+
+class Ledger(TorchDispatchMode):
+    """Counts what operators make, and what of it is still there."""
+
+    def __init__(self, model: nn.Module, columns: int):
+        super().__init__()
+        self._flops: Flops = {}
+        self._columns, self._counters = columns, flop_counter().flop_registry
+        self._now, self._scores = 0, 0
+        self._most = (0, 0)
+        self._known: dict[int, weakref.ref[Any]] = {}
+        for tensor in (*model.parameters(), *model.buffers()):
+            self._add(tensor)
+
+    def taken(self) -> Taken:
+        """At most, since the last asking."""
+        found, self._most = Taken(*self._most), (self._now, self._scores)
+        return found
+
+    def read(self) -> Flops:
+        """FLOPs since the last reading."""
+        found, self._flops = self._flops, {}
+        return found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        for tensor in made:
+            self._add(tensor)
+        if count := self._counters.get(func._overloadpacket):
+            kind = made[0].dtype
+            self._flops[kind] = self._flops.get(kind, 0) + count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = id(storage), storage.nbytes()
+        if key in self._known:
+            return
+        scores = size if tensor.ndim == 2 and tensor.shape[1] == self._columns else 0
+        self._known[key] = weakref.ref(storage, lambda _: self._remove(key, size, scores))
+        self._now, self._scores = self._now + size, self._scores + scores
+        self._most = max(self._most, (self._now, self._scores))
+
+    def _remove(self, key: int, size: int, scores: int) -> None:
+        self._known.pop(key)
+        self._now, self._scores = self._now - size, self._scores - scores
+
+
+class _AllCount(TorchFunctionMode):
+    """Whoever picks places of a batch by a mask gets them all, or the last of each row, without looking."""
+
+    def __init__(self, rows: int, width: int, last_only: bool):
+        super().__init__()
+        self._shape, self._n = (rows, width), rows if last_only else rows * width
+
+    def batch(self) -> Batch:
+        self._places = (torch.zeros(self._n, dtype=torch.int64), torch.zeros(self._n, dtype=torch.int64))
+        ids, mask = torch.zeros(self._shape, dtype=torch.int64), torch.ones(self._shape, dtype=torch.bool)
+        return Batch(user=ids[:, 0], items=ids, is_item=mask, targets=ids.clone(), is_target=mask.clone())
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
+            return args[0][self._places]
+        if func is torch.where and len(args) == 1:
+            return self._places
+        return func(*args, **(kwargs or {}))

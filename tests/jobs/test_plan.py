@@ -1,0 +1,118 @@
+"""What a run will take, told beforehand, against what it took."""
+
+import re
+
+import pytest
+import torch
+from conftest import ROOT
+from decoders import CLASSES, saved
+
+from distrec import config as cfg
+from distrec.data import batches, prepared
+from distrec.engine import budget
+from distrec.engine.budget import DEVICES, Weights
+from distrec.jobs import plan
+from distrec.jobs.parts import sizing
+from distrec.runtime import DONE, FAILED
+from distrec.settings import Schema
+
+DATA = ["data.synthetic.users=200", "data.synthetic.items=100"]
+SMALL = [*DATA, "train.batch_tokens=500", "train.epochs=1", "score.bootstrap=0"]
+
+
+def row(told, name):
+    """The cells of a line of the table."""
+    return re.search(rf"^ *{re.escape(name)} {{2,}}(.*)$", told, re.M)[1].split()
+
+
+def test_a_small_run_is_planned_and_fits(tmp_path, capsys):
+    assert plan.main([*SMALL, f"data.root={tmp_path}", "processes=1,2", "gpu=cpu", "usd_hour=2"]) == DONE
+    told = capsys.readouterr().out
+    assert row(told, "processes") == ["1", "2"]
+    assert row(told, "training, GiB")
+    assert "yes" in told
+    assert "USD" in told
+    assert "disk, GiB" in told
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_language_model_is_planned_by_its_config_alone(tmp_path, kind):
+    folder = saved(tmp_path / "llm", kind)
+    for weights in folder.glob("*.safetensors"):
+        weights.unlink()
+    words = [*SMALL, "model.name=frellm", f"model.backbone.path={folder}", "model.tfm.mode=causal"]
+    assert plan.main([*words, f"data.root={tmp_path}", "processes=1"]) == DONE
+
+
+@pytest.mark.parametrize(("name", "billions"), [("qwen2.5-7b", 7.07), ("llama-3.1-8b", 7.50), ("mistral-7b", 7.11)])
+def test_the_shipped_shapes_are_those_of_the_models(name, billions):
+    """Published totals are 7.62, 8.03 and 7.25 billion; the head (vocabulary × width), which nothing here needs, is left out."""
+    config = cfg.load(["model.name=frellm", f"model.backbone.path={ROOT / 'configs/backbone' / name}"])
+    model = sizing.sketched(config, 100, ROOT / "configs/backbone" / name)
+    assert sizing.weights(config, model).elements / 1e9 == pytest.approx(billions, abs=0.01)
+
+
+def test_what_does_not_fit_is_told_with_a_way_out(tmp_path, capsys):
+    words = [*SMALL, f"data.root={tmp_path}", "processes=1"]
+    assert plan.main([*words, "memory_gib=0.001"]) == FAILED
+    assert "nothing fits: " in capsys.readouterr().out
+    big = ["items=100000000", "users=1000000", "interactions=30000000", "model.d_model=128", "model.loss=bce"]
+    assert plan.main([*words, *big]) == FAILED
+    told = capsys.readouterr().out
+    assert float(row(told, "optimiser, GiB")[0]) == pytest.approx(8 * 1e8 * 128 / 2**30, rel=0.01)
+    assert "nothing fits: zero=2, or more" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["gpu=h1000"], "gpu"),
+        (["mfu=2"], "mfu"),
+        (["processes=0"], "processes"),
+        (["items=10"], "items, users and interactions are given together"),
+        (["model.name=markov"], "model.name=markov counts"),
+        (["train.lrr=1"], "did you mean 'train.lr'"),
+        (["zero=4"], "zero"),
+        (["model.name=frellm", "model.backbone.quantise=nf4", "model.backbone.tune=full"], "nf4 cannot be trained whole"),
+    ],
+)  # fmt: skip
+def test_wrong_words_are_refused_in_a_line(tmp_path, words, why):
+    with pytest.raises(ValueError, match=re.escape(why)) as told:
+        plan.main([*DATA, *words, f"data.root={tmp_path}"])
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("words", [["model.name=sasrec"], ["model.name=tiger", "train.batch_tokens=800"]])
+def test_the_steps_of_an_epoch_are_those_of_the_loop(tmp_path, words):
+    config = cfg.load([*DATA, *words, f"data.root={tmp_path}"])
+    found = sizing.sizes(config, (None, None, None))
+    data = prepared.load(prepared.prepare(config.data))
+    samples = batches.training(data, sizing.kind_of(config), config.model.max_len)
+    assert found.steps == len(batches.steps(samples, config.train.batch_tokens, 0, 3))
+    guessed = sizing.sizes(config, (found.items, found.users, found.interactions))
+    assert guessed.steps == pytest.approx(found.steps, rel=0.3)
+
+
+def test_zero_cuts_what_it_says():
+    held = Weights(frozen=14 * 10**9, elements=7 * 10**9, widest=0, trained=10**8)
+    whole, one, two, three = (budget.memory(held, stage, 8) for stage in range(4))
+    assert whole["optimiser"] == 8e8
+    assert one["optimiser"] == pytest.approx((8e8 + 4e8) / 8)
+    assert one["gradients"] == pytest.approx(4e8 * 9 / 8)
+    assert two["gradients"] == pytest.approx(4e8 / 8)
+    assert three["frozen"] < whole["frozen"] / 3
+    assert budget.memory(held, 2, 8, is_offloaded=True)["optimiser"] == 0
+
+
+def test_time_is_products_over_speed_and_exchange_over_the_link():
+    at = DEVICES["a100"]
+    assert budget.seconds({torch.bfloat16: 312 * 10**12, torch.float32: 195 * 10**11}, at, 0.5) == pytest.approx(4)
+    held = Weights(0, 0, 0, trained=75 * 10**9 // 2)
+    assert budget.exchange(held, 0, 1, at, 8, 1) == 0
+    assert budget.exchange(held, 0, 8, at, 8, 1) == pytest.approx(1 * 7 / 8)
+    assert budget.exchange(held, 0, 16, at, 8, 1) > 10 * budget.exchange(held, 0, 8, at, 8, 1)
+
+
+def test_the_cluster_of_the_words():
+    found = plan.device(Schema(plan.Cluster, {}).load(["gpu=h100", "memory_gib=40", "tflops=100", "gb_s=3"]))
+    assert (found.gib, found.bf16, found.inside, found.between) == (40, 1e14, 3e9, 3e9)
