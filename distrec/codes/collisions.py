@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int
+from scipy.stats import poisson
 from torch import Tensor
 
 
@@ -17,6 +18,19 @@ def check_space(sizes: Sequence[int]) -> None:
         raise ValueError(
             f"{' × '.join(map(str, sizes))} codes exceed 63 bits: take fewer levels (codes.levels) or codes (codes.size)"
         )
+
+
+def expected_shared(n: int, cells: float) -> float:
+    """The share of n items that share all their codes with another, drawn evenly from so many cells: 1 − (1 − 1/cells)^(n−1).
+
+    Real codes are uneven: take the product of the levels' perplexities for `cells`.
+    """
+    return -math.expm1((n - 1) * math.log1p(-1 / cells)) if cells > 1 else float(n > 1)
+
+
+def expected_largest(n: int, cells: float) -> int:
+    """The largest bucket of n such items: the least k with fewer than one cell of more, as Poisson(n / cells) has it."""
+    return int(poisson.isf(min(1.0, 1 / cells), n / cells))
 
 
 def pack(codes: Int[Tensor, "I L"], sizes: Sequence[int]) -> Int[Tensor, " I"]:
