@@ -147,7 +147,7 @@ class Zero:
         self._link()
         found = {}
         for name, parameter in self._parameters.items():
-            for key, value in state.items():
+            for key, value in sorted(state.items()):  # one order on all processes, which gather each together
                 counts = value.ndim == 0
                 found[f"{name}/{key}"] = (value if counts else whole(parameter, key)).clone()
         return found

@@ -5,11 +5,13 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from decoders import frellm, saved
 from loops import SASREC, fit, losses, trainer
 from ranks import run_on
 
 from distrec.models.build import build
+from distrec.runtime import Ranks
 
 pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install 'distrec[deepspeed]'")
 
@@ -94,6 +96,21 @@ def test_a_resumed_run_is_bit_for_bit_the_whole_one(small, tmp_path, stage):
     for (_, one), (_, two) in zip(run_on(2, under(stage, lambda: share("cut"))), whole, strict=True):
         assert one.keys() == two.keys()
         assert all(np.array_equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_moments_are_put_together_by_name_in_whatever_order_a_process_holds_them(small, tmp_path, stage):
+    def share():
+        parallel = fit(small, tmp_path / str(stage), epochs=1).parallel
+        before, states = parallel.moments(), parallel._inner.state
+        if Ranks.here().rank == 1:
+            for flat, state in states.items():
+                states[flat] = dict(reversed(state.items()))
+        after = parallel.moments()
+        return [key for key in before.keys() | after.keys() if not torch.equal(before[key], after[key])]
+
+    assert run_on(2, under(stage, share)) == [[], []]
 
 
 @pytest.mark.slow
