@@ -151,6 +151,8 @@ class Stop:
     def _ask(self, number: int, _frame: Any) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.asked:
+            return
         self.asked = True
         name = signal.Signals(number).name
         os.write(2, f"\n{name}: finishing this step, then saving (Ctrl-C again: leave at once)\n".encode())

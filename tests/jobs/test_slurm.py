@@ -130,16 +130,21 @@ def test_a_preempted_job_ends_as_the_one_that_was_not(cluster, tmp_path, launch)
     env = {"DISTREC_LAUNCH": launch}
     whole = submit(tmp_path, *words, f"out={tmp_path}/whole", **env)
     until(lambda: state(whole) == "COMPLETED", 240)
-    cut = submit(tmp_path, *words, f"out={tmp_path}/cut", **env)
-    journal = tmp_path / "cut/metrics.jsonl"
-    until(lambda: journal.exists() and '"epoch": 6' in journal.read_text(), 120)
-    call("scancel", "--batch", "--signal=USR1", cut)
-    log = tmp_path / f"{cut}.log"
-    until(lambda: "back into the queue" in log.read_text(), 60)
-    assert not (tmp_path / "cut/test.json").exists()
-    until(lambda: state(cut) == "COMPLETED", 240)
-    assert "resuming step-" in log.read_text()
-    assert hashes(tmp_path / "cut") == hashes(tmp_path / "whole")
+    for moment in ("as it starts", "as it trains"):
+        run = tmp_path / moment.replace(" ", "-")
+        job = submit(tmp_path, *words, f"out={run}", **env)
+        log, journal = tmp_path / f"{job}.log", run / "metrics.jsonl"
+        if moment == "as it starts":  # its processes do not listen yet
+            until(log.exists, 30)
+        else:
+            until(lambda journal=journal: journal.exists() and '"epoch": 6' in journal.read_text(), 120)
+        call("scancel", "--batch", "--signal=USR1", job)
+        until(lambda log=log: "back into the queue" in log.read_text(), 60)
+        assert (run / "checkpoints").exists()
+        assert not (run / "test.json").exists()
+        until(lambda job=job: state(job) == "COMPLETED", 240)
+        assert "resuming step-" in log.read_text()
+        assert hashes(run) == hashes(tmp_path / "whole")
 
 
 @pytest.mark.slow
