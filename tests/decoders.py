@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from distrec import knobs
+from distrec.engine import compatibility
 from distrec.models.backbone import Backbone
 from distrec.models.frellm import Frellm
 from distrec.models.language.pretrained import open_decoder
@@ -22,6 +23,7 @@ CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
 }
+HELD = [{"quantise": held[0], "tune": held[1]} for held in compatibility.HELD if not compatibility.reason(*held)]
 
 
 def saved(folder, kind="qwen2", seed=0, width=64, layers=3):
@@ -44,10 +46,11 @@ def saved(folder, kind="qwen2", seed=0, width=64, layers=3):
     return folder
 
 
-def frellm(folder, mode="causal", n_items=60, tune="frozen", tfm=None, **settings):
+def frellm(folder, mode="causal", n_items=60, tune="frozen", quantise="none", tfm=None, **settings):
     tfm = {"mode": mode, **(tfm or {})}
-    config = knobs.Frellm(tfm=knobs.Filter(**tfm), backbone=knobs.Backbone(tune=tune), hidden=32, **settings)
+    backbone = knobs.Backbone(tune=tune, quantise=quantise)
+    config = knobs.Frellm(tfm=knobs.Filter(**tfm), backbone=backbone, hidden=32, **settings)
     torch.manual_seed(0)
     tables = torch.randn(n_items, 10), torch.randn(n_items, 24)
     torch.manual_seed(0)
-    return Frellm(config, Backbone(config.backbone, config.tfm, open_decoder(folder)), *tables)
+    return Frellm(config, Backbone(config.backbone, config.tfm, open_decoder(folder, quantise=quantise)), *tables)

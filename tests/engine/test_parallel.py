@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from decoders import frellm, saved
+from decoders import HELD, frellm, saved
 from loops import SASREC, fit, losses, trainer
 from ranks import run_on
 
@@ -39,7 +39,7 @@ def metrics(folder):
     return [{k: v for k, v in line.items() if "@" in k} for line in lines if line["event"] == "valid"]
 
 
-KINDS = ["sasrec", "{}", '{"tune": "lora"}', '{"tune": "full"}', '{"tfm": {"learn_cutoff": true}}']
+KINDS = ["sasrec", *map(json.dumps, HELD), '{"tfm": {"learn_cutoff": true}}']
 
 
 @pytest.mark.slow

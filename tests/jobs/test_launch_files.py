@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
-from decoders import saved
+from decoders import HELD, saved
+from loops import losses
 
 FILES = sorted(path.name for path in (ROOT / "launch").glob("*.yaml"))
 ON_CPU = [name for name in FILES if name.startswith(("cpu", "zero"))]
@@ -45,13 +47,17 @@ def place(tmp_path_factory):
     return folder, launch(folder, "cpu.yaml")
 
 
-def launch(folder, name):
-    out = folder / name.removesuffix(".yaml")
+def launched(folder, name, *words, options=(), **env):
     accelerate = str(Path(sys.executable).with_name("accelerate"))
-    done = subprocess.run(
-        [accelerate, "launch", "--config_file", str(ROOT / "launch" / name), str(ROOT / "distrec/train.py"), *WORDS, f"out={out}"],
-        cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    return subprocess.run(
+        [accelerate, "launch", "--config_file", str(ROOT / "launch" / name), *options, str(ROOT / "distrec/train.py"), *WORDS, *words],
+        cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", **env},
     )  # fmt: skip
+
+
+def launch(folder, name, *words):
+    out = folder / "-".join([name.removesuffix(".yaml"), *words])
+    done = launched(folder, name, *words, f"out={out}")
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "test.json").read_text())["full"]
 
@@ -62,3 +68,25 @@ def test_a_run_ends_alike_by_every_launch_file(place, name):
     folder, figures = place
     # two processes round otherwise: a near tie may fall to the other side
     assert launch(folder, name) == pytest.approx(figures, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_model_that_counts_is_the_same_under_zero(place):
+    """There is nothing that DeepSpeed could spread."""
+    assert launch(place[0], "zero2.yaml", "model.name=markov") == launch(place[0], "cpu.yaml", "model.name=markov")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held", HELD, ids=lambda held: "-".join(held.values()))
+def test_compiled_a_run_has_the_same_losses(place, held):
+    words = ["train.log_steps=1", *(f"model.backbone.{key}={value}" for key, value in held.items())]
+    curves = []
+    for backend in ("no", "aot_eager"):
+        out = place[0] / "-".join([*held.values(), backend])
+        done = launched(
+            place[0], "cpu.yaml", *words, f"out={out}", options=["--dynamo_backend", backend], TORCH_LOGS="dynamo"
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert ("torchdynamo start tracing" in done.stderr) == (backend != "no")
+        curves.append(losses(out))
+    np.testing.assert_allclose(*curves, rtol=1e-5)
