@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 DONE, FAILED, REFUSED, REQUEUE = 0, 1, 2, 75  # exit codes; 75: stopped by a signal after saving
+_PATIENCE = 5.0  # seconds that a process leaves the main one to say what is wrong
 
 
 @dataclass(frozen=True)
@@ -176,15 +178,22 @@ def run(main: Callable[[Sequence[str]], int | None], help_text: str | None = Non
         if os.environ.get("DISTREC_TRACEBACK"):
             traceback.print_exc()
         text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        rank = Ranks.here().rank
-        if rank and not getattr(error, "told", False):
-            print(f"error on rank {rank}: {text}", file=sys.stderr)
-        log(f"error: {text}")
+        _tell(text, getattr(error, "told", False))
         code = REFUSED
     except Exception:
         traceback.print_exc()
         code = FAILED
     _leave(code)
+
+
+def _tell(error: str, is_told: bool) -> None:
+    """One line of an error, from the main process where all met it: the first to end takes the others with it."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(_PATIENCE)
+        if not is_told:
+            print(f"error on rank {rank}: {error}", file=sys.stderr)
+    log(f"error: {error}")
 
 
 def _leave(code: int) -> None:

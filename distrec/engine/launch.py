@@ -15,8 +15,15 @@ from distrec.knobs import Train
 def join(config: Train, out: Path | None = None) -> Accelerator:
     """The accelerator of this launch.
 
-    Raises: ValueError when fewer processes joined than were started (each would train alone, silently).
+    Raises: ValueError when fewer processes joined than were started (each would train alone, silently), or when the
+    launch asks for another precision than the config.
     """
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", config.precision):
+        raise ValueError(
+            f"the launch says mixed_precision={precision}, the config train.precision={config.precision}: "
+            "leave it to train.precision"
+        )
     on_cpu = not torch.cuda.is_available()
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     # without find_unused_parameters DDP lays its buckets out anew after the first backward pass: a resumed run

@@ -182,14 +182,99 @@ def test_too_few_processes_joined_is_refused(monkeypatch):
         launch.join(knobs.Train())
 
 
-def test_two_jobs_in_one_folder_are_refused(tmp_path):
+def test_a_launch_of_another_precision_is_refused(monkeypatch):
+    from distrec.engine import launch
+
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    for precision in ("no", "bf16"):
+        with pytest.raises(ValueError, match=f"mixed_precision=fp16, the config train.precision={precision}"):
+            launch.join(knobs.Train(precision=precision))
+
+
+def two(*program, cwd):
+    """A program on two processes, which must not wait for each other for ever."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *program]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120, env=environment)
+
+
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_jobs_in_one_folder_are_refused(tmp_path, size):
     import fcntl
 
     (tmp_path / "runs/b").mkdir(parents=True)
     with (tmp_path / "runs/b/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        run = distrec("train", *SMALL, "out=runs/b", cwd=tmp_path, code=2)
-    assert "another process is training in runs/b" in run.stderr
+        if size == 1:
+            run = distrec("train", *SMALL, "out=runs/b", cwd=tmp_path, code=2)
+        else:
+            run = two(str(ROOT / "distrec/train.py"), *SMALL, "out=runs/b", cwd=tmp_path)
+            assert run.returncode != 0
+    assert run.stderr.count("another process is training in runs/b") == 1
+    assert not (tmp_path / "runs/b/checkpoints").exists()
+
+
+FAILING = """
+import os, sys, time
+from distrec.runtime import run
+
+def main(argv):
+    rank = os.environ["RANK"]
+    if rank == argv[0] or argv[0] == "all":
+        time.sleep(2 * (rank == "0"))  # the main one is late
+        raise ValueError("no such thing")
+    time.sleep(60)
+
+run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("who", "told"), [("all", "error: no such thing"), ("0", "error: no such thing"), ("1", "error on rank 1: no such thing")]
+)  # fmt: skip
+def test_what_ends_a_launch_is_told_once_whoever_met_it(tmp_path, who, told):
+    (tmp_path / "failing.py").write_text(FAILING)
+    ended = two("failing.py", who, cwd=tmp_path)
+    assert [line for line in ended.stderr.splitlines() if "no such thing" in line] == [told]
+
+
+def test_a_run_folder_that_cannot_be_written_to_is_told_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    places = ["file", "file/run"]
+    (tmp_path / "disk").mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro", "none", tmp_path / "disk"], capture_output=True, check=False
+    )
+    if mount.returncode == 0:  # permissions do not bind root
+        places += ["disk", "disk/run"]
+    try:
+        for out in places:
+            run = distrec("train", *SMALL, f"out={out}", cwd=tmp_path, code=2)
+            (line,) = run.stderr.splitlines()
+            assert line.startswith(f"error: out={out}: ")
+            assert line.endswith(f"{out.removesuffix('/run')} is no folder that can be written to")
+    finally:
+        if mount.returncode == 0:
+            subprocess.run(["umount", tmp_path / "disk"], check=True)
+    assert not (tmp_path / "artefacts").exists()
+
+
+def test_a_signal_after_the_work_is_ignored_as_before_it(tmp_path):
+    """A job's scheduler sends it again and again."""
+    program = (
+        "import os, signal\n"
+        "from distrec.runtime import Stop\n"
+        "with Stop() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    assert stop()\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    command = ["bash", "-c", 'trap "" USR1; exec "$0" -c "$1"', sys.executable, program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("finishing this step") == 1
 
 
 def test_a_broken_stamp_does_not_hide_whose_folder_it_is(tmp_path):

@@ -73,6 +73,19 @@ def test_another_backbone_is_not_taken_for_the_run_s(place, tmp_path):
     shutil.move(place / "elsewhere", place / "llm")
 
 
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("model.tfm.cutoff=0.5", "model.tfm.cutoff was 0.3, now 0.5"),
+        ("model.backbone.tune=lora", "model.backbone.tune was 'frozen', now 'lora'"),
+        ("data.synthetic.items=140", "data was"),
+    ],
+)
+def test_another_filter_training_or_catalogue_is_not_taken_for_the_run_s(place, word, named):
+    refused = distrec("train", *SMALL, *FRELLM, "model.backbone.path=llm", word, "out=run", cwd=place, code=2)
+    assert refused.stderr.splitlines()[-1].startswith(f"error: run holds another run ({named}")
+
+
 def test_a_sasrec_of_ones_own_is_taken_and_one_of_other_items_refused(place):
     run = next((place / "artefacts").glob("sasrec-*"))
     words = [*SMALL, *FRELLM, "model.backbone.path=llm", "train.epochs=1", f"model.items={run}"]
