@@ -162,6 +162,21 @@ def test_a_pipeline_runs_each_stage_after_the_one_before(cluster, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("launch", "program"), [("", "torchrun"), ("launch/zero2.yaml", "accelerate")])
+def test_a_node_that_never_comes_ends_the_job_and_is_named(cluster, tmp_path, launch, program):
+    real = Path(sys.executable).with_name(program)
+    (tmp_path / program).write_text(f'#!/bin/bash\n[ "$SLURM_NODEID" = 1 ] && exec sleep 600\nexec {real} "$@"\n')
+    (tmp_path / program).chmod(0o755)
+    env = {"DISTREC_BIN": str(tmp_path), "DISTREC_JOIN": "5", "DISTREC_LAUNCH": launch}
+    job = submit(tmp_path, *WORDS, f"out={tmp_path}/run", **env)
+    until(lambda: state(job) == "FAILED", 150)
+    log = (tmp_path / f"{job}.log").read_text()
+    assert "1/2 clients joined" in log
+    assert re.search(r"srun: error: n2: task 1: (Killed|Terminated)", log)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_a_job_without_a_run_folder_is_refused(cluster, tmp_path):
     job = submit(tmp_path, *WORDS)
     until(lambda: state(job) == "FAILED", 60)
