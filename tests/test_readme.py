@@ -40,7 +40,7 @@ def test_a_command_of_the_readme_is_understood(command, monkeypatch):
     given = [
         word
         for word in arguments(command)
-        if not word.startswith(("split=", "histories=", "k=", "ACCELERATE_USE_CPU="))
+        if not word.startswith(("split=", "histories=", "k=", "processes=", "usd_hour=", "ACCELERATE_USE_CPU="))
     ]
     config = cfg.load(given)
     assert cfg.dump(config)
