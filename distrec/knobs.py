@@ -288,6 +288,7 @@ class Train:
     eval_epochs: AtLeastOne = 1  # epochs between evaluations of the validation split
     patience: AtLeastOne = 10  # evaluations without a better NDCG@10 before stopping
     save_steps: AtLeastOne = 1000  # steps between checkpoints; every evaluation saves as well
+    async_save: bool = False  # write checkpoints while training goes on; needs host memory for a copy of what they hold
     log_steps: AtLeastOne = 50
     max_skips: AtLeastOne = 10  # non-finite steps in a row that end the run
     timeout_min: Positive = (

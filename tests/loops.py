@@ -31,7 +31,7 @@ def trainer(data, folder, model=SASREC, seed=0, **train):
         knobs.Score(bootstrap=0),
         net,
         data,
-        Checkpoints(folder / "checkpoints", {"a": 1}),
+        Checkpoints(folder / "checkpoints", {"a": 1}, config.async_save),
         Journal(folder / "metrics.jsonl", ranks),
         accelerator,
         ranks,

@@ -8,10 +8,12 @@ There is no random state to save: what a step draws is a pure function of (seed,
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 
@@ -42,25 +44,60 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder.  `made_by`: what must be equal for a checkpoint to be of this run."""
+    """The checkpoints of one run folder.  `made_by`: what must be equal for a checkpoint to be of this run.
 
-    def __init__(self, folder: Path, made_by: Mapping[str, Any]):
+    `is_async`: a save returns as soon as it has a copy; one thread commits it.  At most one commit is in flight, and who
+    reads, saves again, or leaves a `with` of this object waits for it.
+    """
+
+    def __init__(self, folder: Path, made_by: Mapping[str, Any], is_async: bool = False):
         self.folder = folder
         self.made_by = made_by
         self._was_read_back = False
+        self._thread = ThreadPoolExecutor(1) if is_async else None
+        self._flight: Future[None] | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """An error that is on its way already is not hidden by that of a commit."""
+        try:
+            self.wait()
+        except Exception as error:
+            if kind is None:
+                raise
+            log(f"WARNING: the latest checkpoint was not saved: {error}")
 
     def save(self, held: Parallel, progress: Progress, writes: bool = True) -> None:
         """Commit one checkpoint, then remove those that are neither among the latest nor the best of one of them.
 
         To be called by all processes, which put the parts together; one of them `writes`.
+
+        Raises: what wait() raises.
         """
         weights, moments = held.weights(), held.moments()
         if not writes:
             return
+        self.wait()
+        if self._thread is None:
+            self._commit(weights, moments, progress)
+        else:
+            self._flight = self._thread.submit(self._commit, _copied(weights), _copied(moments), replace(progress))
 
+    def wait(self) -> None:
+        """Until no commit is in flight.   Raises: what the last one raised, once."""
+        if self._flight is None:
+            return
+        failure = self._flight.exception()
+        self._flight = None
+        if failure is not None:
+            raise failure
+
+    def _commit(self, weights: State, moments: State, progress: Progress) -> None:
         def fill(scratch: Path) -> None:
-            (scratch / "model.safetensors").write_bytes(safetensors.torch.save(weights))
-            (scratch / "optimizer.safetensors").write_bytes(safetensors.torch.save(moments))
+            _write(scratch / "model.safetensors", weights)
+            _write(scratch / "optimizer.safetensors", moments)
             (scratch / "state.json").write_text(json.dumps(asdict(progress), indent=1))
 
         store.write(self.folder / progress.name, self.made_by, fill)
@@ -90,6 +127,7 @@ class Checkpoints:
         Raises: ValueError when all are corrupt, when the best one is, or when one is of another run: nothing
         starts over silently.
         """
+        self.wait()
         store.sweep(self.folder)
         for path in self._found():
             try:
@@ -119,6 +157,7 @@ class Checkpoints:
 
     def load(self, name: str, held: Parallel, only_weights: bool = False) -> Progress:
         """One checkpoint by name, verified, on however many processes it was saved."""
+        self.wait()
         path = self.folder / name
         store.verify(path, self.made_by)
         found = safetensors.torch.load_file(path / "model.safetensors")
@@ -135,6 +174,7 @@ class Checkpoints:
 
     def best(self) -> str:
         """The name of the best checkpoint so far.   Raises: ValueError when none was evaluated yet."""
+        self.wait()
         for path in self._found():
             store.verify(path)
             if name := json.loads((path / "state.json").read_text())["best_checkpoint"]:
@@ -144,6 +184,18 @@ class Checkpoints:
     def _found(self) -> list[Path]:
         """Latest first."""
         return sorted(self.folder.glob("step-*"), reverse=True)
+
+
+def _copied(state: State) -> State:
+    return {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
+
+
+def _write(path: Path, state: State) -> None:
+    """Without a copy and without the interpreter's lock, so that training goes on beside it.   Raises: OSError."""
+    try:
+        safetensors.torch.save_file(state, path)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path.parent.parent}: {error}") from None
 
 
 def _same(one: torch.Tensor, two: torch.Tensor) -> bool:

@@ -68,13 +68,10 @@ class Trainer:
         self.optimizer = optimizer
         self._resume()
         self.losses: list[float] = []
-        while self.progress.epoch < config.epochs and not self.progress.stopped_early:
-            if not self._epoch(stop):
-                self._save()
-                self.ranks.wait()  # none leaves before the main rank has saved
-                return False
-        self.ranks.wait()  # the last checkpoint is written before any rank reads it
-        return True
+        with self.checkpoints:
+            is_complete = self._epochs(stop)
+        self.ranks.wait()  # none leaves, or reads the last checkpoint, before the main rank has written it
+        return is_complete
 
     def _resume(self) -> None:
         """Go on from the checkpoint that the main rank found good.
@@ -89,6 +86,7 @@ class Trainer:
         self.journal.rewind(self.progress.step)
         if not name:
             self._save()
+            self.checkpoints.wait()  # a journal that tells of steps has a checkpoint beside it
 
     def _find_checkpoint(self) -> str | None:
         if not self.ranks.is_main:
@@ -100,6 +98,14 @@ class Trainer:
                 "remove the run folder to start again"
             )
         return name
+
+    def _epochs(self, stop: Callable[[], bool]) -> bool:
+        """Those that are left; False when asked to stop, and saved."""
+        while self.progress.epoch < self.config.epochs and not self.progress.stopped_early:
+            if not self._epoch(stop):
+                self._save()
+                return False
+        return True
 
     def _epoch(self, stop: Callable[[], bool]) -> bool:
         """The rest of the current epoch and its evaluation; False when asked to stop."""

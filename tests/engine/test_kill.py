@@ -31,14 +31,14 @@ MODELS = {
 }  # fmt: skip
 
 
-def start(size, folder, out, model="sasrec"):
+def start(size, folder, out, model="sasrec", *more):
     launcher = (
         [sys.executable]
         if size == 1
         else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
     )
     places = [f"data.root={folder}/artefacts", f"out={out}"]
-    command = [*launcher, str(ROOT / "distrec" / "train.py"), *SETTINGS, *MODELS[model], *places]
+    command = [*launcher, str(ROOT / "distrec" / "train.py"), *SETTINGS, *MODELS[model], *places, *more]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     log = (folder / "log.txt").open("ab")
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -64,15 +64,17 @@ def weights(out):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "is_async"), [*((model, False) for model in MODELS), ("sasrec", True)])
 @pytest.mark.parametrize("size", [1, 2])
-def test_killed_at_20_random_steps_it_ends_with_the_same_bits(tmp_path, size, model):
+def test_killed_at_20_random_steps_it_ends_with_the_same_bits(tmp_path, size, model, is_async):
+    """Where `is_async`, every other start saves so, as often as it can."""
     finished(size, tmp_path, tmp_path / "whole", model)
     total = step_of(tmp_path / "whole")
     assert total > 60
     out, kills = tmp_path / "killed", 0
     for target in sorted(random.Random(size).sample(range(1, total - 1), 20)):
-        run = start(size, tmp_path, out, model)
+        more = ["train.async_save=true", "train.save_steps=1"] if is_async and kills % 2 == 0 else []
+        run = start(size, tmp_path, out, model, *more)
         while step_of(out) < target and run.poll() is None:
             time.sleep(0.002)
         assert run.poll() is None, (tmp_path / "log.txt").read_text()[-3000:]

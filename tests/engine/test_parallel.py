@@ -10,6 +10,7 @@ from decoders import HELD, frellm, saved
 from loops import SASREC, fit, losses, trainer
 from ranks import run_on
 
+from distrec.data import store
 from distrec.models.build import build
 from distrec.runtime import Ranks
 
@@ -82,10 +83,11 @@ def test_what_was_saved_on_two_processes_goes_on_on_any_number(small, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_resumed_run_is_bit_for_bit_the_whole_one(small, tmp_path, stage):
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_resumed_run_is_bit_for_bit_the_whole_one(small, tmp_path, stage, is_async):
     def share(name, limit=99):
-        one = trainer(small, tmp_path / name)
+        one = trainer(small, tmp_path / name, save_steps=1, async_save=is_async and name == "cut")
         steps = iter(range(limit))
         finished = one.fit(lambda: next(steps, None) is None)
         state = one.parallel.weights() | one.parallel.moments()
@@ -96,6 +98,8 @@ def test_a_resumed_run_is_bit_for_bit_the_whole_one(small, tmp_path, stage):
     for (_, one), (_, two) in zip(run_on(2, under(stage, lambda: share("cut"))), whole, strict=True):
         assert one.keys() == two.keys()
         assert all(np.array_equal(one[key], two[key]) for key in one)
+    cut, uncut = (max((tmp_path / name / "checkpoints").glob("step-*")) for name in ("cut", "whole"))
+    assert store.read_stamp(cut) == store.read_stamp(uncut)  # and so each file
 
 
 @pytest.mark.slow

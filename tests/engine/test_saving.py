@@ -17,6 +17,7 @@ from distrec.engine.checkpoint import Checkpoints, Progress
 from distrec.engine.parallel import Copies
 
 MADE = {"data": "abc"}
+BOTH = pytest.mark.parametrize("is_async", [False, True])
 
 
 def model(width=64):
@@ -34,19 +35,24 @@ def at(net, n):
     return Progress(step=n, best_checkpoint=Progress(step=n - n % 5).name if n >= 5 else "")
 
 
-def child(folder, pipe):
-    """Save again and again, telling of each save that is done."""
+def child(folder, pipe, is_async):
+    """Save again and again, telling of each save that is done; the weights move on as soon as they may."""
     net, optimizer = model()
-    checkpoints = Checkpoints(folder, MADE)
+    checkpoints = Checkpoints(folder, MADE, is_async)
     found = checkpoints.latest_good()
     first = checkpoints.load(found, Copies(net, optimizer)).step + 1 if found else 0
-    for n in range(first, first + 10_000):
+    checkpoints.save(Copies(net, optimizer), at(net, first))
+    checkpoints.wait()
+    os.write(pipe, first.to_bytes(4, "big"))
+    for n in range(first + 1, first + 10_000):
         checkpoints.save(Copies(net, optimizer), at(net, n))
-        os.write(pipe, n.to_bytes(4, "big"))
+        at(net, -1)
+        os.write(pipe, (n - is_async).to_bytes(4, "big"))  # the one before is done for certain
 
 
 @pytest.mark.slow
-def test_killed_at_200_random_instants_of_saving_no_half_is_loaded_and_no_good_one_lost(tmp_path):
+@BOTH
+def test_killed_at_200_random_instants_of_saving_no_half_is_loaded_and_no_good_one_lost(tmp_path, is_async):
     torch.set_num_threads(1)
     draw, last, halves = random.Random(0), -1, 0
     for _ in range(200):
@@ -54,7 +60,7 @@ def test_killed_at_200_random_instants_of_saving_no_half_is_loaded_and_no_good_o
         pid = os.fork()
         if pid == 0:
             try:
-                child(tmp_path / "checkpoints", writer)
+                child(tmp_path / "checkpoints", writer, is_async)
             finally:
                 os._exit(1)
         os.close(writer)
@@ -79,16 +85,20 @@ def test_killed_at_200_random_instants_of_saving_no_half_is_loaded_and_no_good_o
     assert halves > 20  # they were hit while they saved
 
 
-def test_a_full_disk_keeps_the_last_good_one_and_says_so(tmp_path):
+@BOTH
+def test_a_full_disk_keeps_the_last_good_one_and_says_so(tmp_path, is_async):
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], check=False).returncode:  # fmt: skip
         pytest.skip("a small tmpfs can be mounted by root only")
     try:
         net, optimizer = model(128)  # 200 kB a save
-        checkpoints = Checkpoints(tmp_path / "checkpoints", MADE)
+        checkpoints = Checkpoints(tmp_path / "checkpoints", MADE, is_async)
         checkpoints.save(Copies(net, optimizer), at(net, 1))
+        checkpoints.wait()
         (tmp_path / "fill").write_bytes(bytes(700_000))
+        if is_async:
+            checkpoints.save(Copies(net, optimizer), at(net, 2))  # the next save tells
         with pytest.raises(OSError, match="No space left"):
-            checkpoints.save(Copies(net, optimizer), at(net, 2))
+            checkpoints.save(Copies(net, optimizer), at(net, 3))
         assert checkpoints.latest_good() == "step-00000001-0000"
         assert not list(checkpoints.folder.glob(".*.tmp"))
         (tmp_path / "fill").unlink()
@@ -98,22 +108,25 @@ def test_a_full_disk_keeps_the_last_good_one_and_says_so(tmp_path):
         subprocess.run(["umount", "-l", str(tmp_path)], check=False)
 
 
-def test_a_failing_disk_keeps_the_last_good_one(tmp_path, monkeypatch):
+@BOTH
+def test_a_failing_disk_keeps_the_last_good_one(tmp_path, monkeypatch, is_async):
     net, optimizer = model()
-    checkpoints = Checkpoints(tmp_path / "checkpoints", MADE)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", MADE, is_async)
     checkpoints.save(Copies(net, optimizer), at(net, 1))
+    checkpoints.wait()
 
     def fail(_handle):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(OSError, match="Input/output error"), checkpoints:
         checkpoints.save(Copies(net, optimizer), at(net, 2))
     monkeypatch.undo()
     assert checkpoints.latest_good() == "step-00000001-0000"
 
 
-def test_a_disk_that_gives_back_other_bytes_is_found_at_the_first_save(tmp_path, monkeypatch):
+@BOTH
+def test_a_disk_that_gives_back_other_bytes_is_found_at_the_first_save(tmp_path, monkeypatch, is_async):
     net, optimizer = model()
     write = store.write
 
@@ -126,8 +139,9 @@ def test_a_disk_that_gives_back_other_bytes_is_found_at_the_first_save(tmp_path,
         return write(target, made_by, spoilt)
 
     monkeypatch.setattr(store, "write", spoil)
-    with pytest.raises(OSError, match=r"model.safetensors does not read as it was written"):
-        Checkpoints(tmp_path / "checkpoints", MADE).save(Copies(net, optimizer), at(net, 1))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", MADE, is_async)
+    with pytest.raises(OSError, match=r"model.safetensors does not read as it was written"), checkpoints:
+        checkpoints.save(Copies(net, optimizer), at(net, 1))
 
 
 def test_a_run_folder_that_cannot_be_written_to_is_refused_before_work(tmp_path):

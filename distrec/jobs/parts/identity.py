@@ -12,6 +12,7 @@ from distrec.data import store
 _FREE = (
     "train.log_steps",
     "train.save_steps",
+    "train.async_save",
     "train.timeout_min",
     "train.trackers",
     "model.codes",
@@ -20,6 +21,7 @@ _FREE = (
     "model.backbone.revision",
     "model.backbone.checkpointing",
     "model.logits_mib",
+    "model.sasrec_train.async_save",
     "embed.encoder",
     "embed.revision",
     "embed.batch",

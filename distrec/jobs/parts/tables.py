@@ -75,7 +75,9 @@ def load(folder: Path, data: Prepared) -> dict[str, Tensor]:
 def _sasrec(work: Work, model: knobs.Frellm, train: Callable[[Work], Path | None]) -> Path | None:
     """A finished run of the SASRec that the config describes."""
     own = replace(work.config, model=model.sasrec, train=replace(model.sasrec_train, trackers=()), embed=knobs.Embed())
-    key = {"model": plain(own.model), "train": plain(own.train), "seed": own.seed, "data": work.data.stamp}
+    settings = plain(own.train)
+    del settings["async_save"]  # saved either way, it is the same run
+    key = {"model": plain(own.model), "train": settings, "seed": own.seed, "data": work.data.stamp}
     out = store.folder(own.data.root, "sasrec", key)
     log(f"SASRec for the items' collaborative vectors: {out}")
     return train(replace(work, config=replace(own, out=out)))

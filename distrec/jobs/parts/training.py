@@ -59,7 +59,7 @@ def train(work: Work) -> Path | None:
         journal = Journal(out / "metrics.jsonl", ranks)
         seen = None
         if is_trained(model):
-            checkpoints = Checkpoints(out / "checkpoints", made)
+            checkpoints = Checkpoints(out / "checkpoints", made, config.train.async_save)
             trainer = Trainer(
                 config.train, config.score, model, data, checkpoints, journal, accelerator, ranks, config.seed
             )
