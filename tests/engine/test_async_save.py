@@ -18,7 +18,9 @@ from distrec import config as cfg
 from distrec.data import store
 from distrec.engine.checkpoint import Checkpoints, Progress
 from distrec.engine.parallel import Copies
+from distrec.jobs.parts import tables
 from distrec.jobs.parts.identity import settings
+from distrec.jobs.parts.work import Work
 from distrec.runtime import Journal, Ranks
 
 TINY = [
@@ -269,3 +271,12 @@ def test_how_it_saves_is_no_part_of_what_a_run_is(key):
     one, two = (settings(cfg.load([*more, f"{key}.async_save={value}"])) for value in ("false", "true"))
     assert one == two
     assert not any("async" in name for name in one)
+
+
+def test_a_sasrec_that_is_there_is_found_however_it_would_be_saved(small):
+    def folder(value):
+        config = cfg.load(["model.name=frellm", f"model.sasrec_train.async_save={value}"])
+        work = Work(config, small, Ranks(), never, torch.device("cpu"))
+        return tables._sasrec(work, config.model, lambda own: own.config.out)
+
+    assert folder("false") == folder("true")
