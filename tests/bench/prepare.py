@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from distrec import config
+from distrec import knobs
 from distrec.data.raw import synthetic
 
 
@@ -54,7 +54,7 @@ def main(rows: int) -> None:
 
 
 def write(rows: int, path: str) -> None:
-    made = config.Synthetic(users=rows // 20, items=100_000, categories=50, mean_length=20.6)
+    made = knobs.Synthetic(users=rows // 20, items=100_000, categories=50, mean_length=20.6)
     log = synthetic.catalogue(made, np.random.default_rng(0))
     order = np.argsort(log.time, kind="stable")
     frame = pl.DataFrame({"user": log.user[order], "item": log.item[order], "time": log.time[order]})
