@@ -40,6 +40,8 @@ class Config:
         if isinstance(model, knobs.Frellm):
             _check_heads(model.sasrec, "model.sasrec")
             _check_frellm(model, self.train)
+        if self.score.shard_items and not isinstance(model, knobs.SasRec | knobs.Frellm):
+            raise ValueError("score.shard_items=true is for models that score by a table: sasrec, frellm")
         if data.source != "synthetic" and data.path is None and data.catalogue is None:
             raise ValueError(f"data.source={data.source} needs data.path=FOLDER_OR_FILE (or data.catalogue=NAME)")
         if data.source == "synthetic" and (data.path or data.items or data.catalogue):

@@ -377,3 +377,4 @@ class Score:
     mask_history: bool | None = None  # never the target itself; None: masked, but kept in what a model generates
     batch_users: AtLeastOne = 1024  # users ranked at once on a process: memory only, never the ranks
     bootstrap: Count = 1000  # resamples of the 95 % intervals; 0: none
+    shard_items: bool = False  # each process holds a share of the item table: memory and speed only, never the ranks

@@ -51,6 +51,16 @@ class Ranks:
         """The rows of an n-row table that this rank works on; sizes differ by at most one."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
+    def deal(self, group: Sequence[Any]) -> list[Any]:
+        """This rank's part of a group; where others have one more, the group's last again: all work equally often."""
+        rounds = -(-len(group) // self.size)
+        return [group[min(i * self.size + self.rank, len(group) - 1)] for i in range(rounds)]
+
+    def collect(self, own: list[Any], n: int) -> list[Any]:
+        """What the ranks made of the n parts of a group that was dealt, in the group's order."""
+        parts = self.gather(own)
+        return [parts[i % self.size][i // self.size] for i in range(n)]
+
     def main_first(self, build: Callable[[], Any]) -> Any:
         """build() on the main rank, then on the others (which find its files).
 

@@ -11,6 +11,7 @@ Every process of a launch takes its share: accelerate launch -m distrec.jobs.rec
   score.mask_history=true|false   leave out what a user has (default: yes, no where a model generates)
   data.root=… data.path=… model.codes=… model.backbone.path=…   where things lie now, if they were moved
   score.batch_users=1024   users at once: memory; scores may differ in their last digits
+  score.shard_items=true   the item table shared out over the processes: memory
 
 Example:  distrec recommend out=runs/beauty histories=new_users.jsonl k=5
 """
@@ -28,12 +29,15 @@ from tqdm import tqdm
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import histories
+from distrec.data.batches import Batch
 from distrec.data.histories import Histories
 from distrec.data.prepared import Prepared
 from distrec.engine import scoring
 from distrec.engine.launch import join
-from distrec.engine.listing import best_items
+from distrec.engine.listing import best_generated, best_scored
+from distrec.engine.shelf import Shelf
 from distrec.jobs.parts.assemble import best_of
+from distrec.models.ranking import CHUNK
 from distrec.runtime import Ranks, log, run
 
 _OWN = {"histories": "", "k": "10", "to": "", "among": "", "unknown": "refuse"}
@@ -46,6 +50,7 @@ _PLACES = (
     "model.backbone.path",
     "score.mask_history",
     "score.batch_users",
+    "score.shard_items",
 )
 
 
@@ -95,14 +100,25 @@ def listed(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if among is not None:
         among = model.index(device, among) if hasattr(model, "index") else among.to(device)
+    holders = ranks if score.shard_items else Ranks()
+    shelf = Shelf(model, data.n_items, CHUNK, holders, among) if hasattr(model, "scorer") else None
     lows = range(0, len(asked), score.batch_users)
+
+    def owned(low: int) -> Batch | None:
+        return asked.batch(slice(low, low + score.batch_users)).to(device) if drop else None
+
     own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    for low in tqdm(list(lows)[ranks.rank :: ranks.size], unit="batch", disable=not ranks.is_main, delay=2):
-        rows = slice(low, low + score.batch_users)
-        batch = asked.batch(rows, model.max_len).to(device)
-        owned = asked.batch(rows).to(device) if drop else None
-        items, scores = best_items(model, batch, k, data.n_items, among, owned)
-        own[low] = items.cpu(), scores.cpu()
+    for first in tqdm(range(0, len(lows), ranks.size), unit="batch", disable=not ranks.is_main, delay=2):
+        group = lows[first : first + ranks.size]
+        (mine,) = ranks.deal(group)
+        batch = asked.batch(slice(mine, mine + score.batch_users), model.max_len).to(device)
+        if shelf:
+            listed = group if score.shard_items else [mine]
+            found = best_scored(shelf, [batch], [owned(low) for low in listed], k)
+            own[mine] = found[listed.index(mine)]
+        else:
+            items, scores = best_generated(model, batch, k, data.n_items, among, owned(mine))
+            own[mine] = items.cpu(), scores.cpu()
     whole = {low: part for parts in ranks.gather(own) for low, part in parts.items()}
     items, scores = (torch.cat([whole[low][i] for low in lows]) for i in (0, 1))
     flat = pl.DataFrame(

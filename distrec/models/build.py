@@ -1,6 +1,6 @@
 """What a recommender is, and which one a config names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -19,16 +19,12 @@ from distrec.models.language.pretrained import open_decoder, skeleton
 from distrec.models.sasrec import SasRec
 from distrec.models.tone import Tone
 
-Scorer = Callable[[slice | Tensor], Float[Tensor, "B n"]]
-"""Scores of some items (a range of ids, or ids) for the users of one batch: a column an item, in a tensor of its own
-that the caller may overwrite."""
-
 
 class Recommender(Protocol):
     """Anything that can be trained by the one loop and ranked by the one scoring.
 
     `max_len`: the longest history it reads; `samples`: what it is trained on.  A model that scores every item also
-    has `scorer(batch) -> Scorer`; one that generates has `beams`, the most that it lists, and
+    has `scorer(batch) -> Scorer` (a TableModel by its states and vectors); one that generates has `beams`, the most that it lists, and
     `listings(batch)`: its lists by each way of decoding, its own way first, -1 where no item came out, and
     `likelihood(batch, items)`: its scores of given items.  `facts()`, where there is one, tells what its parts learnt.
     """

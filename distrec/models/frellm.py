@@ -10,7 +10,6 @@ the last place is the last item's, in windows padded on the left.
 Shapes: B users in a batch, T positions, D channels of the backbone, I items, N targets, M negatives.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -19,9 +18,8 @@ from torch import Tensor, nn
 
 from distrec.data.batches import Batch
 from distrec.knobs import Frellm as Config
-from distrec.models import softmax
+from distrec.models import ranking, softmax
 from distrec.models.backbone import Backbone, Whole
-from distrec.models.ranking import top_items
 
 _FULL = 65_536  # items up to which the softmax is taken over all of them
 
@@ -48,7 +46,7 @@ class ItemTable(nn.Module):
         return share * own + (1 - share) * told
 
 
-class Frellm(nn.Module):
+class Frellm(ranking.TableModel):
     """Scores by the inner product of the last state and the table that it read (tied)."""
 
     def __init__(
@@ -67,7 +65,6 @@ class Frellm(nn.Module):
             nn.init.zeros_(self.head.bias)
         self.dropout = nn.Dropout(config.dropout)
         self.is_full = config.loss == "full" or (config.loss is None and self.n_items <= _FULL)
-        self._known: Tensor | None = None
 
     @property
     def samples(self) -> str:
@@ -102,30 +99,23 @@ class Frellm(nn.Module):
         x = self.dropout(x)
         return self.norm(self.head(self.backbone(x, is_item.long()).to(x.dtype)))
 
-    def scorer(self, batch: Batch) -> Callable[[slice | Tensor], Float[Tensor, "B n"]]:
-        table = self.item_table()
+    def user_states(self, batch: Batch) -> Float[Tensor, "B D"]:
         items, is_item = batch.items[:, -self.max_len :], batch.is_item[:, -self.max_len :]
-        state = self.states(table[items], is_item)[:, -1].float()
-        return lambda items: state @ table[items].T
+        read, place = items.unique(return_inverse=True)
+        return self.states(self.table(read)[place], is_item)[:, -1].float()
 
-    def rank(self, batch: Batch, k: int) -> Int[Tensor, "B K"]:
-        return top_items(self.scorer(batch), self.n_items, k)[0]
-
-    def item_table(self) -> Float[Tensor, "I D"]:
-        """The table, worked out once after each change of mode."""
-        if self._known is None or self.training:
-            with torch.no_grad():
-                parts = [self.table(slice(low, low + _FULL)) for low in range(0, self.n_items, _FULL)]
-            self._known = torch.cat(parts).float()
-        return self._known
+    @torch.no_grad()
+    def item_vectors(self, items: slice | Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
+        ids = torch.arange(items.start, items.stop) if isinstance(items, slice) else items
+        found = torch.empty(len(ids), self.backbone.width, device=self.table.text.device)
+        for low in range(0, len(ids), ranking.PIECE):
+            piece = slice(low, low + ranking.PIECE)
+            found[piece] = self.table(ids[piece])
+        return found
 
     def check_seal(self, whole: Whole = nullcontext) -> None:
         """Raises: RuntimeError when the frozen backbone is not what was loaded."""
         self.backbone.check_seal(whole)
-
-    def train(self, mode: bool = True) -> "Frellm":
-        self._known = None  # what follows may change a weight, or has
-        return super().train(mode)
 
     @torch.no_grad()
     def facts(self) -> dict[str, float]:

@@ -1,32 +1,88 @@
-"""The best items of a model that can score any of them."""
+"""Models that score any item, and the best items by such scores.
 
-from collections.abc import Callable
+Shapes: B users in a batch, D channels, n items in a chunk, K items wanted, S places.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+
+from distrec.data.batches import Batch
 
 CHUNK = 65_536  # items scored at once
+PIECE = 1024  # rows of a table worked out at once; chunks are made of whole ones
+
+Scorer = Callable[[slice | Tensor], Float[Tensor, "B n"]]
+"""Scores of some items (a range of ids, or ids) for the users of one batch: a column an item, in a tensor of its own
+that the caller may overwrite."""
+
+
+class TableModel(nn.Module):
+    """Scores by the inner product of a user's state and an item's vector."""
+
+    n_items: int
+
+    def user_states(self, batch: Batch) -> Float[Tensor, "B D"]:
+        raise NotImplementedError
+
+    def item_vectors(self, items: slice | Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
+        """The table's rows in float32; of a range that begins with a piece, the same bits wherever it ends."""
+        raise NotImplementedError
+
+    def scorer(self, batch: Batch) -> Scorer:
+        return by_table(self.user_states(batch), self.item_vectors(slice(0, self.n_items)))
+
+    def rank(self, batch: Batch, k: int) -> Int[Tensor, "B K"]:
+        return top_items(self.scorer(batch), slice(0, self.n_items), k)[0]
+
+
+def by_table(states: Float[Tensor, "B D"], rows: Float[Tensor, "n D"], first: int = 0) -> Scorer:
+    """Scores of the items `first` … that the rows stand for."""
+
+    def of(items: slice | Tensor) -> Tensor:
+        is_range = isinstance(items, slice)
+        return states @ rows[slice(items.start - first, items.stop - first) if is_range else items - first].T
+
+    return of
 
 
 def top_items(
-    scorer: Callable[[slice | Tensor], Tensor], n_items: int, k: int, among: Int[Tensor, " S"] | None = None
+    scorer: Scorer, items: slice, k: int, masked: tuple[Int[Tensor, " S"], Int[Tensor, " S"]] | None = None
 ) -> tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]:
-    """(the k items with the highest scores, best first, of equal ones the lower id; their scores).
+    """(the k items of a range with the highest scores, best first, of equal ones the lower id; their scores).
 
-    `among`: the only items that may come out, ascending; all if None.
+    `masked`: (user, item) that get -inf.
     """
-    n = n_items if among is None else len(among)
-    best: Tensor | None = None
-    ids: Tensor | None = None
-    for low in range(0, n, CHUNK):
-        part = slice(low, min(low + CHUNK, n))
-        scores = scorer(part if among is None else among[part])
-        places = torch.arange(low, low + scores.shape[1], device=scores.device).expand_as(scores)
-        best = scores if best is None else torch.cat([best, scores], 1)
-        ids = places if ids is None else torch.cat([ids, places], 1)
+    best = scorer(slice(items.start, items.start))  # none yet
+    ids = torch.empty(best.shape, dtype=torch.int64, device=best.device)
+    masks = by_chunk(*masked, items, CHUNK) if masked else None
+    for nth, chunk in enumerate(chunks(items, CHUNK)):
+        scores = scorer(chunk)
+        if masks:
+            scores[masks[nth]] = -torch.inf
+        best = torch.cat([best, scores], 1)
+        ids = torch.cat([ids, torch.arange(chunk.start, chunk.stop, device=ids.device).expand_as(scores)], 1)
         order = best.argsort(dim=1, descending=True, stable=True)[:, :k]  # earlier columns have lower ids
         best, ids = best.gather(1, order), ids.gather(1, order)
-    assert ids is not None
-    assert best is not None
-    return (ids if among is None else among.to(ids.device)[ids]), best
+    return ids, best
+
+
+def chunks(items: slice, width: int) -> Iterator[slice]:
+    return (slice(low, min(low + width, items.stop)) for low in range(items.start, items.stop, width))
+
+
+def by_chunk(
+    rows: Int[Tensor, " S"], items: Int[Tensor, " S"], within: slice, width: int
+) -> list[tuple[Tensor, Tensor]]:
+    """(row, column inside the chunk) of the given places, for each chunk of a range; those beside it are left out."""
+    order = items.argsort()
+    rows, items = rows[order], items[order]
+    lows = torch.arange(within.start, within.stop, width, device=items.device)
+    edges = torch.searchsorted(items, torch.cat([lows, lows.new_tensor([within.stop])])).tolist()
+    return [
+        (rows[a:b], items[a:b] - low)
+        for (a, b), low in zip(pairwise(edges), range(within.start, within.stop, width), strict=True)
+    ]

@@ -5,8 +5,6 @@ Source: Kang & McAuley 2018 (arXiv 1808.09781); full softmax after Klenitskiy & 
 Shapes: B users in a batch, T positions (left-padded), D channels, I items, H heads, N targets.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -15,12 +13,12 @@ from torch import Tensor, nn
 from distrec.data.batches import Batch
 from distrec.knobs import SasRec as Config
 from distrec.models import softmax
-from distrec.models.ranking import top_items
+from distrec.models.ranking import TableModel
 
 _LOGITS_MIB = 1024  # that the softmax's logits take at once
 
 
-class SasRec(nn.Module):
+class SasRec(TableModel):
     """Scores ⟨h_t, e_i⟩, h_t the last block's state at t and e_i the input embedding of item i (tied).
 
     Deviation: normalises before each block and once at the end, where the paper's code normalises queries only.
@@ -61,17 +59,11 @@ class SasRec(nn.Module):
             x = block(x, sees[:, None])
         return self.norm(x)
 
-    def scorer(self, batch: Batch) -> Callable[[slice | Tensor], Float[Tensor, "B n"]]:
-        state = self.states(batch.items, batch.is_item)[:, -1].float()
-        table = self.item_table()
-        return lambda items: state @ table[items].T
+    def user_states(self, batch: Batch) -> Float[Tensor, "B D"]:
+        return self.states(batch.items, batch.is_item)[:, -1].float()
 
-    def rank(self, batch: Batch, k: int) -> Int[Tensor, "B K"]:
-        return top_items(self.scorer(batch), self.n_items, k)[0]
-
-    def item_table(self) -> Float[Tensor, "I D"]:
-        """The item embeddings, for models that build on them."""
-        return self.item.weight.detach().float()
+    def item_vectors(self, items: slice | Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
+        return self.item.weight.detach()[items].float()
 
     def _binary_loss(self, states: Float[Tensor, "N D"], targets: Int[Tensor, " N"], batch: Batch) -> Float[Tensor, ""]:
         """-log σ(positive) - log(1 - σ(negative)), the negatives uniform over items.

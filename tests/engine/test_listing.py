@@ -3,7 +3,7 @@
 import torch
 
 from distrec.data.batches import Batch
-from distrec.engine.listing import best_items
+from distrec.engine.listing import best_generated
 
 
 class Searched:
@@ -28,11 +28,11 @@ def batch_of(*lengths):
 def test_a_search_is_as_wide_as_the_user_s_own_history_takes():
     together, alone = Searched(), Searched()
     batch = batch_of(3, 100, 0, 40)
-    items, scores = best_items(together, batch, 5, 1000, None, batch)
+    items, scores = best_generated(together, batch, 5, 1000, None, batch)
     assert together.width == {0: 37, 1: 133, 2: 5, 3: 69}
     assert items.tolist() == [[n, n + 1, n + 2, n + 3, n + 4] for n in (3, 100, 0, 40)]
     assert bool(scores.isfinite().all())
-    best_items(alone, batch_of(3), 5, 1000, None, batch_of(3))
+    best_generated(alone, batch_of(3), 5, 1000, None, batch_of(3))
     assert alone.width == {0: 37}
-    best_items(alone, batch_of(3), 5, 1000, None, None)
+    best_generated(alone, batch_of(3), 5, 1000, None, None)
     assert alone.width == {0: 5}

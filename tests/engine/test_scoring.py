@@ -6,7 +6,7 @@ import torch
 from ranks import run_on
 
 from distrec import knobs
-from distrec.engine import metrics, scoring
+from distrec.engine import exact, metrics, scoring
 from distrec.models.build import build
 from distrec.runtime import Ranks
 
@@ -65,7 +65,7 @@ def rank(model, data, split="test", **score):
 def test_ranks_equal_brute_force_with_and_without_ties(small, split, mask, levels, monkeypatch):
     scores = torch.randint(levels, (small.n_users, small.n_items)).float()
     for chunk in (7, 64, 10_000):
-        monkeypatch.setitem(scoring.CHUNK, "cpu", chunk)
+        monkeypatch.setitem(exact.CHUNK, "cpu", chunk)
         ours = rank(Fixed(scores), small, split, mask_history=mask).rank
         np.testing.assert_array_equal(ours, brute(scores, small, split, mask))
 

@@ -57,7 +57,7 @@ def test_values_at_padding_change_nothing(model, small):
 def test_a_user_scores_the_same_alone_in_company_and_with_50_more_pads(model, small):
     batch = a_batch(small)
     with torch.no_grad():
-        together = model.scorer(batch)(slice(None))
+        together = model.scorer(batch)(slice(0, model.n_items))
         for row in (0, 5, 15):
             real = batch.is_item[row]
             alone = batches.Batch(
@@ -67,7 +67,7 @@ def test_a_user_scores_the_same_alone_in_company_and_with_50_more_pads(model, sm
                 batch.targets[row : row + 1][:, real],
                 real[real][None],
             )
-            torch.testing.assert_close(model.scorer(alone)(slice(None))[0], together[row], atol=1e-5, rtol=0)
+            torch.testing.assert_close(model.scorer(alone)(slice(0, model.n_items))[0], together[row], atol=1e-5, rtol=0)
             room = min(50, model.max_len - alone.items.shape[1])
             wider = batches.Batch(
                 alone.user,
@@ -76,7 +76,7 @@ def test_a_user_scores_the_same_alone_in_company_and_with_50_more_pads(model, sm
                 F.pad(alone.targets, (room, 0)),
                 F.pad(alone.is_target, (room, 0)),
             )
-            torch.testing.assert_close(model.scorer(wider)(slice(None))[0], together[row], atol=1e-5, rtol=0)
+            torch.testing.assert_close(model.scorer(wider)(slice(0, model.n_items))[0], together[row], atol=1e-5, rtol=0)
 
 
 def test_an_empty_history_gives_finite_scores(model, small):
@@ -87,7 +87,7 @@ def test_an_empty_history_gives_finite_scores(model, small):
         torch.zeros(1, 1, dtype=torch.long),
         torch.ones(1, 1, dtype=torch.bool),
     )
-    assert torch.isfinite(model.scorer(empty)(slice(None))).all()
+    assert torch.isfinite(model.scorer(empty)(slice(0, model.n_items))).all()
 
 
 def test_the_full_softmax_loss_is_minus_the_log_of_the_target_s_share(model, small):
@@ -151,13 +151,13 @@ def test_rank_lists_the_highest_scores_and_the_lower_id_of_equal_ones(model, sma
     batch = a_batch(small)
     with torch.no_grad():
         model.item.weight[10:20] = model.item.weight[10]
-        scores = model.scorer(batch)(slice(None))
+        scores = model.scorer(batch)(slice(0, model.n_items))
         expected = scores.argsort(dim=1, descending=True, stable=True)[:, :12]
         for chunk in (7, 64, 10_000):
             monkeypatch.setattr(ranking, "CHUNK", chunk)
             found = model.rank(batch, 12)
             assert torch.equal(scores.gather(1, found), scores.gather(1, expected))
-    ties, _ = ranking.top_items(lambda items: torch.zeros(2, 30)[:, items], 30, 5)
+    ties, _ = ranking.top_items(lambda items: torch.zeros(2, 30)[:, items], slice(0, 30), 5)
     assert ties.tolist() == [[0, 1, 2, 3, 4]] * 2
 
 

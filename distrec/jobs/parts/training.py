@@ -25,6 +25,7 @@ from distrec.jobs.parts.assemble import COUNTING, assemble, parts_of
 from distrec.jobs.parts.identity import check_settings, settings
 from distrec.jobs.parts.work import Work
 from distrec.models.build import is_trained
+from distrec.models.ranking import TableModel
 from distrec.runtime import Journal, Ranks, Stopped, log, write_atomically
 
 
@@ -75,7 +76,9 @@ def train(work: Work) -> Path | None:
         except Stopped:
             log("stopped before the test figures; the same command goes on from there")
             return None
-        items = model.item_table() if hasattr(model, "item_table") else None  # by all: ZeRO-3 gathers as it goes
+        items = (
+            model.item_vectors(slice(0, data.n_items)) if isinstance(model, TableModel) else None
+        )  # by all: ZeRO-3 gathers as it goes
         if ranks.is_main:
             finish(out, config, data, (items, seen), made, journal, report, table)
     if ranks.is_main:

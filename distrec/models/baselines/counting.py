@@ -5,8 +5,6 @@ Source: METHODS §0.9 and §4 of the project: a counting chain outranks several 
 Shapes: B users in a batch, T positions, I items.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from distrec.data.batches import Batch
 from distrec.data.prepared import Prepared
-from distrec.models.ranking import top_items
+from distrec.models.ranking import Scorer, top_items
 
 
 class _Counting(nn.Module):
@@ -30,9 +28,9 @@ class _Counting(nn.Module):
         raise TypeError(f"{type(self).__name__} counts; it has nothing to train")
 
     def rank(self, batch: Batch, k: int) -> Int[Tensor, "B K"]:
-        return top_items(self.scorer(batch), self.n_items, k)[0]
+        return top_items(self.scorer(batch), slice(0, self.n_items), k)[0]
 
-    def scorer(self, batch: Batch) -> Callable[[slice | Tensor], Float[Tensor, "B n"]]:
+    def scorer(self, batch: Batch) -> Scorer:
         raise NotImplementedError
 
 
@@ -44,7 +42,7 @@ class Popularity(_Counting):
         counts = np.bincount(data.item[data.is_train()], minlength=data.n_items)
         self.counts = torch.from_numpy(counts).float()
 
-    def scorer(self, batch: Batch) -> Callable[[slice | Tensor], Float[Tensor, "B n"]]:
+    def scorer(self, batch: Batch) -> Scorer:
         counts = self.counts.to(batch.items.device)
         return lambda items: counts[items].repeat(len(batch.items), 1)
 
@@ -59,7 +57,7 @@ class _Neighbours(_Counting):
     def weights(self, is_item: np.ndarray) -> np.ndarray:
         return is_item.astype(np.float64)
 
-    def scorer(self, batch: Batch) -> Callable[[slice | Tensor], Float[Tensor, "B n"]]:
+    def scorer(self, batch: Batch) -> Scorer:
         is_item = batch.is_item.cpu().numpy()
         weights = self.weights(is_item)[is_item]
         place = (np.where(is_item)[0], batch.items.cpu().numpy()[is_item])
