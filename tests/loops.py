@@ -18,7 +18,7 @@ def never():
     return False
 
 
-def trainer(data, folder, model=SASREC, seed=0, **train):
+def trainer(data, folder, model=SASREC, seed=0, shard_items=False, **train):
     PartialState._reset_state()
     AcceleratorState._reset_state(True)
     ranks = Ranks.here()
@@ -28,7 +28,7 @@ def trainer(data, folder, model=SASREC, seed=0, **train):
     net = build(model, data, seed) if isinstance(model, knobs.SasRec) else model
     return Trainer(
         config,
-        knobs.Score(bootstrap=0),
+        knobs.Score(bootstrap=0, shard_items=shard_items),
         net,
         data,
         Checkpoints(folder / "checkpoints", {"a": 1}, config.async_save),

@@ -82,8 +82,9 @@ def main(argv: Sequence[str]) -> None:
             f"k={k} is more than model.beams={model.beams}: searched with {k} beams, which may find better first items too"
         )
     among = allowed(Path(own["among"]), data) if own["among"] else None
-    found = listed(model, asked, k, among, config.score, data, ranks)
+    items, scores = listed(model, asked, k, among, config.score, data, ranks)
     if ranks.is_main:
+        found = named(asked, items, scores, data)
         _write(target, found)
         short = int((found["items"].list.len() < k).sum())
         log(
@@ -94,8 +95,8 @@ def main(argv: Sequence[str]) -> None:
 
 def listed(
     model: Any, asked: Histories, k: int, among: Any, score: knobs.Score, data: Prepared, ranks: Ranks
-) -> pl.DataFrame:
-    """user, items, scores, texts; in the order of the histories, on every rank."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(item ids, scores), best first; a row a history, in their order, on every rank."""
     drop = scoring.masks_history(score, model)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if among is not None:
@@ -113,14 +114,19 @@ def listed(
         (mine,) = ranks.deal(group)
         batch = asked.batch(slice(mine, mine + score.batch_users), model.max_len).to(device)
         if shelf:
-            listed = group if score.shard_items else [mine]
-            found = best_scored(shelf, [batch], [owned(low) for low in listed], k)
-            own[mine] = found[listed.index(mine)]
+            lists = group if score.shard_items else [mine]
+            found = best_scored(shelf, [batch], [owned(low) for low in lists], k)
+            own[mine] = found[lists.index(mine)]
         else:
             items, scores = best_generated(model, batch, k, data.n_items, among, owned(mine))
             own[mine] = items.cpu(), scores.cpu()
     whole = {low: part for parts in ranks.gather(own) for low, part in parts.items()}
     items, scores = (torch.cat([whole[low][i] for low in lows]) for i in (0, 1))
+    return items, scores
+
+
+def named(asked: Histories, items: torch.Tensor, scores: torch.Tensor, data: Prepared) -> pl.DataFrame:
+    """user, items, scores, texts; in the order of the histories."""
     flat = pl.DataFrame(
         {
             "row": torch.arange(len(asked)).repeat_interleave(items.shape[1]).numpy(),

@@ -11,6 +11,8 @@ from loops import SASREC, fit, losses, trainer
 from ranks import run_on
 
 from distrec.data import store
+from distrec.engine import exact, scoring
+from distrec.models import ranking
 from distrec.models.build import build
 from distrec.runtime import Ranks
 
@@ -130,3 +132,20 @@ def test_a_checkpoint_holds_no_frozen_weight(small, tmp_path):
     for stage in (0, 3):
         for trained, size in run_on(2, under(stage, share)):
             assert 12 * trained <= size <= 1.05 * 12 * trained + 8192
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("kind", ["sasrec", "{}"])
+def test_items_spread_unevenly_rank_as_whole_ones(small, tmp_path, monkeypatch, stage, kind):
+    saved(tmp_path / "llm", width=32, layers=2)
+    monkeypatch.setitem(exact.CHUNK, "cpu", 64)  # of three chunks one process has two
+    monkeypatch.setattr(ranking, "PIECE", 64)
+    monkeypatch.setattr(scoring, "BLOCK", 16)
+
+    def share(shard):
+        fit(small, tmp_path / str(shard), model=model(kind, small, tmp_path / "llm"), shard_items=shard)
+
+    for shard in (False, True):
+        run_on(2, under(stage, lambda shard=shard: share(shard)))
+    assert metrics(tmp_path / "True") == metrics(tmp_path / "False") != []

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from brute import brute
 from ranks import run_on
 
 from distrec import knobs
@@ -38,21 +39,6 @@ class Lister(torch.nn.Module):
 
     def rank(self, batch, k):
         return self.lists[batch.user][:, :k]
-
-
-def brute(scores, data, split, mask=True):
-    users, places = data.targets(split)
-    found = []
-    for u, place in zip(users, places, strict=True):
-        own = scores[u].clone()
-        target = int(data.item[place])
-        score = float(own[target])
-        if mask:
-            history = [i for i in data.item[data.start[u] : place] if i != target]
-            own[history] = -torch.inf
-        others = np.delete(own.numpy(), target)
-        found.append(1 + (others > score).sum() + (others == score).sum() / 2)
-    return np.array(found)
 
 
 def rank(model, data, split="test", **score):

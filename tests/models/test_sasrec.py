@@ -67,7 +67,9 @@ def test_a_user_scores_the_same_alone_in_company_and_with_50_more_pads(model, sm
                 batch.targets[row : row + 1][:, real],
                 real[real][None],
             )
-            torch.testing.assert_close(model.scorer(alone)(slice(0, model.n_items))[0], together[row], atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                model.scorer(alone)(slice(0, model.n_items))[0], together[row], atol=1e-5, rtol=0
+            )
             room = min(50, model.max_len - alone.items.shape[1])
             wider = batches.Batch(
                 alone.user,
@@ -76,7 +78,9 @@ def test_a_user_scores_the_same_alone_in_company_and_with_50_more_pads(model, sm
                 F.pad(alone.targets, (room, 0)),
                 F.pad(alone.is_target, (room, 0)),
             )
-            torch.testing.assert_close(model.scorer(wider)(slice(0, model.n_items))[0], together[row], atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                model.scorer(wider)(slice(0, model.n_items))[0], together[row], atol=1e-5, rtol=0
+            )
 
 
 def test_an_empty_history_gives_finite_scores(model, small):

@@ -25,8 +25,10 @@ from distrec.jobs.parts.assemble import COUNTING, assemble, parts_of
 from distrec.jobs.parts.identity import check_settings, settings
 from distrec.jobs.parts.work import Work
 from distrec.models.build import is_trained
-from distrec.models.ranking import TableModel
+from distrec.models.ranking import PIECE, TableModel
 from distrec.runtime import Journal, Ranks, Stopped, log, write_atomically
+
+_SCRATCH = ".item_table.tmp"
 
 
 def train(work: Work) -> Path | None:
@@ -76,9 +78,7 @@ def train(work: Work) -> Path | None:
         except Stopped:
             log("stopped before the test figures; the same command goes on from there")
             return None
-        items = (
-            model.item_vectors(slice(0, data.n_items)) if isinstance(model, TableModel) else None
-        )  # by all: ZeRO-3 gathers as it goes
+        items = item_table(model, out / _SCRATCH, ranks) if isinstance(model, TableModel) else None
         if ranks.is_main:
             finish(out, config, data, (items, seen), made, journal, report, table)
     if ranks.is_main:
@@ -122,6 +122,7 @@ def finish(
     """Export the item table, write the figures, stamp what the run is and what made it."""
     if items[0] is not None:
         store.make(out / "item_table", {**made, "fitted_on": "train"}, partial(save_table, *items))
+        (out / _SCRATCH).unlink()
     journal.write(event="test", **{key: report["full"][key] for key in ("hr@10", "ndcg@10")})
     report |= {"model": config.model.name, "seed": config.seed, "data": data.stamp}
     outcome.write(out, report, table)
@@ -133,7 +134,21 @@ def finish(
     store.stamp_files(out, provenance, ["config.yaml", "metrics.jsonl", "test.json", "ranks.parquet"])
 
 
+def item_table(model: TableModel, scratch: Path, ranks: Ranks) -> Tensor | None:
+    """All item vectors, on the main rank, in a mapped file: they need not fit into memory.   By all: ZeRO-3 gathers as
+    it goes."""
+    table = None
+    for low in range(0, model.n_items, PIECE):
+        rows = model.item_vectors(slice(low, min(low + PIECE, model.n_items)))
+        if ranks.is_main:
+            if table is None:
+                n = model.n_items * rows.shape[1]
+                table = torch.from_file(str(scratch), shared=True, size=n).view(model.n_items, -1)
+            table[low : low + len(rows)] = rows
+    return table
+
+
 def save_table(table: Tensor, seen: Any, folder: Path) -> None:
     """The item embeddings, one row an item id, for models that build on them; `seen`: how often training read each."""
-    tensors = {"item_table": table.detach().cpu().contiguous(), "seen": torch.from_numpy(seen)}
+    tensors = {"item_table": table, "seen": torch.from_numpy(seen)}
     safetensors.torch.save_file(tensors, folder / "item_table.safetensors")
