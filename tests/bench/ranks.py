@@ -17,7 +17,9 @@ import time
 import torch
 
 from distrec.engine import scoring
-from distrec.models.build import Scorer
+from distrec.engine.exact import exact_ranks
+from distrec.models.ranking import by_table
+from distrec.runtime import Ranks
 
 USERS, ITEMS, DIMS = 1_000, 1_000_000, 64
 
@@ -28,7 +30,8 @@ def main(rounds: int) -> None:
     table = torch.randn(ITEMS, DIMS, generator=generator)
     targets = torch.randint(ITEMS, (USERS,), generator=generator)
     blocks = states.split(scoring.BLOCK)
-    scorers: list[Scorer] = [lambda items, own=block: own @ table[items].T for block in blocks]
+    scorers = [by_table(block, table) for block in blocks]
+    wanted = list(targets[:, None].split(scoring.BLOCK))
     buffers = {width: torch.empty(USERS, width) for width in (1024, 2048, 4096, 8192, 16_384, 65_536)}
 
     def bare(width: int) -> None:
@@ -42,7 +45,8 @@ def main(rounds: int) -> None:
     ranks: list[torch.Tensor] = []
 
     def ours() -> None:
-        ranks[:] = scoring.exact_ranks(scorers, list(targets.split(scoring.BLOCK)), ITEMS, [None] * len(blocks))
+        found = exact_ranks(scorers, wanted, [None] * len(blocks), ITEMS, slice(0, ITEMS), Ranks())
+        ranks[:] = [rank for rank, _ in found]
 
     width = min(buffers, key=lambda w: seconds(lambda: bare(w)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
