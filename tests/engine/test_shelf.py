@@ -32,13 +32,13 @@ def chunked(request, monkeypatch):
 
 
 class Whole(ranking.TableModel):
-    """Whole numbers, so that every product is exact; keeps how many vectors it was asked for."""
+    """Whole numbers, so that every product is exact; keeps the ranges that it was asked for."""
 
     max_len = 20
 
     def __init__(self, data, levels):
         super().__init__()
-        self.n_items, self.asked = data.n_items, 0
+        self.n_items, self.asked = data.n_items, []
         generator = torch.Generator().manual_seed(levels)
         self.states = torch.randint(-levels, levels + 1, (data.n_users, 4), generator=generator).float()
         self.table = torch.randint(-levels, levels + 1, (data.n_items, 4), generator=generator).float()
@@ -47,9 +47,8 @@ class Whole(ranking.TableModel):
         return self.states[batch.user]
 
     def item_vectors(self, items):
-        found = self.table[items]
-        self.asked += len(found)
-        return found
+        self.asked.append(items)
+        return self.table[items]
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +107,12 @@ def test_ranks_equal_brute_force_with_ties_and_each_process_holds_its_share(smal
             others = np.take_along_axis(scores.numpy()[found.user], small.negatives[found.user].astype(int), 1)
             own = scores.numpy()[found.user, found.target][:, None]
             np.testing.assert_array_equal(found.sampled, 1 + (others > own).sum(1) + (others == own).sum(1) / 2)
-        held = [asked for _, asked in answers]
-        assert sum(held) == small.n_items
-        width = exact.CHUNK["cpu"]
-        assert max(held) <= -(-small.n_items // (width * size)) * width
+        held = [items for _, (items,) in answers]
+        edges = [items.start for items in held] + [small.n_items]
+        assert edges == [0, *(items.stop for items in held)]
+        assert all(edge % exact.CHUNK["cpu"] == 0 or edge == small.n_items for edge in edges)
+        chunks = [-(-(items.stop - items.start) // exact.CHUNK["cpu"]) for items in held]
+        assert max(chunks) - min(chunks) <= 1
 
 
 @pytest.mark.usefixtures("chunked")
