@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from distrec.data.batches import Batch
 from distrec.engine.meter import flop_counter
+from distrec.models.ranking import TableModel, by_table
 
 Flops = dict[torch.dtype, int]
 
@@ -35,10 +36,11 @@ class Taken:
 
 @dataclass(frozen=True)
 class Ranked:
-    """`once`: FLOPs before the first user, of a table of items; `users`: of a block; `chunk`: of the block's scores."""
+    """`per_item`: bytes of the item table; FLOPs: `table` of a chunk of it, `users` of a block, `chunk` of their scores."""
 
     taken: Taken
-    once: Flops
+    per_item: int
+    table: Flops
     users: Flops
     chunk: Flops
 
@@ -88,17 +90,17 @@ class Rehearsal:
             Ledger(self.model, chunk) as ledger,
         ):
             batch = counting.batch()
-            if not hasattr(self.model, "scorer"):
+            if not isinstance(self.model, TableModel):
                 self.model.likelihood(batch, batch.targets[:, -1:].expand(-1, self.model.beams))
-                return Ranked(ledger.taken(), {}, ledger.read(), {})
-            self.model.scorer(batch)
-            first = ledger.read()
-            scorer = self.model.scorer(batch)
+                return Ranked(ledger.taken(), 0, {}, ledger.read(), {})
+            before = ledger.now
+            vectors = self.model.item_vectors(slice(0, chunk))
+            per_item, table = (ledger.now - before) // chunk, ledger.read()
+            scorer = by_table(self.model.user_states(batch), vectors)
             users = ledger.read()
             scores = scorer(slice(0, chunk))
             scores.sub_(scores[:, :1].clone()).sign_().sum(1)
-            once = {kind: first[kind] - users.get(kind, 0) for kind in first}
-            return Ranked(ledger.taken(), once, users, ledger.read())
+            return Ranked(ledger.taken(), per_item, table, users, ledger.read())
 
 
 class Ledger(TorchDispatchMode):
@@ -108,7 +110,7 @@ class Ledger(TorchDispatchMode):
         super().__init__()
         self._flops: Flops = {}
         self._columns, self._counters = columns, flop_counter().flop_registry
-        self._now, self._scores = 0, 0
+        self.now, self._scores = 0, 0
         self._most = (0, 0)
         self._known: dict[int, weakref.ref[Any]] = {}
         for tensor in (*model.parameters(), *model.buffers()):
@@ -116,7 +118,7 @@ class Ledger(TorchDispatchMode):
 
     def taken(self) -> Taken:
         """At most, since the last asking."""
-        found, self._most = Taken(*self._most), (self._now, self._scores)
+        found, self._most = Taken(*self._most), (self.now, self._scores)
         return found
 
     def read(self) -> Flops:
@@ -141,12 +143,12 @@ class Ledger(TorchDispatchMode):
             return
         scores = size if tensor.ndim == 2 and tensor.shape[1] == self._columns else 0
         self._known[key] = weakref.ref(storage, lambda _: self._remove(key, size, scores))
-        self._now, self._scores = self._now + size, self._scores + scores
-        self._most = max(self._most, (self._now, self._scores))
+        self.now, self._scores = self.now + size, self._scores + scores
+        self._most = max(self._most, (self.now, self._scores))
 
     def _remove(self, key: int, size: int, scores: int) -> None:
         self._known.pop(key)
-        self._now, self._scores = self._now - size, self._scores - scores
+        self.now, self._scores = self.now - size, self._scores - scores
 
 
 class _AllCount(TorchFunctionMode):
@@ -166,4 +168,6 @@ class _AllCount(TorchFunctionMode):
             return args[0][self._places]
         if func is torch.where and len(args) == 1:
             return self._places
+        if func is Tensor.unique:  # all are, at most
+            return args[0].flatten(), torch.zeros_like(args[0])
         return func(*args, **(kwargs or {}))

@@ -16,6 +16,7 @@ Example:  distrec plan configs/data/beauty.yaml configs/model/frellm_causal.yaml
 Exit codes: 0 at least one of the shapes fits · 1 none does · 2 wrong usage or input.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,9 +32,10 @@ from distrec import knobs
 from distrec.engine import budget, compatibility
 from distrec.engine.budget import CONTEXT, DEVICES, SLACK, Device, Weights
 from distrec.engine.checkpoint import KEEP
+from distrec.engine.exact import CHUNK
 from distrec.engine.meter import matmul_speed
 from distrec.engine.rehearsal import Ranked, Rehearsal
-from distrec.engine.scoring import BLOCK, CHUNK
+from distrec.engine.scoring import BLOCK
 from distrec.jobs.parts.sizing import Sizes, decoder, kind_of, sizes, sketched, weights
 from distrec.runtime import DONE, FAILED, run
 from distrec.settings import Schema
@@ -79,11 +81,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Plan:
-    """Of one number of processes: bytes by part while training, and of all parts while ranking; seconds."""
+    """Of one number of processes: bytes by part while training, of all parts while ranking and of the item table; seconds."""
 
     size: int
     parts: dict[str, float]
     ranking: float
+    table: float
     step: float
     exchange: float
     evaluation: float
@@ -139,19 +142,26 @@ def plan(config: cfg.Config, cluster: Cluster, at: Device, data: Sizes, model: M
     here = -(-rows // (size * pieces))
     taken, flops = model.rehearsal.train(here, data.longest, last_only, pieces, train.precision == "bf16")
     parts = budget.memory(held, cluster.zero, size, cluster.offload) | {"item vectors": float(model.vectors)}
-    ranking = sum(parts.values()) - parts["gradients"] + ranked.taken.peak - model.own + held.widest
+    holders = size if config.score.shard_items else 1
+    share = min(data.items, math.ceil(math.ceil(data.items / model.chunk) / holders) * model.chunk)  # whole chunks
+    table = float(ranked.per_item * share)
+    lasting = sum(parts.values()) - parts["gradients"]
+    ranking = lasting + ranked.taken.peak - model.own + table - ranked.per_item * model.chunk + held.widest
     # the rehearsal counts gradients whole, beside activations that die as they come
     parts["activations"] = max(0.0, taken.peak - model.own - 12.0 * held.trained - taken.scores) + held.widest
     parts["scores"] = float(taken.scores)
     parts["optimiser's scratch"] = taken.scratch / (size if cluster.zero else 1)
-    blocks = -(-data.users // (BLOCK * size))
+    blocks = -(-data.users // BLOCK)
     evaluation = budget.total(
-        ranked.once, budget.scaled(ranked.users, blocks), budget.scaled(ranked.chunk, blocks * data.items / model.chunk)
+        budget.scaled(ranked.table, share / model.chunk),
+        budget.scaled(ranked.users, -(-blocks // size)),
+        budget.scaled(ranked.chunk, -(-blocks * holders // size) * share / model.chunk),
     )
     return Plan(
         size,
         parts,
         ranking,
+        table,
         pieces * budget.seconds(flops, at, cluster.mfu),
         budget.exchange(held, cluster.zero, size, at, cluster.per_node, pieces),
         budget.seconds(evaluation, at, cluster.mfu),
@@ -197,6 +207,7 @@ def _table(config: cfg.Config, cluster: Cluster, at: Device, data: Sizes, plans:
     for name in plans[0].parts:
         rows[f"  {name}, GiB"] = [f"{each.parts[name] / _GIB:.2f}" for each in plans]
     rows["training, GiB"] = [f"{each.training / _GIB:.2f}" for each in plans]
+    rows["  item table, GiB"] = [f"{each.table / _GIB:.2f}" for each in plans]
     rows["ranking, GiB"] = [f"{each.ranking / _GIB:.2f}" for each in plans]
     held = [each.held(cluster.kind) / _GIB for each in plans]
     rows["  with driver and slack, GiB"] = [f"{gib:.2f}" for gib in held]
