@@ -31,7 +31,7 @@ slow: setup
 
 lint: setup
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check distrec tests
+	$(BIN)/ruff format --check distrec tune tests
 	$(BIN)/pyright
 
 clean:

@@ -1,0 +1,217 @@
+"""What a sweep found: a table, pictures, and the best point as a config that trains with one command."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import polars as pl
+from matplotlib.ticker import MaxNLocator
+
+from distrec import config as cfg
+from distrec.runtime import write_atomically
+from tune.space import Sweep
+from tune.trial import ENDED
+
+_INK = "#1f4e79"
+
+
+def ended(root: Path) -> list[dict[str, Any]]:
+    """What every trial of a folder came to, in the order of their points."""
+    found = [
+        json.loads(path.read_text(encoding="utf-8")) | {"folder": path.parent.name}
+        for path in (root / "trials").glob(f"*/{ENDED}")
+    ]
+    return sorted(found, key=lambda trial: (json.dumps(list(trial["point"].values())), trial["seed"]))
+
+
+def write(root: Path, sweep: Sweep, shared: Mapping[str, Any]) -> str:
+    """trials.parquet, trials.md, best.yaml and pictures; the table as text.   A point's value is the mean of its seeds."""
+    trials = ended(root)
+    keys = sorted({key for trial in trials for key in trial["point"]})
+    table = pl.DataFrame(
+        [
+            {key: _cell(trial["point"].get(key)) for key in keys}
+            | {name: trial[name] for name in ("seed", "status", "value", "epoch", "epochs", "why", "folder")}
+            | trial["valid"]
+            for trial in trials
+        ],
+        infer_schema_length=None,
+    )
+    table.write_parquet(root / "trials.parquet")
+    points = by_point(trials)
+    text = markdown(points, keys, sweep)
+    write_atomically(root / "trials.md", text)
+    if points and points[0]["mean"] is not None:
+        best = cfg.load([], {**shared, **points[0]["point"], "seed": points[0]["seeds"][0]})
+        head = f"# accelerate launch distrec/train.py {root}/best.yaml out=DIR\n# {sweep.metric} {points[0]['mean']:.4f} on the validation split, {len(points[0]['seeds'])} seed(s), best of {len(points)} points\n"
+        write_atomically(root / "best.yaml", head + cfg.dump(best))
+        curves(root, points, keys, sweep)
+        parallel(root, points, keys, sweep)
+        progress(root, trials, sweep)
+    return text
+
+
+def by_point(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the seeds of each point, the best first; points without a value last."""
+    groups: dict[str, dict[str, Any]] = {}
+    for trial in trials:
+        group = groups.setdefault(
+            json.dumps(trial["point"], sort_keys=True),
+            {"point": trial["point"], "seeds": [], "values": [], "status": []},
+        )
+        group["seeds"].append(trial["seed"])
+        group["status"].append(trial["status"])
+        group["values"].append(trial["value"])
+    for group in groups.values():
+        values = [value for value in group["values"] if value is not None]
+        group["mean"] = float(np.mean(values)) if len(values) == len(group["values"]) else None
+        group["std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return sorted(groups.values(), key=lambda group: -1.0 if group["mean"] is None else -group["mean"] - 1)
+
+
+def markdown(points: Sequence[Mapping[str, Any]], keys: Sequence[str], sweep: Sweep) -> str:
+    lines = [
+        f"{sweep.metric} on the validation split, over all items; {len(points)} points, seeds {', '.join(map(str, sweep.seeds))}",
+        "",
+        "| " + " | ".join([*keys, f"{sweep.metric}, mean", "std", "trials"]) + " |",
+        "|" + "---|" * (len(keys) + 3),
+    ]
+    for group in points:
+        cells = [_shown(group["point"].get(key)) for key in keys]
+        figures = ["–" if group[name] is None else f"{group[name]:.4f}" for name in ("mean", "std")]
+        status = ", ".join(f"{group['status'].count(each)} {each}" for each in sorted(set(group["status"])))
+        lines.append("| " + " | ".join([*cells, *figures, status]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def curves(root: Path, points: Sequence[Mapping[str, Any]], keys: Sequence[str], sweep: Sweep) -> None:
+    """One picture a knob: every point, and the best at each of its values; one line for each value of the second knob."""
+    known = [group for group in points if group["mean"] is not None]
+    for key in keys:
+        values = sorted({_cell(group["point"][key]) for group in known}, key=_order)
+        others = [other for other in keys if other != key]
+        figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+        places = _places(values)
+        if len(others) == 1 and len({_cell(g["point"][others[0]]) for g in known}) <= 8 and sweep.search == "grid":
+            for i, line in enumerate(sorted({_cell(group["point"][others[0]]) for group in known}, key=_order)):
+                own = sorted(
+                    (g for g in known if _cell(g["point"][others[0]]) == line),
+                    key=lambda g: _order(_cell(g["point"][key])),
+                )
+                xs = [places[_cell(group["point"][key])] for group in own]
+                colour = plt.get_cmap("viridis")(i / 8)
+                axes.errorbar(xs, [g["mean"] for g in own], [g["std"] or 0 for g in own], marker="o", color=colour, capsize=2, lw=1.4, label=_shown(line))  # fmt: skip
+            axes.legend(title=others[0], fontsize=8, title_fontsize=8)
+        else:
+            axes.plot(
+                [places[_cell(g["point"][key])] for g in known],
+                [g["mean"] for g in known],
+                "o",
+                color=_INK,
+                alpha=0.45,
+                label="a point",
+            )
+            if len(values) <= 20:
+                tops = [max(g["mean"] for g in known if _cell(g["point"][key]) == value) for value in values]
+                axes.plot([places[value] for value in values], tops, "-", color=_INK, label="best at this value")
+            axes.legend(fontsize=8)
+        if not _are_numbers(values):
+            axes.set_xticks(range(len(values)), [_shown(value) for value in values])
+        elif min(values) > 0 and max(values) / min(values) > 50:
+            axes.set_xscale("log")
+        _name(axes, key, f"{sweep.metric}, validation")
+        _save(figure, root / f"sensitivity-{key}.png")
+
+
+def parallel(root: Path, points: Sequence[Mapping[str, Any]], keys: Sequence[str], sweep: Sweep) -> None:
+    """Every point as a line through its values; the darker, the better."""
+    known = [group for group in points if group["mean"] is not None]
+    columns = [*keys, sweep.metric]
+    figure, axes = plt.subplots(figsize=(1.8 + 1.9 * len(columns), 3.8), layout="constrained")
+    heights, ticks = [], []
+    for key in columns:
+        cells = [group["mean"] if key == sweep.metric else _cell(group["point"][key]) for group in known]
+        kinds = sorted(set(cells), key=_order)
+        places = _places(kinds)
+        low, high = min(places.values()), max(places.values())
+        scale = {kind: (places[kind] - low) / (high - low) if high > low else 0.5 for kind in kinds}
+        heights.append([scale[cell] for cell in cells])
+        ticks.append([(scale[kind], _shown(kind)) for kind in ([kinds[0], kinds[-1]] if len(kinds) > 8 else kinds)])
+    for i in reversed(range(len(known))):
+        axes.plot(
+            range(len(columns)),
+            [height[i] for height in heights],
+            color=plt.get_cmap("viridis_r")(heights[-1][i]),
+            alpha=0.8,
+            lw=1.5,
+        )
+    for x, marks in enumerate(ticks):
+        axes.axvline(x, color="0.75", lw=0.8, zorder=0)
+        for y, text in marks:
+            axes.annotate(
+                text,
+                (x, y),
+                fontsize=7.5,
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.5},
+            )
+    axes.set_xticks(range(len(columns)), columns, fontsize=8)
+    axes.set_yticks([])
+    axes.set_xlim(-0.2, len(columns) - 0.6)
+    axes.spines[:].set_visible(False)
+    _save(figure, root / "parallel.png")
+
+
+def progress(root: Path, trials: Sequence[Mapping[str, Any]], sweep: Sweep) -> None:
+    """The best so far, trial by trial in the order in which they ended."""
+    order = sorted(trials, key=lambda trial: (root / "trials" / trial["folder"] / ENDED).stat().st_mtime)
+    values = np.array([np.nan if trial["value"] is None else trial["value"] for trial in order], dtype=float)
+    figure, axes = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
+    places = np.arange(1, len(values) + 1)
+    axes.plot(places, values, "o", color=_INK, alpha=0.45, label="a trial")
+    axes.step(places, np.fmax.accumulate(values), where="post", color=_INK, label="best so far")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=8)
+    _name(axes, "trials that have ended", f"{sweep.metric}, validation")
+    _save(figure, root / "best.png")
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, int | float | str | None) else json.dumps(value)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    return (isinstance(value, str), value if not isinstance(value, bool) else str(value))
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _places(values: Sequence[Any]) -> dict[Any, float]:
+    return {value: float(value) if _are_numbers(values) else float(i) for i, value in enumerate(values)}
+
+
+def _name(axes: Any, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

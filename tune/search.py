@@ -1,0 +1,269 @@
+"""The trials of a sweep, by Ray Tune: which comes next, where it runs, which is stopped early.
+
+Ray knows nothing that has to last: what a sweep has found stands in the trials' own folders.  A sweep that is started again
+leaves out those that have ended, goes on with those that have not, and tells the search what it knew.
+Deviation: Tuner.restore is not used, because it unpickles a folder's files.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+from distrec.runtime import log
+from tune.space import Dimension, Range, Sweep, told
+from tune.trial import Refused, Trial, command, environment, free_port, run
+
+VALUE = "value"  # what Ray compares: the best so far
+TRIAL = "trial"
+
+
+def join(sweep: Sweep) -> None:
+    """Start Ray on loopback with this sweep's share of the machine, or join a cluster by its token.
+
+    Raises: ValueError where no machine has what a trial asks for, or no cluster answers.
+    """
+    if sweep.address is None:
+        cpus, gpus = _needs(sweep)
+        n = sweep.concurrent * sweep.nodes
+        ray.init(
+            num_cpus=int(n * cpus),
+            num_gpus=int(n * gpus),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        ray.init(address=sweep.address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(f"sweep.address={sweep.address}: {str(error).strip().splitlines()[0]}") from None
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fit = [node for node in nodes if all(node.get(name, 0) >= n for name, n in zip(("CPU", "GPU"), _needs(sweep), strict=True))]  # fmt: skip
+    if len(fit) < sweep.nodes:
+        largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+        raise ValueError(
+            f"a trial takes {sweep.nodes} node(s) with {_asked(sweep)}; {len(fit)} of the cluster's {len(nodes)} have them "
+            f"(the largest: {largest.get('CPU', 0):.0f} cores, {largest.get('GPU', 0):.0f} GPUs)"
+        )
+
+
+def check_machine(sweep: Sweep, cores: int, gpus: int) -> None:
+    """Raises: ValueError where this machine has too little for the trials at a time."""
+    if sweep.nodes > 1:
+        raise ValueError(
+            f"sweep.nodes={sweep.nodes} wants a Ray cluster: sweep.address=ADDRESS (slurm/tune.sbatch starts one)"
+        )
+    needs = _needs(sweep)
+    for name, needed, there in (("cores", needs[0], cores), ("GPUs", needs[1], gpus)):
+        if sweep.concurrent * needed > there:
+            raise ValueError(
+                f"{sweep.concurrent} trial(s) at a time with {_asked(sweep)} each take {sweep.concurrent * needed} {name}; "
+                f"this machine has {there}: sweep.concurrent, sweep.processes, sweep.cpus, sweep.gpus"
+            )
+
+
+def _needs(sweep: Sweep) -> tuple[int, int]:
+    """(cores, GPUs) of a trial on a node."""
+    return sweep.processes * sweep.cpus, sweep.processes * sweep.gpus
+
+
+def _asked(sweep: Sweep) -> str:
+    cpus, gpus = _needs(sweep)
+    return f"{cpus} cores" + (f" and {gpus} GPUs" if gpus else "")
+
+
+def machine() -> tuple[int, int]:
+    """(cores, GPUs) of this one."""
+    import torch
+
+    return len(os.sched_getaffinity(0)), torch.cuda.device_count()
+
+
+def leave() -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def search(
+    sweep: Sweep, space: dict[str, Dimension], trials: Sequence[Trial], root: Path, tell: Callable[[Trial], None]
+) -> None:
+    """Run what has not ended; `tell` after each that has.
+
+    `trials`: all of a grid or of random points; of tpe those of earlier starts.
+    """
+    left = [trial for trial in trials if not trial.has_ended]
+    if sweep.search == "tpe":
+        space_of, algorithm, n = {}, _tpe(sweep, space, root), sweep.trials - (len(trials) - len(left))
+    else:
+        space_of, algorithm, n = {TRIAL: tune.grid_search([(t.point, t.seed) for t in left])}, None, 1
+    if n < 1 or (algorithm is None and not left):
+        return
+    tuner = tune.Tuner(
+        tune.with_resources(_watched(sweep, root), _bundles(sweep)),
+        param_space=space_of,
+        tune_config=tune.TuneConfig(
+            metric=VALUE,
+            mode="max",
+            num_samples=n,
+            search_alg=algorithm,
+            scheduler=_scheduler(sweep),
+            max_concurrent_trials=sweep.concurrent,
+        ),
+        run_config=tune.RunConfig(
+            storage_path=str(root.absolute() / "ray"),
+            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+            callbacks=[Teller(sweep, root, tell)],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+class Teller(tune.Callback):
+    """Writes down what a trial came to as soon as Ray is done with it."""
+
+    def __init__(self, sweep: Sweep, root: Path, tell: Callable[[Trial], None]):
+        self._sweep, self._root, self._tell = sweep, root, tell
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Ray stopped it early, where it has not ended by itself."""
+        self._end(trial, "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial, "failed")
+
+    def _end(self, trial: Any, status: str) -> None:
+        own = _trial(trial.config, self._sweep, self._root)
+        if not own.has_ended:
+            own.end(status, self._sweep.metric, why=_last_line(own) if status == "failed" else "")
+        self._tell(own)
+
+
+def _last_line(trial: Trial) -> str:
+    path = trial.folder / "log.txt"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    return next((line for line in reversed(lines) if line.strip()), "")[:300]
+
+
+def _trial(config: dict[str, Any], sweep: Sweep, root: Path) -> Trial:
+    point, seed = config[TRIAL] if TRIAL in config else (config, sweep.seeds[0])
+    return Trial.of(point, seed, root)
+
+
+def _watched(sweep: Sweep, root: Path) -> Callable[[dict[str, Any]], None]:
+    """What Ray runs in a worker for each trial."""
+    root = root.absolute()
+
+    def watched(config: dict[str, Any]) -> None:
+        trial = _trial(config, sweep, root)
+        best, status, why = float("-inf"), "done", ""
+        start, others = _start(sweep, trial)
+        try:
+            for line in run(start, environment(sweep), trial):
+                best = max(best, line[sweep.metric])
+                tune.report({VALUE: best, "epoch": line["epoch"]})
+        except Refused as error:
+            status, why = "refused", str(error)
+        finally:
+            for other in others:
+                ray.kill(other)
+        trial.end(status, sweep.metric, why)
+        if best == float("-inf"):
+            tune.report({VALUE: 0.0, "epoch": 0})
+
+    return watched
+
+
+def _start(sweep: Sweep, trial: Trial) -> tuple[list[str], list[Any]]:
+    """(the command of this node, the watchers of the trial's other nodes)."""
+    if sweep.nodes == 1:
+        return command(sweep, trial.words), []
+    address, port = ray.util.get_node_ip_address(), free_port()
+    group = ray.util.get_current_placement_group()
+    cpus, gpus = _needs(sweep)
+    others = []
+    for node in range(1, sweep.nodes):
+        strategy = PlacementGroupSchedulingStrategy(group, node)
+        other = Node.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=strategy).remote()
+        other.watch.remote(  # pyright: ignore[reportAttributeAccessIssue]
+            command(sweep, trial.words, node, address, port), environment(sweep), trial, node
+        )
+        others.append(other)
+    return command(sweep, trial.words, 0, address, port), others
+
+
+@ray.remote
+class Node:
+    """Another node of a trial."""
+
+    def watch(self, start: list[str], env: dict[str, str], trial: Trial, node: int) -> None:
+        own = Trial(trial.point, trial.seed, trial.folder / f"node-{node}", trial.shared)
+        for _ in run(start, env, own):
+            pass
+
+
+def _bundles(sweep: Sweep) -> Any:
+    cpus, gpus = _needs(sweep)
+    return tune.PlacementGroupFactory(
+        [{"CPU": cpus, "GPU": gpus}] * sweep.nodes, strategy="STRICT_SPREAD" if sweep.nodes > 1 else "PACK"
+    )
+
+
+def _scheduler(sweep: Sweep) -> Any:
+    if sweep.scheduler == "none":
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr="training_iteration", max_t=10**6, grace_period=sweep.grace, reduction_factor=sweep.reduction
+    )
+
+
+def _tpe(sweep: Sweep, space: dict[str, Dimension], root: Path) -> Any:
+    """Optuna's.  It keeps a journal, by which it knows what earlier starts found; what they left unfinished comes first."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+    from ray.tune.search.optuna import OptunaSearch
+
+    def of(dimension: Dimension) -> Any:
+        if not isinstance(dimension, Range):
+            return optuna.distributions.CategoricalDistribution(dimension)
+        if dimension.is_whole:
+            return optuna.distributions.IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+        return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(root / "optuna.jsonl")))
+    study = optuna.create_study(storage=storage, study_name="sweep", direction="maximize", load_if_exists=True)
+    known = len(study.trials)
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+    return OptunaSearch(
+        {key: of(each) for key, each in space.items()},
+        metric=VALUE,
+        mode="max",
+        sampler=optuna.samplers.TPESampler(seed=sweep.seed + known),  # else it would begin with the same points again
+        storage=storage,
+        study_name="sweep",
+    )
+
+
+def announce(trial: Trial, line: dict[str, Any]) -> None:
+    value = "–" if line["value"] is None else f"{line['value']:.4f}"
+    log(
+        f"{line['status']:<8} {value}  {told(trial.point)}, seed={trial.seed}"
+        + f"  ({line['why']})" * bool(line["why"])
+    )
