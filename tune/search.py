@@ -18,6 +18,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from distrec.runtime import log
 from tune.space import Dimension, Range, Sweep, told
@@ -196,10 +197,8 @@ def _start(sweep: Sweep, trial: Trial) -> tuple[list[str], list[Any]]:
     others = []
     for node in range(1, sweep.nodes):
         strategy = PlacementGroupSchedulingStrategy(group, node)
-        other = Node.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=strategy).remote()
-        other.watch.remote(  # pyright: ignore[reportAttributeAccessIssue]
-            command(sweep, trial.words, node, address, port), environment(sweep), trial, node
-        )
+        other: Any = Node.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=strategy).remote()
+        other.watch.remote(command(sweep, trial.words, node, address, port), environment(sweep), trial, node)
         others.append(other)
     return command(sweep, trial.words, 0, address, port), others
 
