@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from distrec import config as cfg
+from tune.space import load as space_of
 
 HOUSE = ROOT / "distrec"
 ORDER = [
@@ -41,7 +42,7 @@ DOORS = {
     "accelerate": ("runtime.py", "engine/", "train.py", "jobs/"),
     "deepspeed": ("runtime.py", "engine/", "train.py", "jobs/"),
     "matplotlib": ("jobs/",),
-    "ray": (),
+    "ray": (),  # tune/ alone
 }
 MATHEMATICS = {"torch", "numpy", "scipy", "jaxtyping"}
 
@@ -139,6 +140,13 @@ def test_nothing_is_unpickled_or_executed():
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_loads_survives_a_round_trip_and_opens_with_its_command(path, tmp_path):
+    if "tune" in path.parts:
+        model = "tone" if "tone" in path.stem else "frellm"
+        job, space = space_of([f"model.name={model}", str(path)])
+        assert space
+        assert str(job.sweep.out) == f"sweeps/{path.stem}"
+        assert "python tune/sweep.py" in path.read_text().splitlines()[0]
+        return
     extra = [] if "data" in path.parts else ["data.source=synthetic"]
     config = cfg.load([str(path), *extra])
     (tmp_path / "c.yaml").write_text(cfg.dump(config))

@@ -193,6 +193,7 @@ def _start(sweep: Sweep, trial: Trial) -> tuple[list[str], list[Any]]:
         return command(sweep, trial.words), []
     address, port = ray.util.get_node_ip_address(), free_port()
     group = ray.util.get_current_placement_group()
+    assert group is not None
     cpus, gpus = _needs(sweep)
     others = []
     for node in range(1, sweep.nodes):
