@@ -6,6 +6,7 @@ Deviation: Tuner.restore is not used, because it unpickles a folder's files.
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,8 +38,8 @@ def join(sweep: Sweep) -> None:
         cpus, gpus = _needs(sweep)
         n = sweep.concurrent * sweep.nodes
         ray.init(
-            num_cpus=int(n * cpus),
-            num_gpus=int(n * gpus),
+            num_cpus=math.ceil(n * cpus),
+            num_gpus=n * gpus,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -70,19 +71,19 @@ def check_machine(sweep: Sweep, cores: int, gpus: int) -> None:
     for name, needed, there in (("cores", needs[0], cores), ("GPUs", needs[1], gpus)):
         if sweep.concurrent * needed > there:
             raise ValueError(
-                f"{sweep.concurrent} trial(s) at a time with {_asked(sweep)} each take {sweep.concurrent * needed} {name}; "
+                f"{sweep.concurrent} trial(s) at a time with {_asked(sweep)} each take {sweep.concurrent * needed:g} {name}; "
                 f"this machine has {there}: sweep.concurrent, sweep.processes, sweep.cpus, sweep.gpus"
             )
 
 
-def _needs(sweep: Sweep) -> tuple[int, int]:
+def _needs(sweep: Sweep) -> tuple[float, int]:
     """(cores, GPUs) of a trial on a node."""
     return sweep.processes * sweep.cpus, sweep.processes * sweep.gpus
 
 
 def _asked(sweep: Sweep) -> str:
     cpus, gpus = _needs(sweep)
-    return f"{cpus} cores" + (f" and {gpus} GPUs" if gpus else "")
+    return f"{cpus:g} cores" + (f" and {gpus} GPUs" if gpus else "")
 
 
 def machine() -> tuple[int, int]:

@@ -42,7 +42,7 @@ class Sweep:
     concurrent: knobs.AtLeastOne = 1  # trials at a time
     processes: knobs.AtLeastOne = 1  # of a trial on a node
     nodes: knobs.AtLeastOne = 1  # of a trial
-    cpus: knobs.AtLeastOne = 1  # of a process
+    cpus: knobs.Positive = 1.0  # of a process
     gpus: knobs.Count = 0  # of a process
     launch: Path | None = None  # accelerate's file; None: torchrun, or plain Python for one process
     max_failures: knobs.Count = 3  # that a trial gets over: it goes on from its checkpoint

@@ -116,7 +116,7 @@ def command(sweep: Sweep, words: Sequence[str], node: int = 0, address: str = ""
 
 def environment(sweep: Sweep) -> dict[str, str]:
     """Its share of the machine."""
-    given = {"OMP_NUM_THREADS": str(sweep.cpus)}
+    given = {"OMP_NUM_THREADS": str(max(1, int(sweep.cpus)))}
     if not sweep.gpus:
         given |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     return {**os.environ, **given}
