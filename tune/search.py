@@ -166,14 +166,14 @@ def _trial(config: dict[str, Any], sweep: Sweep, root: Path) -> Trial:
 
 def _watched(sweep: Sweep, root: Path) -> Callable[[dict[str, Any]], None]:
     """What Ray runs in a worker for each trial."""
-    root = root.absolute()
+    root, cwd = root.absolute(), Path.cwd()  # Ray goes elsewhere
 
     def watched(config: dict[str, Any]) -> None:
         trial = _trial(config, sweep, root)
         best, status, why = float("-inf"), "done", ""
-        start, others = _start(sweep, trial)
+        start, others = _start(sweep, trial, cwd)
         try:
-            for line in run(start, environment(sweep), trial):
+            for line in run(start, environment(sweep), trial, cwd):
                 best = max(best, line[sweep.metric])
                 tune.report({VALUE: best, "epoch": line["epoch"]})
         except Refused as error:
@@ -188,7 +188,7 @@ def _watched(sweep: Sweep, root: Path) -> Callable[[dict[str, Any]], None]:
     return watched
 
 
-def _start(sweep: Sweep, trial: Trial) -> tuple[list[str], list[Any]]:
+def _start(sweep: Sweep, trial: Trial, cwd: Path) -> tuple[list[str], list[Any]]:
     """(the command of this node, the watchers of the trial's other nodes)."""
     if sweep.nodes == 1:
         return command(sweep, trial.words), []
@@ -200,7 +200,7 @@ def _start(sweep: Sweep, trial: Trial) -> tuple[list[str], list[Any]]:
     for node in range(1, sweep.nodes):
         strategy = PlacementGroupSchedulingStrategy(group, node)
         other: Any = Node.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=strategy).remote()
-        other.watch.remote(command(sweep, trial.words, node, address, port), environment(sweep), trial, node)
+        other.watch.remote(command(sweep, trial.words, node, address, port), environment(sweep), trial, node, cwd)
         others.append(other)
     return command(sweep, trial.words, 0, address, port), others
 
@@ -209,9 +209,9 @@ def _start(sweep: Sweep, trial: Trial) -> tuple[list[str], list[Any]]:
 class Node:
     """Another node of a trial."""
 
-    def watch(self, start: list[str], env: dict[str, str], trial: Trial, node: int) -> None:
+    def watch(self, start: list[str], env: dict[str, str], trial: Trial, node: int, cwd: Path) -> None:
         own = Trial(trial.point, trial.seed, trial.folder / f"node-{node}", trial.shared)
-        for _ in run(start, env, own):
+        for _ in run(start, env, own, cwd):
             pass
 
 

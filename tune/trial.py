@@ -122,8 +122,8 @@ def environment(sweep: Sweep) -> dict[str, str]:
     return {**os.environ, **given}
 
 
-def run(start: Sequence[str], env: Mapping[str, str], trial: Trial) -> Iterator[dict[str, Any]]:
-    """Each evaluation as it comes, from the first one.
+def run(start: Sequence[str], env: Mapping[str, str], trial: Trial, cwd: Path) -> Iterator[dict[str, Any]]:
+    """Each evaluation as it comes, from the first one.   `cwd`: where a config's paths begin, the sweep's own.
 
     Raises: Refused when the command's input is wrong or its loss is not finite; RuntimeError when its processes were
     killed or failed.  Whoever stops asking ends the processes: they save first.
@@ -133,7 +133,9 @@ def run(start: Sequence[str], env: Mapping[str, str], trial: Trial) -> Iterator[
     with (trial.folder / "log.txt").open("ab") as log:
         log.write(f"$ {shlex.join(start)}\n".encode())
         log.flush()
-        group = subprocess.Popen(start, env=env, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_along)
+        group = subprocess.Popen(
+            start, cwd=cwd, env=env, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_along
+        )
     told = 0
     try:
         while True:

@@ -5,11 +5,12 @@ weights and buffers), optimizer.safetensors and state.json, under the stamp that
 There is no random state to save: what a step draws is a pure function of (seed, step, rank).
 """
 
+import copy
 import json
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Progress:
     stale: int = 0  # evaluations since the best
     skips: int = 0  # non-finite steps in a row
     stopped_early: bool = False
+    losses: list[float] = field(default_factory=list)  # of the steps since the last line of the journal
 
     @property
     def name(self) -> str:
@@ -83,7 +85,9 @@ class Checkpoints:
         if self._thread is None:
             self._commit(weights, moments, progress)
         else:
-            self._flight = self._thread.submit(self._commit, _copied(weights), _copied(moments), replace(progress))
+            self._flight = self._thread.submit(
+                self._commit, _copied(weights), _copied(moments), copy.deepcopy(progress)
+            )
 
     def wait(self) -> None:
         """Until no commit is in flight.   Raises: what the last one raised, once."""

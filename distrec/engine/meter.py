@@ -49,8 +49,9 @@ class Meter:
             self.flops_per_position = self.counter.get_total_flops() / max(1, positions)
         self._restart()
 
-    def add(self, tokens: int, targets: int) -> None:
-        """Tokens and targets of one step, all ranks together."""
+    def add(self, tokens: int, targets: int, places: int) -> None:
+        """Of one step: tokens and targets on all ranks together, places with their padding on this one."""
+        self.places += places
         self.tokens += tokens
         self.targets += targets
 
@@ -63,7 +64,7 @@ class Meter:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         seconds = max(time.perf_counter() - self.started, 1e-9)
         tokens_per_s, targets_per_s = self.tokens / seconds, self.targets / seconds
-        mfu = self.flops_per_position * tokens_per_s / self.ranks.size / self.peak if self.counter else None
+        mfu = self.flops_per_position * self.places / seconds / self.peak if self.counter else None
         self._restart()
         return {
             "tokens_per_s": round(tokens_per_s, 1),
@@ -73,7 +74,7 @@ class Meter:
         }
 
     def _restart(self) -> None:
-        self.tokens = self.targets = 0
+        self.tokens = self.targets = self.places = 0
         self.started = time.perf_counter()
 
 

@@ -57,15 +57,20 @@ class Rehearsal:
         with self._mode:
             self.model: Any = model.to_empty(device="cpu")
 
-    def train(self, rows: int, width: int, last_only: bool, pieces: int, autocast: bool) -> tuple[Taken, Flops]:
+    def train(
+        self, rows: int, width: int, last_only: bool, pieces: int, autocast: bool, frees: bool = False
+    ) -> tuple[Taken, Flops]:
         """Two optimiser steps (the first one makes the optimiser's state) of `pieces` batches; FLOPs of one batch.
 
-        `last_only`: the loss reads the last place alone.
+        `last_only`: the loss reads the last place alone.  `frees`: each gradient is gone as soon as it is there, as
+        where another process takes it; no step is made of them.
         """
         self.model.train()
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        hooks = [p.register_post_accumulate_grad_hook(_forget) for p in (trained if frees else ())]
         with self._mode, _AllCount(rows, width, last_only) as counting:
             batch = counting.batch()
-            optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad])
+            optimizer = torch.optim.AdamW(trained)
             taken, found = Taken(0, 0), Flops()
             with Ledger(self.model, self._n_items) as ledger:
                 for _ in range(2):
@@ -78,7 +83,9 @@ class Rehearsal:
                     optimizer.step()
                     optimizer.zero_grad()
                     taken = replace(passes, scratch=max(0, ledger.taken().peak - passes.peak))
-            return taken, found
+        for hook in hooks:
+            hook.remove()
+        return taken, found
 
     @torch.no_grad()
     def rank(self, rows: int, width: int, chunk: int) -> Ranked:
@@ -149,6 +156,10 @@ class Ledger(TorchDispatchMode):
     def _remove(self, key: int, size: int, scores: int) -> None:
         self._known.pop(key)
         self.now, self._scores = self.now - size, self._scores - scores
+
+
+def _forget(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 class _AllCount(TorchFunctionMode):

@@ -67,7 +67,6 @@ class Trainer:
         self.parallel = spread(self.accelerator, self.model, optimizer, config.clip, 60 * config.timeout_min)
         self.optimizer = optimizer
         self._resume()
-        self.losses: list[float] = []
         with self.checkpoints:
             is_complete = self._epochs(stop)
         self.ranks.wait()  # none leaves, or reads the last checkpoint, before the main rank has written it
@@ -160,10 +159,10 @@ class Trainer:
         norm = self.parallel.step(self.config.clip, math.isfinite(loss))
         if math.isfinite(loss) and math.isfinite(norm):
             self.progress.skips = 0
-            self.losses.append(loss)
+            self.progress.losses.append(loss)
         else:
             self._skipped(rows, loss, norm)
-        self.meter.add(int(self.samples.lengths(rows).sum()), n_targets)
+        self.meter.add(int(self.samples.lengths(rows).sum()), n_targets, self.places)
         return bool(total[1] > 0)
 
     def _gradient(self, rows: np.ndarray, n_targets: int) -> Tensor:
@@ -172,6 +171,7 @@ class Trainer:
             self.data, self.samples, rows, self.config.micro_tokens, self.ranks.rank, self.ranks.size
         )
         self.model.train()
+        self.places = sum(piece.items.numel() for piece in pieces)
         total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for i, piece in enumerate(pieces):
             draws = np.random.SeedSequence([self.seed, self.progress.step, i, self.ranks.rank])
@@ -221,8 +221,8 @@ class Trainer:
 
     def _log(self, bar: tqdm, share: float) -> None:
         progress = self.progress
-        loss = float(np.mean(self.losses)) if self.losses else None
-        self.losses.clear()
+        loss = float(np.mean(progress.losses)) if progress.losses else None
+        progress.losses.clear()
         values = {"loss": loss, "lr": learning_rate(self.config, share), **self.meter.read()}
         bar.set_postfix(
             loss="skipped" if loss is None else f"{loss:.4f}",

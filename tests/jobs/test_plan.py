@@ -12,7 +12,7 @@ from distrec.data import batches, prepared
 from distrec.engine import budget
 from distrec.engine.budget import DEVICES, Weights
 from distrec.jobs import plan
-from distrec.jobs.parts import sizing
+from distrec.jobs.parts import estimate, sizing
 from distrec.runtime import DONE, FAILED
 from distrec.settings import Schema
 
@@ -29,7 +29,7 @@ def test_a_small_run_is_planned_and_fits(tmp_path, capsys):
     assert plan.main([*SMALL, f"data.root={tmp_path}", "processes=1,2", "gpu=cpu", "usd_hour=2"]) == DONE
     told = capsys.readouterr().out
     assert row(told, "processes") == ["1", "2"]
-    assert row(told, "training, GiB")
+    assert row(told, "training, MiB")
     assert "yes" in told
     assert "USD" in told
     assert "disk, GiB" in told
@@ -70,6 +70,9 @@ def test_what_does_not_fit_is_told_with_a_way_out(tmp_path, capsys):
         (["mfu=2"], "mfu"),
         (["processes=0"], "processes"),
         (["items=10"], "items, users and interactions are given together"),
+        (["items=10", "users=100", "interactions=5"], "two of each are held out"),
+        (["offload=true"], "offload=true is DeepSpeed's"),
+        (["model.name=frellm", "embed.encoder=/nowhere/at/all"], "no config.json with hidden_size"),
         (["model.name=markov"], "model.name=markov counts"),
         (["train.lrr=1"], "did you mean 'train.lr'"),
         (["zero=4"], "zero"),
@@ -93,6 +96,36 @@ def test_the_steps_of_an_epoch_are_those_of_the_loop(tmp_path, words):
     assert guessed.steps == pytest.approx(found.steps, rel=0.3)
 
 
+def test_time_is_about_the_places_that_are_there(tmp_path):
+    """Batches are cut by length: most histories are far shorter than the longest."""
+    config = cfg.load([*DATA, "model.name=tiger", "train.batch_tokens=400", f"data.root={tmp_path}"])
+    found, data = sizing.sizes(config, (None, None, None)), prepared.load(prepared.prepare(config.data))
+    samples = batches.training(data, "prefixes", config.model.max_len)
+    rows = batches.steps(samples, config.train.batch_tokens, 0, 0)
+    real = sum(batches.collate(data, samples, each).items.numel() for each in rows)
+    assert found.width * found.samples == pytest.approx(real)
+    assert found.width < found.longest
+
+
+def test_what_zero_2_frees_is_not_taken_off_twice(tmp_path):
+    """Activations beside a model that is trained whole: those that one process has, whoever holds the gradients."""
+    folder = saved(tmp_path / "llm", width=256)
+    words = [
+        "model.name=frellm",
+        f"model.backbone.path={folder}",
+        "model.backbone.tune=full",
+        "model.tfm.mode=causal",
+        "train.batch_tokens=200",
+    ]
+    config = cfg.load([*DATA, *words, f"data.root={tmp_path}"])
+    data = sizing.sizes(config, (None, None, None))
+    model = estimate.rehearsed(config, data, folder, "cuda")
+    two = estimate.plan(config, Schema(estimate.Cluster, {}).load(["zero=2"]), DEVICES["h100"], data, model, 8)
+    alone = estimate.plan(config, Schema(estimate.Cluster, {}).load([]), DEVICES["h100"], data, model, 8)
+    assert two.parts["activations"] > 2**20
+    assert two.training > alone.training - 4 * 4 * model.weights.trained
+
+
 def test_zero_cuts_what_it_says():
     held = Weights(frozen=14 * 10**9, elements=7 * 10**9, widest=0, trained=10**8)
     whole, one, two, three = (budget.memory(held, stage, 8) for stage in range(4))
@@ -114,5 +147,5 @@ def test_time_is_products_over_speed_and_exchange_over_the_link():
 
 
 def test_the_cluster_of_the_words():
-    found = plan.device(Schema(plan.Cluster, {}).load(["gpu=h100", "memory_gib=40", "tflops=100", "gb_s=3"]))
+    found = estimate.device(Schema(estimate.Cluster, {}).load(["gpu=h100", "memory_gib=40", "tflops=100", "gb_s=3"]))
     assert (found.gib, found.bf16, found.inside, found.between) == (40, 1e14, 3e9, 3e9)

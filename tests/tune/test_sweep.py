@@ -27,7 +27,7 @@ SMALL = [
 
 
 def started(folder, *words):
-    command = [sys.executable, str(ROOT / "tune/sweep.py"), *SMALL, f"data.root={folder}/art", *words]
+    command = [sys.executable, str(ROOT / "tune/sweep.py"), *SMALL, "data.root=art", *words]
     log = (folder / "sweep.log").open("ab")
     return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
 

@@ -1,56 +1,75 @@
 """How large a run will be, from its config: its data, its model's shapes; no weight is read, nothing is trained."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import batches, prepared
 from distrec.engine.budget import Weights
+from distrec.engine.scoring import BLOCK
 from distrec.jobs.codes.fit import code_size
 from distrec.jobs.parts import llm
 from distrec.jobs.parts.assemble import GENERATIVE
 from distrec.models.build import sketch
 from distrec.models.language import pretrained, small_llm
-
-_WIDTHS = {"minilm": 384, None: 768}  # of an encoder's vectors; None: sentence-t5-base
+from distrec.runtime import log
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the data: `longest` training sample, in places; optimiser `steps` an epoch."""
+    """Of the data.   In places: `longest` training sample, and in the mean with its padding `width`, an evaluated `history`;
+    optimiser `steps` an epoch."""
 
     items: int
     users: int
     interactions: int
     samples: int
     longest: int
+    width: float
+    history: float
     steps: int
 
 
 def sizes(config: cfg.Config, asked: tuple[int | None, int | None, int | None]) -> Sizes:
     """Of (items, users, interactions) as asked, or of the prepared data.
 
-    Raises: ValueError when some are given and others are not.
+    Raises: ValueError when some are given and others are not, or users have less than two interactions each.
     """
     max_len = getattr(config.model, "max_len", 1)
     kind = kind_of(config)
     if None not in asked:
         items, users, interactions = (int(n or 0) for n in asked)
-        trained = max(users, interactions - 2 * users)  # the last two of each are held out
-        samples = trained if kind == "prefixes" else users
-        positions = samples * max_len if kind == "prefixes" else min(trained, users * max_len)
-        steps = -(-positions // max(config.train.batch_tokens, max_len))
-        return Sizes(items, users, interactions, samples, min(max_len, max(1, trained)), steps)
+        if interactions < 4 * users:
+            raise ValueError(
+                f"interactions={interactions:,} for users={users:,}: two of each are held out; give four a user at least"
+            )
+        each = interactions / users - 2  # the last two are held out
+        samples = int(users * (each - 1)) if kind == "prefixes" else users
+        # a prefix is half as long as its history in the mean
+        width = min(float(max_len), each / 2 if kind == "prefixes" else each)
+        steps = -(-samples // max(1, int(config.train.batch_tokens // (max_len if kind == "prefixes" else width))))
+        longest = min(max_len, max(1, interactions - 3 * (users - 1)))
+        return Sizes(
+            items, users, interactions, samples, longest, max(1.0, width), max(1.0, min(float(max_len), each)), steps
+        )
     if any(asked):
         raise ValueError("items, users and interactions are given together, or none of them")
     data = prepared.load(prepared.prepare(config.data))
     found = batches.training(data, kind, max_len)
-    steps = len(batches.steps(found, config.train.batch_tokens, config.seed, 0))
-    return Sizes(data.n_items, data.n_users, len(data.item), len(found), int(found.lengths().max()), steps)
+    steps = batches.steps(found, config.train.batch_tokens, config.seed, 0)
+    width = sum(len(rows) * int(found.lengths(rows).max()) for rows in steps) / len(found)
+    valid = np.sort(batches.evaluation(data, "valid", max_len).lengths())
+    blocks = [valid[low : low + BLOCK] for low in range(0, len(valid), BLOCK)]
+    history = sum(len(block) * max(1, int(block.max())) for block in blocks) / max(1, len(valid))
+    longest = int(found.lengths().max())
+    return Sizes(data.n_items, data.n_users, len(data.item), len(found), longest, width, max(1.0, history), len(steps))
 
 
 def kind_of(config: cfg.Config) -> Any:
@@ -86,11 +105,36 @@ def sketched(config: cfg.Config, n_items: int, folder: Path) -> nn.Module:
     levels = (codes.size or code_size(n_items),) * (codes.levels + 1)
     widths = (0, 0)
     if isinstance(model, knobs.Frellm):
-        encoder = llm.encoder(config).encoder
-        own = int(pretrained.skeleton(folder).config.hidden_size)  # pyright: ignore[reportAttributeAccessIssue,reportArgumentType]
-        text = {"builtin": config.embed.dimensions, model.backbone.path: own}.get(encoder or "", 0)
-        widths = (model.sasrec.d_model, text or _WIDTHS.get(encoder, _WIDTHS[None]))
+        widths = (model.sasrec.d_model, _text_width(config, model, folder))
     return sketch(model, n_items, levels, widths, folder)
+
+
+def _text_width(config: cfg.Config, model: knobs.Frellm, folder: Path) -> int:
+    """Of the items' text vectors.   Raises: ValueError where the encoder is a folder that says nothing of it."""
+    encoder = llm.encoder(config).encoder
+    if encoder == model.backbone.path:
+        return int(pretrained.skeleton(folder).config.hidden_size)  # pyright: ignore[reportAttributeAccessIssue,reportArgumentType]
+    known = {"builtin": config.embed.dimensions, "minilm": 384, llm.SMALL: 64, None: 768}
+    if encoder in known:
+        return known[encoder]
+    path = Path(str(encoder)) / "config.json"
+    if path.is_file() and isinstance(width := json.loads(path.read_text(encoding="utf-8")).get("hidden_size"), int):
+        return width
+    if str(encoder).count("/") == 1 and not str(encoder).startswith((".", "/", "~")):
+        log(f"embed.encoder={encoder}: 768 dimensions are assumed")
+        return 768
+    raise ValueError(
+        f"embed.encoder={encoder}: no config.json with hidden_size in this folder; its vectors' width is not known"
+    )
+
+
+def stored(config: cfg.Config, folder: Path) -> int:
+    """Bytes of a backbone on disk, in the type that its config names, whatever it is held in."""
+    if not isinstance(config.model, knobs.Frellm):
+        return 0
+    model = pretrained.skeleton(folder)
+    kind = model.config.dtype or torch.float32  # pyright: ignore[reportAttributeAccessIssue]
+    return sum(parameter.numel() for parameter in model.parameters()) * torch.empty(0, dtype=kind).element_size()  # pyright: ignore[reportArgumentType,reportCallIssue]
 
 
 def weights(config: cfg.Config, model: nn.Module) -> Weights:
