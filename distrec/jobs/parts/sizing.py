@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from distrec import config as cfg
@@ -132,9 +131,9 @@ def stored(config: cfg.Config, folder: Path) -> int:
     """Bytes of a backbone on disk, in the type that its config names, whatever it is held in."""
     if not isinstance(config.model, knobs.Frellm):
         return 0
-    model = pretrained.skeleton(folder)
-    kind = model.config.dtype or torch.float32  # pyright: ignore[reportAttributeAccessIssue]
-    return sum(parameter.numel() for parameter in model.parameters()) * torch.empty(0, dtype=kind).element_size()  # pyright: ignore[reportArgumentType,reportCallIssue]
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    size = 4 if (told.get("dtype") or told.get("torch_dtype")) in (None, "float32") else 2
+    return size * sum(parameter.numel() for parameter in pretrained.skeleton(folder).parameters())
 
 
 def weights(config: cfg.Config, model: nn.Module) -> Weights:
