@@ -96,9 +96,9 @@ def until(is_so, seconds):
         time.sleep(0.3)
 
 
-def submit(folder, *words, **env):
+def submit(folder, *words, script="train.sbatch", **env):
     return call(
-        *("sbatch", "--parsable", "--nodes=2", f"--output={folder}/%j.log", str(ROOT / "slurm/train.sbatch"), *words),
+        *("sbatch", "--parsable", "--nodes=2", f"--output={folder}/%j.log", str(ROOT / "slurm" / script), *words),
         cwd=ROOT,
         env={**os.environ, "DISTREC_BIN": str(Path(sys.executable).parent), **env},
     )
@@ -174,6 +174,19 @@ def test_a_node_that_never_comes_ends_the_job_and_is_named(cluster, tmp_path, la
     assert "1/2 clients joined" in log
     assert re.search(r"srun: error: n2: task 1: (Killed|Terminated)", log)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_on_a_ray_cluster_of_two_nodes(cluster, tmp_path):
+    pytest.importorskip("ray", reason="needs Ray Tune: pip install 'distrec[tune]'")
+    words = [*WORDS, "train.epochs=2", f"data.root={tmp_path}/artefacts", "sweep.space.train.lr=[0.001, 0.003, 0.01]"]
+    words += ["sweep.concurrent=2", f"sweep.out={tmp_path}/sweep"]
+    job = submit(tmp_path, *words, script="tune.sbatch")
+    until(lambda: state(job) in ("COMPLETED", "FAILED"), 400)
+    log = (tmp_path / f"{job}.log").read_text()
+    assert state(job) == "COMPLETED", log[-3000:]
+    assert (tmp_path / "sweep/best.yaml").exists()
+    assert log.count("done  ") == 3
 
 
 @pytest.mark.slow
