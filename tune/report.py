@@ -107,7 +107,7 @@ def curves(root: Path, points: Sequence[Mapping[str, Any]], keys: Sequence[str],
                 )
                 xs = [places[_cell(group["point"][key])] for group in own]
                 colour = plt.get_cmap("viridis")(i / 8)
-                axes.errorbar(xs, [g["mean"] for g in own], [g["std"] or 0 for g in own], marker="o", color=colour, capsize=2, lw=1.4, label=_shown(line))  # fmt: skip
+                axes.errorbar(xs, [g["mean"] for g in own], [g["std"] or 0 for g in own] if any(g["std"] for g in own) else None, marker="o", color=colour, capsize=2, lw=1.4, label=_shown(line))  # fmt: skip
             axes.legend(title=others[0], fontsize=8, title_fontsize=8)
         else:
             axes.plot(

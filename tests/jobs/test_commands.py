@@ -1,5 +1,6 @@
 """The commands as a user runs them: exit codes, one-line errors, what lands in a run folder."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -333,3 +334,10 @@ def test_two_real_processes_give_the_figures_of_one(finished):
         json.loads((finished / f"runs/{name}/test.json").read_text())["full"]["ndcg@10"] for name in ("one", "two")
     )
     assert one == pytest.approx(two, abs=2e-3)
+
+
+def test_a_finished_run_is_for_everybody(finished):
+    """Runs that build on the same SASRec read it at the same time."""
+    with (finished / "runs/a/.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "is finished already" in distrec("train", *SMALL, "out=runs/a", cwd=finished).stderr

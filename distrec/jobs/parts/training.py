@@ -81,7 +81,7 @@ def train(work: Work) -> Path | None:
         items = item_table(model, out / _SCRATCH, ranks) if isinstance(model, TableModel) else None
         if ranks.is_main:
             finish(out, config, data, (items, seen), made, journal, report, table)
-    if ranks.is_main:
+    if lock >= 0:
         os.close(lock)
     ranks.wait()  # the stamp is written before any rank reads the folder
     return out
@@ -94,8 +94,12 @@ def _told(config: cfg.Config) -> dict[str, Any]:
 
 
 def enter(out: Path, config: cfg.Config, made: dict[str, Any], ranks: Ranks) -> int:
-    """Take the run folder: one job at a time, one run a folder.  The lock goes with the process."""
+    """Take the run folder: one job at a time, one run a folder; a finished one is for everybody (-1).  The lock goes with
+    the process."""
     if not ranks.is_main:
+        return -1
+    if (out / store.STAMP).exists():
+        check_settings(out, made)
         return -1
     out.mkdir(parents=True, exist_ok=True)
     lock = os.open(out / ".lock", os.O_CREAT | os.O_RDWR)
