@@ -7,7 +7,7 @@ is the launch that a user would start, its figure the validation split's over al
   sweep.concurrent=1   trials at a time   sweep.processes=1   of a trial   sweep.cpus=1 sweep.gpus=0   of a process
   sweep.launch=launch/zero2.yaml   sweep.nodes=2 sweep.address=auto   on a Ray cluster (slurm/tune.sbatch)
   sweep.out=DIR   the table (trials.md, trials.parquet), pictures, best.yaml; the trials' run folders below it
-  --resume        go on with the sweep of that folder after a kill; a trial goes on from its checkpoint
+  --resume        go on with the sweep of that folder after a kill; a trial goes on from its checkpoint, a failed one again
 
 Example:  python tune/sweep.py configs/tune/tone_sigma_taps.yaml sweep.concurrent=2
 
@@ -30,7 +30,7 @@ from distrec import knobs
 from distrec.runtime import DONE, FAILED, REQUEUE, log, run, write_atomically
 from tune import report
 from tune.space import Job, base, drawn, grid, load
-from tune.trial import Trial
+from tune.trial import ENDED, Trial
 
 
 class Asked(Exception):
@@ -49,6 +49,9 @@ def main(argv: Sequence[str]) -> int:
         search.check_machine(sweep, *search.machine())
     shared = base(job)
     enter(root, job, shared, resume)
+    for told in report.ended(root) if resume else ():
+        if told["status"] in ("failed", "refused"):  # another try
+            (root / "trials" / told["folder"] / ENDED).unlink()
     if sweep.search == "grid":
         trials = [Trial.of(point, seed, root) for point in grid(space) for seed in sweep.seeds]
     elif sweep.search == "random":
@@ -117,7 +120,7 @@ def prune(root: Path, keep: int) -> None:
 
 
 def _told(trial: Trial) -> dict[str, object]:
-    return json.loads((trial.folder / "trial.json").read_text(encoding="utf-8"))
+    return json.loads((trial.folder / ENDED).read_text(encoding="utf-8"))
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

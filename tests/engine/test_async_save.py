@@ -241,6 +241,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_the_files_of_a_run_are_those_of_one_that_waits_also_across_a_signal(tmp_path):
     """SIGTERM comes while a commit is in flight; each start saves in the other way."""
     distrec("train", *TINY, "train.save_steps=2", "out=whole", cwd=tmp_path)
