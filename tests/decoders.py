@@ -54,3 +54,12 @@ def frellm(folder, mode="causal", n_items=60, tune="frozen", quantise="none", tf
     tables = torch.randn(n_items, 10), torch.randn(n_items, 24)
     torch.manual_seed(0)
     return Frellm(config, Backbone(config.backbone, config.tfm, open_decoder(folder, quantise=quantise)), *tables)
+
+
+def two_steps(model, batch):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    model.train()
+    for _ in range(2):
+        model(batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()

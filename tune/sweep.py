@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
 
 def enter(root: Path, job: Job, shared: dict[str, object], resume: bool) -> None:
     """Take the folder: one sweep a folder.   Raises: ValueError when it holds another, or this one without --resume."""
-    sweep = {**job.sweep.space, "search": job.sweep.search, "seeds": list(job.sweep.seeds), "metric": job.sweep.metric}
+    sweep = {key: getattr(job.sweep, key) for key in ("space", "search", "seeds", "metric")}
     mine = json.dumps({"sweep": sweep, "config": {**shared, "data": {**shared["data"], "root": None}}}, sort_keys=True)  # pyright: ignore[reportGeneralTypeIssues]
     stamp = root / "sweep.json"
     if stamp.exists():

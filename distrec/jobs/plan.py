@@ -27,7 +27,7 @@ from distrec.engine import compatibility
 from distrec.engine.budget import Device
 from distrec.engine.checkpoint import KEEP
 from distrec.jobs.parts.estimate import GIB, Cluster, Model, Plan, device, plan, rehearsed
-from distrec.jobs.parts.sizing import Sizes, decoder, sizes, stored
+from distrec.jobs.parts.sizing import Sizes, decoder, samples_of, sizes, stored
 from distrec.runtime import DONE, FAILED, log, run
 from distrec.settings import Schema
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("offload=true is DeepSpeed's: zero=1, 2 or 3 with it")
     with TemporaryDirectory() as scratch:
         folder = decoder(config, Path(scratch))
-        data = sizes(config, (cluster.items, cluster.users, cluster.interactions))
+        data = sizes(config, (cluster.items, cluster.users, cluster.interactions), samples_of(config, folder))
         log("rehearsing (a full softmax over very many items takes minutes: model.loss)")
         model = rehearsed(config, data, folder, cluster.kind)
         backbone = stored(config, folder)

@@ -3,6 +3,7 @@
 Shapes: B users in a batch, D channels, n items in a chunk, K items wanted, S places.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -20,17 +21,17 @@ Scorer = Callable[[slice | Tensor], Float[Tensor, "B n"]]
 that the caller may overwrite."""
 
 
-class TableModel(nn.Module):
+class TableModel(nn.Module, ABC):
     """Scores by the inner product of a user's state and an item's vector."""
 
     n_items: int
 
-    def user_states(self, batch: Batch) -> Float[Tensor, "B D"]:
-        raise NotImplementedError
+    @abstractmethod
+    def user_states(self, batch: Batch) -> Float[Tensor, "B D"]: ...
 
+    @abstractmethod
     def item_vectors(self, items: slice | Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
         """The table's rows in float32; of a range that begins with a piece, the same bits wherever it ends."""
-        raise NotImplementedError
 
     def scorer(self, batch: Batch) -> Scorer:
         return by_table(self.user_states(batch), self.item_vectors(slice(0, self.n_items)))

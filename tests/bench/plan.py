@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from decoders import CLASSES, saved
+from decoders import CLASSES, saved, two_steps
 
 from distrec import config as cfg
 from distrec import knobs
@@ -68,12 +68,7 @@ def taken(folder, case):
     items = torch.randint(ITEMS, (ROWS, WIDTH + 1))
     every = torch.ones(ROWS, WIDTH, dtype=torch.bool)
     batch = Batch(torch.arange(ROWS), items[:, :-1], every, items[:, 1:], every)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    model.train()
-    for _ in range(2):
-        model(batch).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    two_steps(model, batch)
     print(resident("VmHWM") - before)
 
 

@@ -124,11 +124,7 @@ Checkpoints(Path({str(tmp_path)!r}), {{}}, is_async=True).save(Copies(torch.nn.L
     store.verify(tmp_path / "step-00000000-0000")
 
 
-def test_a_run_that_ends_in_an_error_has_saved(small, tmp_path, monkeypatch):
-    write = store.write
-    monkeypatch.setattr(store, "write", lambda *those: (time.sleep(0.3), write(*those)))
-    one = trainer(small, tmp_path, async_save=True, **EACH)
-
+def fails_at_step_3(one):
     def stop():
         if one.progress.step == 3:
             raise ValueError("enough")
@@ -136,6 +132,13 @@ def test_a_run_that_ends_in_an_error_has_saved(small, tmp_path, monkeypatch):
 
     with pytest.raises(ValueError, match="enough"):
         one.fit(stop)
+
+
+def test_a_run_that_ends_in_an_error_has_saved(small, tmp_path, monkeypatch):
+    write = store.write
+    monkeypatch.setattr(store, "write", lambda *those: (time.sleep(0.3), write(*those)))
+    one = trainer(small, tmp_path, async_save=True, **EACH)
+    fails_at_step_3(one)
     store.verify(tmp_path / "checkpoints/step-00000002-0000")
 
 
@@ -176,14 +179,7 @@ def test_a_commit_that_fails_ends_the_run_as_it_does_in_turn(small, tmp_path, mo
 def test_the_error_that_ends_a_run_is_not_hidden_by_a_commit_that_fails(small, tmp_path, monkeypatch, capsys):
     Disk(monkeypatch, 2)
     one = trainer(small, tmp_path, async_save=True, **EACH)
-
-    def stop():
-        if one.progress.step == 3:
-            raise ValueError("enough")
-        return False
-
-    with pytest.raises(ValueError, match="enough"):
-        one.fit(stop)
+    fails_at_step_3(one)
     assert "WARNING: the latest checkpoint was not saved: [Errno 28] No space left" in capsys.readouterr().err
 
 

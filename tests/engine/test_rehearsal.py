@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from decoders import CLASSES, saved
+from decoders import CLASSES, saved, two_steps
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -54,15 +54,6 @@ def products(work):
     return counter.get_total_flops()
 
 
-def steps(model, batch):
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    model.train()
-    for _ in range(2):
-        model(batch).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
 def own(model):
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
@@ -91,7 +82,7 @@ def test_a_language_model_takes_what_was_rehearsed(tmp_path, kind, settings):
     rehearsal = Rehearsal(sketch(config, ITEMS, widths=(10, 24), folder=folder), ITEMS)
     taken, flops = rehearsal.train(ROWS, WIDTH, False, 1, False)
     assert own(rehearsal.model) == pytest.approx(own(model), rel=1e-3)
-    real = own(model) + peak(lambda: steps(model, batch()))
+    real = own(model) + peak(lambda: two_steps(model, batch()))
     assert taken.peak + taken.scratch == pytest.approx(real, rel=0.1 if config.tfm.learn_cutoff else 0.03)
     assert sum(flops.values()) == pytest.approx(products(lambda: model(batch()).backward()), rel=0.02)
 
@@ -123,7 +114,7 @@ def test_other_models_take_what_was_rehearsed(config, last_only):
         model = Tone(config, ItemCodes.of(codes, SIZES))
     rehearsal = Rehearsal(sketch(config, ITEMS, SIZES), ITEMS)
     taken, flops = rehearsal.train(ROWS, WIDTH, last_only, 1, False)
-    real = own(model) + peak(lambda: steps(model, batch(last_only)))
+    real = own(model) + peak(lambda: two_steps(model, batch(last_only)))
     assert taken.peak + taken.scratch == pytest.approx(real, rel=0.03)
     assert sum(flops.values()) == pytest.approx(products(lambda: model(batch(last_only)).backward()), rel=0.02)
 

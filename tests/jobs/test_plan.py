@@ -88,18 +88,21 @@ def test_wrong_words_are_refused_in_a_line(tmp_path, words, why):
 @pytest.mark.parametrize("words", [["model.name=sasrec"], ["model.name=tiger", "train.batch_tokens=800"]])
 def test_the_steps_of_an_epoch_are_those_of_the_loop(tmp_path, words):
     config = cfg.load([*DATA, *words, f"data.root={tmp_path}"])
-    found = sizing.sizes(config, (None, None, None))
+    found = sizing.sizes(config, (None, None, None), sizing.samples_of(config, tmp_path))
     data = prepared.load(prepared.prepare(config.data))
-    samples = batches.training(data, sizing.kind_of(config), config.model.max_len)
+    samples = batches.training(data, sizing.samples_of(config, tmp_path), config.model.max_len)
     assert found.steps == len(batches.steps(samples, config.train.batch_tokens, 0, 3))
-    guessed = sizing.sizes(config, (found.items, found.users, found.interactions))
+    guessed = sizing.sizes(config, (found.items, found.users, found.interactions), sizing.samples_of(config, tmp_path))
     assert guessed.steps == pytest.approx(found.steps, rel=0.3)
 
 
 def test_time_is_about_the_places_that_are_there(tmp_path):
     """Batches are cut by length: most histories are far shorter than the longest."""
     config = cfg.load([*DATA, "model.name=tiger", "train.batch_tokens=400", f"data.root={tmp_path}"])
-    found, data = sizing.sizes(config, (None, None, None)), prepared.load(prepared.prepare(config.data))
+    found, data = (
+        sizing.sizes(config, (None, None, None), sizing.samples_of(config, tmp_path)),
+        prepared.load(prepared.prepare(config.data)),
+    )
     samples = batches.training(data, "prefixes", config.model.max_len)
     rows = batches.steps(samples, config.train.batch_tokens, 0, 0)
     real = sum(batches.collate(data, samples, each).items.numel() for each in rows)
@@ -118,7 +121,7 @@ def test_what_zero_2_frees_is_not_taken_off_twice(tmp_path):
         "train.batch_tokens=200",
     ]
     config = cfg.load([*DATA, *words, f"data.root={tmp_path}"])
-    data = sizing.sizes(config, (None, None, None))
+    data = sizing.sizes(config, (None, None, None), sizing.samples_of(config, folder))
     model = estimate.rehearsed(config, data, folder, "cuda")
     two = estimate.plan(config, Schema(estimate.Cluster, {}).load(["zero=2"]), DEVICES["h100"], data, model, 8)
     alone = estimate.plan(config, Schema(estimate.Cluster, {}).load([]), DEVICES["h100"], data, model, 8)
@@ -149,3 +152,22 @@ def test_time_is_products_over_speed_and_exchange_over_the_link():
 def test_the_cluster_of_the_words():
     found = estimate.device(Schema(estimate.Cluster, {}).load(["gpu=h100", "memory_gib=40", "tflops=100", "gb_s=3"]))
     assert (found.gib, found.bf16, found.inside, found.between) == (40, 1e14, 3e9, 3e9)
+
+
+def test_a_table_that_is_shared_out_is_a_share(tmp_path, capsys):
+    folder = saved(tmp_path / "llm", width=64)
+    words = ["model.name=frellm", f"model.backbone.path={folder}", "model.tfm.mode=causal", "train.batch_tokens=100"]
+    sizes = [
+        "items=600000",
+        "users=1000",
+        "interactions=20000",
+        "model.loss=sampled",
+        "model.negatives=50",
+        "processes=2",
+    ]
+    plan.main([*words, *sizes])
+    whole = capsys.readouterr().out
+    plan.main([*words, *sizes, "score.shard_items=true"])
+    shared = capsys.readouterr().out
+    one, two = (float(re.search(r"of it item table, \wiB +([\d.]+)", told)[1]) for told in (whole, shared))
+    assert two == pytest.approx(one * 524288 / 600000, rel=0.02)  # two whole chunks of three

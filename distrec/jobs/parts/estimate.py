@@ -17,7 +17,7 @@ from distrec.engine.exact import CHUNK
 from distrec.engine.meter import matmul_speed
 from distrec.engine.rehearsal import Ranked, Rehearsal
 from distrec.engine.scoring import BLOCK
-from distrec.jobs.parts.sizing import Sizes, kind_of, sketched, weights
+from distrec.jobs.parts.sizing import Sizes, sketched, weights
 
 GIB = 2**30
 
@@ -122,22 +122,19 @@ def plan(config: cfg.Config, cluster: Cluster, at: Device, data: Sizes, model: M
 def _training(config: cfg.Config, cluster: Cluster, data: Sizes, model: Model, size: int) -> tuple[int, Any]:
     """(passes of a step, what they take on a process at most)."""
     train = config.train
-    last_only = kind_of(config) == "prefixes"
-    counted = int(getattr(config.model, "max_len", 1)) if last_only else data.longest
+    counted = int(getattr(config.model, "max_len", 1)) if data.last_only else data.longest
     rows = max(1, train.batch_tokens // counted)
     pieces = -(-rows // (max(1, train.micro_tokens // counted) * size))
     here = -(-rows // (size * pieces))
     frees = cluster.zero >= 2
-    taken, _ = model.rehearsal.train(here, data.longest, last_only, pieces, train.precision == "bf16", frees)
+    taken, _ = model.rehearsal.train(here, data.longest, data.last_only, pieces, train.precision == "bf16", frees)
     return pieces, taken
 
 
 def _flops(config: cfg.Config, data: Sizes, model: Model, size: int) -> budget.Flops:
     """Of a usual step on a process: as many rows, as long, as they are in the mean."""
     rows = max(1, round(data.samples / data.steps / size))
-    _, flops = model.rehearsal.train(
-        rows, math.ceil(data.width), kind_of(config) == "prefixes", 1, config.train.precision == "bf16"
-    )
+    _, flops = model.rehearsal.train(rows, math.ceil(data.width), data.last_only, 1, config.train.precision == "bf16")
     return flops
 
 

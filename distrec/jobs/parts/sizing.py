@@ -15,7 +15,6 @@ from distrec.engine.budget import Weights
 from distrec.engine.scoring import BLOCK
 from distrec.jobs.codes.fit import code_size
 from distrec.jobs.parts import llm
-from distrec.jobs.parts.assemble import GENERATIVE
 from distrec.models.build import sketch
 from distrec.models.language import pretrained, small_llm
 from distrec.runtime import log
@@ -24,7 +23,7 @@ from distrec.runtime import log
 @dataclass(frozen=True)
 class Sizes:
     """Of the data.   In places: `longest` training sample, and in the mean with its padding `width`, an evaluated `history`;
-    optimiser `steps` an epoch."""
+    optimiser `steps` an epoch; `last_only`: a sample's loss reads its last place alone."""
 
     items: int
     users: int
@@ -34,15 +33,16 @@ class Sizes:
     width: float
     history: float
     steps: int
+    last_only: bool
 
 
-def sizes(config: cfg.Config, asked: tuple[int | None, int | None, int | None]) -> Sizes:
-    """Of (items, users, interactions) as asked, or of the prepared data.
+def sizes(config: cfg.Config, asked: tuple[int | None, int | None, int | None], kind: Any) -> Sizes:
+    """Of (items, users, interactions) as asked, or of the prepared data; `kind` of samples.
 
-    Raises: ValueError when some are given and others are not, or users have less than two interactions each.
+    Raises: ValueError when some are given and others are not, or users have less than four interactions each.
     """
     max_len = getattr(config.model, "max_len", 1)
-    kind = kind_of(config)
+    last_only = kind == "prefixes"
     if None not in asked:
         items, users, interactions = (int(n or 0) for n in asked)
         if interactions < 4 * users:
@@ -50,14 +50,12 @@ def sizes(config: cfg.Config, asked: tuple[int | None, int | None, int | None]) 
                 f"interactions={interactions:,} for users={users:,}: two of each are held out; give four a user at least"
             )
         each = interactions / users - 2  # the last two are held out
-        samples = int(users * (each - 1)) if kind == "prefixes" else users
+        samples = int(users * (each - 1)) if last_only else users
         # a prefix is half as long as its history in the mean
-        width = min(float(max_len), each / 2 if kind == "prefixes" else each)
-        steps = -(-samples // max(1, int(config.train.batch_tokens // (max_len if kind == "prefixes" else width))))
+        width = max(1.0, min(float(max_len), each / 2 if last_only else each))
+        steps = -(-samples // max(1, int(config.train.batch_tokens // (max_len if last_only else width))))
         longest = min(max_len, max(1, interactions - 3 * (users - 1)))
-        return Sizes(
-            items, users, interactions, samples, longest, max(1.0, width), max(1.0, min(float(max_len), each)), steps
-        )
+        return Sizes(items, users, interactions, samples, longest, width, min(float(max_len), each), steps, last_only)
     if any(asked):
         raise ValueError("items, users and interactions are given together, or none of them")
     data = prepared.load(prepared.prepare(config.data))
@@ -67,18 +65,13 @@ def sizes(config: cfg.Config, asked: tuple[int | None, int | None, int | None]) 
     valid = np.sort(batches.evaluation(data, "valid", max_len).lengths())
     blocks = [valid[low : low + BLOCK] for low in range(0, len(valid), BLOCK)]
     history = sum(len(block) * max(1, int(block.max())) for block in blocks) / max(1, len(valid))
-    longest = int(found.lengths().max())
-    return Sizes(data.n_items, data.n_users, len(data.item), len(found), longest, width, max(1.0, history), len(steps))
+    longest, history = int(found.lengths().max()), max(1.0, history)
+    return Sizes(data.n_items, data.n_users, len(data.item), len(found), longest, width, history, len(steps), last_only)
 
 
-def kind_of(config: cfg.Config) -> Any:
-    """Of the training samples: sequences or prefixes."""
-    model = config.model
-    if config.train.samples:
-        return config.train.samples
-    if isinstance(model, knobs.Frellm):
-        return "prefixes" if model.tfm.mode == "global" and not model.compat_unsafe else "sequences"
-    return "prefixes" if isinstance(model, GENERATIVE) else "sequences"
+def samples_of(config: cfg.Config, folder: Path) -> Any:
+    """sequences or prefixes: the config's choice, or the model's own.   Raises: ValueError for a model that counts."""
+    return config.train.samples or sketched(config, 64, folder).samples
 
 
 def decoder(config: cfg.Config, scratch: Path) -> Path:
@@ -98,7 +91,7 @@ def decoder(config: cfg.Config, scratch: Path) -> Path:
     return folder
 
 
-def sketched(config: cfg.Config, n_items: int, folder: Path) -> nn.Module:
+def sketched(config: cfg.Config, n_items: int, folder: Path) -> Any:
     """The config's model without bytes, from sizes alone."""
     model, codes = config.model, config.codes
     levels = (codes.size or code_size(n_items),) * (codes.levels + 1)
