@@ -126,6 +126,8 @@ def test_what_zero_2_frees_is_not_taken_off_twice(tmp_path):
     two = estimate.plan(config, Schema(estimate.Cluster, {}).load(["zero=2"]), DEVICES["h100"], data, model, 8)
     alone = estimate.plan(config, Schema(estimate.Cluster, {}).load([]), DEVICES["h100"], data, model, 8)
     assert two.parts["activations"] > 2**20
+    whole, freed = (model.rehearsal.train(4, 8, False, 1, False, frees)[0].peak for frees in (False, True))
+    assert freed < whole - 8 * model.weights.trained  # neither gradients nor the optimiser's state lie beside them
     assert two.training > alone.training - 4 * 4 * model.weights.trained
 
 
