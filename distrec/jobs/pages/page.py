@@ -1,0 +1,161 @@
+"""What a job has found, for people: sections of text, tables and pictures, kept as JSON and shown in many forms.
+
+analyze, compare and experiments write a page beside their pictures; report shows pages of any kind in one HTML file.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distrec.runtime import write_atomically
+
+PAGE = "page.json"
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `kind` verdict: the one that a hurried reader wants; code: a command or a file, shown as it is."""
+
+    text: str
+    kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Table:
+    """`digits`: of its floats; None stands for what is not known."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str = ""
+    digits: int = 4
+
+
+@dataclass(frozen=True)
+class Picture:
+    """NAME.svg and NAME.png beside the page; the caption says what is to be seen, also to who cannot see it."""
+
+    name: str
+    caption: str
+
+
+Block = Text | Table | Picture
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    title: str
+    sections: tuple[Section, ...]
+
+
+_KINDS = {"text": Text, "table": Table, "picture": Picture}
+
+
+def write(folder: Path, page: Page) -> None:
+    """page.json, page.md, and every table as tables.tex."""
+    sections = [
+        {"title": section.title, "blocks": [_plain(block) for block in section.blocks]} for section in page.sections
+    ]
+    write_atomically(folder / PAGE, json.dumps({"title": page.title, "sections": sections}, indent=1))
+    write_atomically(folder / "page.md", markdown(page))
+    tables = [block for section in page.sections for block in section.blocks if isinstance(block, Table)]
+    write_atomically(folder / "tables.tex", "\n".join(map(latex, tables)))
+
+
+def load(folder: Path) -> Page:
+    """Raises: ValueError when the folder holds no page, or a broken one."""
+    try:
+        told = json.loads((folder / PAGE).read_text(encoding="utf-8"))
+        sections = tuple(
+            Section(section["title"], tuple(_block(**block) for block in section["blocks"]))
+            for section in told["sections"]
+        )
+        return Page(told["title"], sections)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} holds no page of distrec ({type(error).__name__}: {error})") from None
+
+
+def shown(cell: Cell, digits: int = 4) -> str:
+    """A cell as a reader sees it."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return "–"
+    if isinstance(cell, float):
+        return f"{cell:.{digits}f}"
+    return f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell)
+
+
+def markdown(page: Page) -> str:
+    lines = [f"# {page.title}", ""]
+    for section in page.sections:
+        lines += [f"## {section.title}", ""]
+        for block in section.blocks:
+            lines += [_markdown(block), ""]
+    return "\n".join(lines)
+
+
+def markdown_table(table: Table) -> str:
+    rows = [[shown(cell, table.digits).replace("|", "\\|").replace("\n", " ") for cell in row] for row in table.rows]
+    lines = [table.head, ["---"] * len(table.head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def latex(table: Table) -> str:
+    """A tabular with booktabs' rules; `caption` stands above it as a comment."""
+    columns = "l" + "r" * (len(table.head) - 1)
+    body = [" & ".join(_tex(shown(cell, table.digits)) for cell in row) + r" \\" for row in table.rows]
+    head = " & ".join(map(_tex, table.head)) + r" \\"
+    above = [f"% {table.caption}"] if table.caption else []
+    lines = [*above, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
+    return "\n".join([*lines, r"\end{tabular}", ""])
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Table():
+            return (f"{block.caption}\n\n" if block.caption else "") + markdown_table(block)
+        case Picture():
+            return f"![{block.caption}]({block.name}.png)\n\n{block.caption}"
+        case Text(text, "code"):
+            return f"```\n{text}\n```"
+        case Text(text, "verdict"):
+            return f"**{text}**"
+    return block.text
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "σ": r"$\sigma$", "α": r"$\alpha$",
+    "ω": r"$\omega$", "β": r"$\beta$", "λ": r"$\lambda$", "≤": r"$\leq$", "≥": r"$\geq$", "<": r"$<$", ">": r"$>$",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(letter, letter) for letter in text)
+
+
+def _plain(block: Block) -> dict[str, Any]:
+    kind = next(name for name, each in _KINDS.items() if isinstance(block, each))
+    fields = {name: getattr(block, name) for name in block.__dataclass_fields__ if name != "kind"}
+    if isinstance(block, Table):
+        fields["rows"] = [[_finite(cell) for cell in row] for row in block.rows]
+    return {"block": kind, **fields, **({"kind": block.kind} if isinstance(block, Text) else {})}
+
+
+def _finite(cell: Cell) -> Cell:
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
+
+
+def _block(block: str, **fields: Any) -> Block:
+    if block == "table":
+        rows: Sequence[Sequence[Cell]] = fields["rows"]
+        fields |= {"head": tuple(fields["head"]), "rows": tuple(tuple(row) for row in rows)}
+    return _KINDS[block](**fields)
