@@ -13,6 +13,18 @@ INK = "#767676"  # of axes and letters: contrast 4.5 on white and on near black
 COLOURS = ("#2f7ec2", "#d1701f", "#3c9a5f", "#b4559f", "#8a7a1f", "#5b6fd6", "#c2443c", "#2f9aa0")  # seen on both
 
 
+STYLE: dict[Any, Any] = {
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "font.size": 9,
+    "axes.prop_cycle": plt.cycler(color=COLOURS),
+    "text.parse_math": False,
+}
+
+
 def new(width: float = 5.6, height: float = 3.6, **more: Any) -> tuple[Any, Any]:
     """(a figure, its axes), as `plt.subplots` gives them."""
     with plt.rc_context(STYLE):
@@ -35,15 +47,3 @@ def save(figure: Any, folder: Path, stem: str) -> None:
         figure.savefig(folder / f"{stem}.svg", transparent=True, metadata={"Date": None})
     figure.savefig(folder / f"{stem}.png", dpi=150, facecolor="white", metadata={"Software": None})
     plt.close(figure)
-
-
-STYLE = {
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "font.size": 9,
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
-    "text.parse_math": False,
-}
