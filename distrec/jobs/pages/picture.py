@@ -7,6 +7,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 
+from cycler import cycler
 from matplotlib import pyplot as plt
 
 INK = "#767676"  # of axes and letters: contrast 4.5 on white and on near black
@@ -20,7 +21,7 @@ STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
     "font.size": 9,
-    "axes.prop_cycle": plt.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "text.parse_math": False,
 }
 
