@@ -1,0 +1,51 @@
+"""What the parts of an analysis work on, and what each hands back."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from distrec import config as cfg
+from distrec.data import batches
+from distrec.data.batches import Batch
+from distrec.data.prepared import Prepared
+from distrec.jobs.pages.page import Section
+
+_TOGETHER = 64  # users read at once
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run with the weights of its best checkpoint.
+
+    `out`: its folder; `folder`: where pictures go; `users`: the most histories that are read, the same for every model
+    of the same data and seed.
+    """
+
+    out: Path
+    config: cfg.Config
+    model: Any
+    data: Prepared
+    device: torch.device
+    folder: Path
+    users: int
+    seed: int = 0
+
+    def batches(self) -> Iterator[Batch]:
+        """Histories before the validation target, of users drawn once, the longest window that the model reads."""
+        samples = batches.evaluation(self.data, "valid", self.model.max_len)
+        rng = np.random.default_rng([self.seed, self.data.n_users])
+        rows = np.sort(rng.permutation(len(samples))[: self.users])
+        rows = rows[np.argsort(samples.lengths()[rows], kind="stable")]
+        for low in range(0, len(rows), _TOGETHER):
+            yield batches.collate(self.data, samples, rows[low : low + _TOGETHER]).to(self.device)
+
+
+class Part(NamedTuple):
+    """A section of the page, and its figures for programs."""
+
+    section: Section
+    figures: dict[str, Any]
