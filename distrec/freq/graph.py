@@ -116,7 +116,7 @@ def low_pass(A: csr_array, x: Float[Tensor, "I D"], alpha: float, order: int = 1
         raise ValueError(f"alpha={alpha} lies outside [0, 1]: 0 leaves x as it is, 1 is A x")
     if order < 1:
         raise ValueError(f"order={order} is below 1: for no filter set alpha=0")
-    A_ = _Adjacency(A, x)
+    A_ = Adjacency(A, x)
     y = x.float()
     for _ in range(order):
         y = A_.add(y, y, 1 - alpha, alpha).index_copy_(0, A_.alone, y[A_.alone])
@@ -129,7 +129,7 @@ def polynomial(A: csr_array, x: Float[Tensor, "I D"], coefficients: Sequence[flo
     Raises: ValueError when there is no coefficient.
     """
     *lower, highest = _some(coefficients)
-    A_, x32 = _Adjacency(A, x), x.float()
+    A_, x32 = Adjacency(A, x), x.float()
     y = highest * x32
     for c in reversed(lower):
         y = A_.add(y + c * x32, y, 1, -1)
@@ -142,7 +142,7 @@ def chebyshev(A: csr_array, x: Float[Tensor, "I D"], coefficients: Sequence[floa
     Raises: ValueError when there is no coefficient.
     """
     first, *others = _some(coefficients)
-    A_, before = _Adjacency(A, x), x.float()
+    A_, before = Adjacency(A, x), x.float()
     y, last = first * before, before
     for k, c in enumerate(others):
         before, last = last, A_.add(before, last, -1 if k else 0, -2 if k else -1)
@@ -161,11 +161,11 @@ def chebyshev_coefficients(response: Callable[[np.ndarray], np.ndarray], order: 
 def rayleigh(A: csr_array, x: Float[Tensor, "I D"]) -> Float[Tensor, " D"]:
     """xᵀL x / xᵀx of each channel: its mean frequency, 0 (smooth) to 2; 0 for a channel of zeros."""
     x = x.float()
-    high = (x * _Adjacency(A, x).add(x, x, 1, -1)).sum(0, dtype=torch.float64)
+    high = (x * Adjacency(A, x).add(x, x, 1, -1)).sum(0, dtype=torch.float64)
     return (high / x.double().square().sum(0).clamp(min=torch.finfo(torch.float64).tiny)).float()
 
 
-class _Adjacency:
+class Adjacency:
     """A with a self-loop of 1 at each item that has no edge, beside x: I minus this is L, also there."""
 
     def __init__(self, A: csr_array, x: Tensor):

@@ -10,6 +10,7 @@ the last place is the last item's, in windows padded on the left.
 Shapes: B users in a batch, T positions, D channels of the backbone, I items, N targets, M negatives.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -46,7 +47,7 @@ class ItemTable(nn.Module):
         return share * own + (1 - share) * told
 
 
-class Frellm(ranking.TableModel):
+class Frellm(ranking.Reader):
     """Scores by the inner product of the last state and the table that it read (tied)."""
 
     def __init__(
@@ -99,10 +100,14 @@ class Frellm(ranking.TableModel):
         x = self.dropout(x)
         return self.norm(self.head(self.backbone(x, is_item.long()).to(x.dtype)))
 
-    def user_states(self, batch: Batch) -> Float[Tensor, "B D"]:
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        return self.backbone.layers
+
+    def read(self, batch: Batch) -> Float[Tensor, "B T D"]:
         items, is_item = batch.items[:, -self.max_len :], batch.is_item[:, -self.max_len :]
-        read, place = items.unique(return_inverse=True)
-        return self.states(self.table(read)[place], is_item)[:, -1].float()
+        found, place = items.unique(return_inverse=True)
+        return self.states(self.table(found)[place], is_item)
 
     @torch.no_grad()
     def item_vectors(self, items: slice | Int[Tensor, " n"]) -> Float[Tensor, "n D"]:

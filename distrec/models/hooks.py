@@ -104,7 +104,8 @@ class Attached:
 
 
 class Recorder:
-    """`with Recorder(layers) as states:` then one tensor a layer after each forward pass, filters included.
+    """`with Recorder(layers) as states:` then, after each forward pass, what the first layer reads and one tensor a layer,
+    filters included.
 
     For analysis: a model's own `output_hidden_states` does not show what hooks changed.  To be entered after the
     filters are attached.
@@ -115,16 +116,21 @@ class Recorder:
         self.states: list[Tensor] = []
 
     def __enter__(self) -> list[Tensor]:
-        self._handles = [layer.register_forward_hook(self._keep(i)) for i, layer in enumerate(self._layers)]
+        before = self._layers[0].register_forward_pre_hook(self._begin, with_kwargs=True)
+        after = [layer.register_forward_hook(self._keep(i)) for i, layer in enumerate(self._layers)]
+        self._handles = [before, *after]
         return self.states
 
     def __exit__(self, _kind: type | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
         for handle in self._handles:
             handle.remove()
 
+    def _begin(self, _layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self.states[:] = [(args[0] if args else kwargs["hidden_states"]).detach()]
+
     def _keep(self, number: int) -> Any:
         def after(_layer: nn.Module, _args: Any, output: Any) -> None:
-            del self.states[number:]  # those of an earlier pass
+            del self.states[number + 1 :]  # where a layer runs again
             self.states.append((output if isinstance(output, Tensor) else output[0]).detach())
 
         return after

@@ -4,7 +4,7 @@ Shapes: B users in a batch, D channels, n items in a chunk, K items wanted, S pl
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -38,6 +38,22 @@ class TableModel(nn.Module, ABC):
 
     def rank(self, batch: Batch, k: int) -> Int[Tensor, "B K"]:
         return top_items(self.scorer(batch), slice(0, self.n_items), k)[0]
+
+
+class Reader(TableModel):
+    """Reads histories place by place; a user's state is the last place's."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> Sequence[nn.Module]:
+        """What states pass through one after the other, B × T × D each time."""
+
+    @abstractmethod
+    def read(self, batch: Batch) -> Float[Tensor, "B T D"]:
+        """The state of every place, as scores take it."""
+
+    def user_states(self, batch: Batch) -> Float[Tensor, "B D"]:
+        return self.read(batch)[:, -1].float()
 
 
 def by_table(states: Float[Tensor, "B D"], rows: Float[Tensor, "n D"], first: int = 0) -> Scorer:

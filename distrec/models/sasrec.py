@@ -5,6 +5,8 @@ Source: Kang & McAuley 2018 (arXiv 1808.09781); full softmax after Klenitskiy & 
 Shapes: B users in a batch, T positions (left-padded), D channels, I items, H heads, N targets.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -13,12 +15,12 @@ from torch import Tensor, nn
 from distrec.data.batches import Batch
 from distrec.knobs import SasRec as Config
 from distrec.models import softmax
-from distrec.models.ranking import TableModel
+from distrec.models.ranking import Reader
 
 _LOGITS_MIB = 1024  # that the softmax's logits take at once
 
 
-class SasRec(TableModel):
+class SasRec(Reader):
     """Scores ⟨h_t, e_i⟩, h_t the last block's state at t and e_i the input embedding of item i (tied).
 
     Deviation: normalises before each block and once at the end, where the paper's code normalises queries only.
@@ -59,8 +61,12 @@ class SasRec(TableModel):
             x = block(x, sees[:, None])
         return self.norm(x)
 
-    def user_states(self, batch: Batch) -> Float[Tensor, "B D"]:
-        return self.states(batch.items, batch.is_item)[:, -1].float()
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        return list(self.blocks)
+
+    def read(self, batch: Batch) -> Float[Tensor, "B T D"]:
+        return self.states(batch.items, batch.is_item)
 
     def item_vectors(self, items: slice | Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
         return self.item.weight.detach()[items].float()

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distrec.freq.spectrum import band_energy, ranks
+from distrec.freq.spectrum import ranks
 
 
 def test_ranks_of_a_matrix_of_known_singular_values():
@@ -27,39 +27,3 @@ def test_the_rank_of_softplus_of_a_matrix_is_a_matter_of_tolerance():
     assert 12 <= wide["rank@0.01"] <= 26
     assert narrow["rank@0.01"] == 1
     assert narrow["effective_rank"] < wide["effective_rank"] < 41
-
-
-def laplacian_basis(n, seed=0):
-    weights = torch.rand(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    weights = (weights + weights.T).fill_diagonal_(0)
-    scale = weights.sum(1).rsqrt()
-    return torch.linalg.eigh(torch.eye(n, dtype=torch.float64) - scale[:, None] * weights * scale)[1]
-
-
-@pytest.mark.parametrize("n", [4, 10, 19, 100])
-def test_band_energies_sum_to_one_and_empty_bands_are_told(n):
-    found = band_energy(torch.randn(n, 8).double(), laplacian_basis(n), 10)
-    assert float(found.share.nansum()) == pytest.approx(1)
-    assert float(found.noise.nansum()) == pytest.approx(1)
-    assert int(found.share.isnan().sum()) == max(0, 10 - n)
-    sizes = (found.noise * n).nan_to_num().round()
-    assert float(sizes.max() - sizes.min()) <= 1
-
-
-def test_white_noise_has_its_baseline_and_a_pure_state_its_band():
-    basis, draw = laplacian_basis(40), torch.Generator().manual_seed(0)
-    noise = band_energy(torch.randn(40, 20_000, generator=draw).double(), basis, 8)
-    torch.testing.assert_close(noise.share, noise.noise, atol=5e-3, rtol=0)
-    time = torch.linalg.qr(torch.randn(12, 12, generator=draw).double())[0]
-    time[:, 0] = 12**-0.5
-    constant = band_energy(torch.ones(12, 3).double(), torch.linalg.qr(time)[0], 4)
-    torch.testing.assert_close(constant.share, torch.tensor([1.0, 0, 0, 0], dtype=torch.float64))
-
-
-def test_one_loud_state_does_not_drown_the_others():
-    basis, states = laplacian_basis(30), torch.randn(30, 16).double()
-    loud = states.clone()
-    loud[0] *= 1e4
-    torch.testing.assert_close(band_energy(loud, basis, 5).share, band_energy(states, basis, 5).share)
-    with pytest.raises(ValueError, match="0 bands"):
-        band_energy(states, basis, 0)

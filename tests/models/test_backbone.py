@@ -269,11 +269,12 @@ def test_the_recorder_sees_the_filtered_states(folders):
         out = model(x, segment)
     with Recorder(plain.layers) as others:
         plain(x, segment)
-    assert len(states) == 3
+    assert len(states) == 4
+    assert_close(states[0], x)
     assert_close(model.decoder.norm(states[-1]), out)
-    assert float(states[0][3].std(0).mean()) < 0.5 * float(others[0][3].std(0).mean())  # smooth along time
+    assert float(states[1][3].std(0).mean()) < 0.5 * float(others[1][3].std(0).mean())  # smooth along time
     model(x, segment)
-    assert len(states) == 3  # and nothing is recorded afterwards
+    assert len(states) == 4  # and nothing is recorded afterwards
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

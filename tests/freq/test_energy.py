@@ -1,0 +1,131 @@
+"""Energies against closed forms, scipy's DCT and dense eigendecompositions."""
+
+import numpy as np
+import pytest
+import scipy.fft
+import torch
+from scipy.sparse import csr_array
+
+from distrec.freq import measure as big
+from distrec.freq.energy import bands, cosines, eigenvectors, lowest, power
+from distrec.freq.graph import low_pass, normalise
+
+
+def weights(*shape, seed=0):
+    drawn = torch.rand(*shape, shape[-1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (drawn + drawn.mT) * (1 - torch.eye(shape[-1], dtype=torch.float64))
+
+
+def test_the_basis_of_time_is_scipys_dct():
+    x = np.random.default_rng(0).normal(size=(11, 3))
+    np.testing.assert_allclose(cosines(11).numpy().T @ x, scipy.fft.dct(x, axis=0, norm="ortho"), atol=1e-12)
+    np.testing.assert_allclose(cosines(1).numpy(), [[1]])
+
+
+def test_the_basis_of_a_graph_is_that_of_its_laplacian():
+    w = weights(3, 9)
+    w[1, 4] = w[1, :, 4] = 0  # an item without an edge
+    basis = eigenvectors(w)
+    for graph, found in zip(w.numpy(), basis.numpy(), strict=True):
+        scale = np.divide(1, np.sqrt(graph.sum(1)), where=graph.sum(1) > 0, out=np.zeros(9))
+        laplacian = np.diag((graph.sum(1) > 0).astype(float)) - scale[:, None] * graph * scale
+        values = (found.T @ laplacian @ found).diagonal()
+        np.testing.assert_allclose(values, np.linalg.eigvalsh(laplacian), atol=1e-12)
+    lowest_of_connected = w[0].sum(1).sqrt() / w[0].sum().sqrt()
+    torch.testing.assert_close(basis[0, :, 0].abs(), lowest_of_connected)
+
+
+@pytest.mark.parametrize("n", [4, 10, 19, 100])
+def test_bands_sum_to_one_and_empty_ones_are_told(n):
+    found = bands(power(torch.randn(2, n, 8), eigenvectors(weights(n))), 10)
+    torch.testing.assert_close(found.share.nansum(-1), torch.ones(2, dtype=torch.float64))
+    assert float(found.noise.nansum()) == pytest.approx(1)
+    assert int(found.share[0].isnan().sum()) == max(0, 10 - n)
+    sizes = (found.noise * n).nan_to_num().round()
+    assert float(sizes.max() - sizes.min()) <= 1
+    with pytest.raises(ValueError, match="0 bands"):
+        bands(torch.ones(3) / 3, 0)
+
+
+def test_noise_and_constants_have_their_shares():
+    draw = torch.Generator().manual_seed(0)
+    noise = power(torch.randn(40, 20_000, generator=draw), eigenvectors(weights(40)))
+    torch.testing.assert_close(noise, torch.full_like(noise, 1 / 40), atol=2e-3, rtol=0)
+    assert float(lowest(noise)) == pytest.approx(0.25, abs=3e-3)
+    constant = power(torch.ones(12, 3), cosines(12))
+    assert float(constant[0]) == pytest.approx(1)
+    wave = power(cosines(12)[:, 7:8].float().expand(12, 4), cosines(12), unit=False)
+    assert float(wave[7]) == pytest.approx(1)
+
+
+def test_methods_1_3_users_graphs_are_complete_and_call_a_constant_low():
+    """A user makes all pairs of theirs co-occur: white noise has .276, what never changes .995."""
+    w = 1 + 0.3 * weights(30)
+    w = w * (1 - torch.eye(30, dtype=torch.float64))
+    assert float(lowest(power(torch.ones(30, 4), eigenvectors(w)))) > 0.99
+
+
+def test_one_loud_state_does_not_drown_the_others():
+    basis, states = eigenvectors(weights(30)), torch.randn(30, 16)
+    loud = states.clone()
+    loud[0] *= 1e4
+    torch.testing.assert_close(power(loud, basis), power(states, basis), atol=1e-6, rtol=0)
+    assert float((power(loud, basis, unit=False) - power(states, basis, unit=False)).abs().max()) > 0.01
+
+
+def sparse(n, seed=0, isolated=2):
+    rng = np.random.default_rng(seed)
+    dense = np.triu(rng.random((n, n)) * (rng.random((n, n)) < 8 / n), 1)
+    dense[:isolated] = dense[:, :isolated] = 0
+    return normalise(csr_array(dense + dense.T))
+
+
+def spectrum(A):
+    alone = np.diff(A.indptr) == 0
+    return np.linalg.eigh(np.eye(A.shape[0]) - A.toarray() - np.diag(alone.astype(float)))
+
+
+@pytest.mark.parametrize("n", [80, 400])
+def test_lanczos_is_the_dense_result(n):
+    A, x = sparse(n), torch.randn(n, 40, generator=torch.Generator().manual_seed(1))
+    values = spectrum(A)[0]
+    gaps = np.argsort(-np.diff(values))[:6]
+    edges = np.sort(values[gaps] + np.diff(values)[gaps] / 2)
+    for signal in (x, low_pass(A, x, 0.9, 3)):
+        exact = big.measure(A, signal)
+        assert exact.is_exact
+        near = big.lanczos(A, signal, n)
+        np.testing.assert_allclose(near.below(edges), exact.below(edges), atol=1e-4)
+        assert near.energy.sum() == pytest.approx(1)
+
+
+def test_a_large_graph_takes_lanczos_and_agrees(monkeypatch):
+    A, x = sparse(700), torch.randn(700, 8, generator=torch.Generator().manual_seed(1))
+    smooth = low_pass(A, x, 0.9, 4)
+    exact = big.measure(A, smooth), big.noise(A)
+    edges = exact[1].quantiles(np.array([0.25, 0.5, 0.75]))
+    monkeypatch.setattr(big, "DENSE", 100)
+    near = big.measure(A, smooth), big.noise(A)
+    assert not near[0].is_exact
+    np.testing.assert_allclose(near[0].below(edges), exact[0].below(edges), atol=0.02)
+    np.testing.assert_allclose(near[1].below(edges), [0.25, 0.5, 0.75], atol=0.02)
+    assert exact[0].below(edges)[0] > 0.6  # smooth is low
+
+
+def test_a_channel_that_touches_one_frequency_ends_early():
+    A = sparse(60)
+    value, vectors = spectrum(A)
+    x = torch.from_numpy(vectors[:, [20]]).float()
+    found = big.lanczos(A, x, 20)
+    assert found.below(np.array([value[20] - 1e-3]))[0] == pytest.approx(0, abs=1e-4)
+    assert found.below(np.array([value[20] + 1e-3]))[0] == pytest.approx(1, abs=1e-4)
+
+
+def test_wrong_input_is_told():
+    A = sparse(20)
+    with pytest.raises(ValueError, match="one catalogue"):
+        big.measure(A, torch.ones(19, 1))
+    with pytest.raises(ValueError, match="no energy"):
+        big.measure(A, torch.zeros(20, 1))
+    with pytest.raises(ValueError, match="at least 2"):
+        big.measure(A, torch.ones(20, 1), 1)
