@@ -61,7 +61,7 @@ def noise(A: csr_array, steps: int = 60, seed: int = 0) -> Measure:
     """What white noise has: the density of the graph's frequencies."""
     n = len(A.indptr) - 1
     if n <= DENSE:
-        frequency = _dense(A)[0]
+        frequency = dense(A)[0]
         return Measure(frequency, np.full(n, 1 / n), True)
     generator = torch.Generator().manual_seed(seed)
     return lanczos(A, torch.randn(n, _PROBES, generator=generator), steps)
@@ -104,11 +104,12 @@ def _quadrature(matrix: Adjacency, x: Tensor, steps: int) -> tuple[np.ndarray, n
 
 
 def _exact(A: csr_array, x: Tensor) -> Measure:
-    frequency, vectors = _dense(A)
+    frequency, vectors = dense(A)
     energy = np.square(vectors.T @ x.double().numpy(force=True)).sum(1)
     return Measure(frequency, energy / energy.sum(), True)
 
 
-def _dense(A: csr_array) -> tuple[np.ndarray, np.ndarray]:
+def dense(A: csr_array) -> tuple[np.ndarray, np.ndarray]:
+    """(frequencies, low to high; their eigenvectors in columns) of L."""
     alone = np.diff(A.indptr) == 0
     return np.linalg.eigh(np.eye(len(alone)) - A.toarray() - np.diag(alone.astype(float)))

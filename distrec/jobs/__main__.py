@@ -7,6 +7,7 @@
   train      a model, and its test figures              (accelerate launch distrec/train.py)
   evaluate   rank a split again with a run's best checkpoint
   recommend  the best items for a file of histories
+  analyze    spectra, retention, locality: pictures and figures about a finished run
   audit      is there a leak?
   plan       memory, disk, time and cost of a run, before anything is asked of a cluster
   doctor     is this machine, or this launch, fit for a job?
@@ -30,6 +31,7 @@ _JOBS = {
     "evaluate": "distrec.jobs.evaluate",
     "recommend": "distrec.jobs.recommend",
     "audit": "distrec.jobs.audit",
+    "analyze": "distrec.jobs.analyze",
     "plan": "distrec.jobs.plan",
     "doctor": "distrec.jobs.doctor",
     "config": "distrec.config",

@@ -22,7 +22,7 @@ class Subject:
     """A run with the weights of its best checkpoint.
 
     `out`: its folder; `folder`: where pictures go; `users`: the most histories that are read, the same for every model
-    of the same data and seed.
+    of the same data and seed; `steps`: of Lanczos on large graphs; `against`: another run, of the same data.
     """
 
     out: Path
@@ -32,6 +32,8 @@ class Subject:
     device: torch.device
     folder: Path
     users: int
+    steps: int = 60
+    against: Path | None = None
     seed: int = 0
 
     def batches(self) -> Iterator[Batch]:

@@ -1,5 +1,6 @@
 """Pictures that are readable on paper and on a screen, light or dark: NAME.svg and NAME.png."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,13 @@ def name(axes: Any, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if len(axes.get_legend_handles_labels()[0]):
         axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+
+
+def logarithmic(axis: Any, ticks: Sequence[float], form: str = "{:.0%}") -> None:
+    """A log axis (`axes.xaxis`, `axes.yaxis`) that is read at these ticks."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_ticks(ticks, [form.format(tick) for tick in ticks])
+    axis.set_ticks([], minor=True)
 
 
 def save(figure: Any, folder: Path, stem: str) -> None:

@@ -1,0 +1,65 @@
+"""What the order of histories is worth to a model: the validation split ranked with histories shuffled.
+
+Two shuffles: all of a history, and only interactions of the same time, whose order a file may have made up.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from distrec.data.prepared import Prepared
+from distrec.engine import scoring
+from distrec.engine.metrics import per_user
+from distrec.freq.locality import shuffled, shuffled_ties
+from distrec.jobs.analysis.subject import Part, Subject
+from distrec.jobs.pages.page import Section, Table, Text
+from distrec.runtime import Ranks
+
+TITLE = "Controls: histories in another order"
+_METRICS = ("hr@10", "ndcg@10")
+_DRAWS = 3
+
+
+def controls(subject: Subject) -> Part:
+    data = subject.data
+    before = np.arange(int(data.start[-1])) < np.repeat(data.train_end, np.diff(data.start))
+    time = np.where(before, data.time[: len(before)], np.iinfo(np.int64).max)  # held-out ones stay behind
+    orders = {
+        "as they were": [np.arange(len(before))],
+        "ties shuffled": [shuffled_ties(data.start, time, np.random.default_rng([subject.seed, i])) for i in range(_DRAWS)],
+        "shuffled": [_histories(data, before, np.random.default_rng([subject.seed, i])) for i in range(_DRAWS)],
+    }  # fmt: skip
+    found = {
+        name: [_accuracy(subject, replace(data, item=data.item[order])) for order in each]
+        for name, each in orders.items()
+    }
+    moved = float((data.time[1:] == data.time[:-1])[before[1:]].mean()) if len(before) > 1 else 0.0
+    rows = tuple(
+        (name, *(float(np.mean([draw[i] for draw in draws])) for i in range(len(_METRICS))), _spread(draws))
+        for name, draws in found.items()
+    )
+    text = (
+        f"{moved:.1%} of training interactions have the time of the one before them, so that their order says nothing sure. Means of "
+        f"{_DRAWS} shuffles; a model that is as good on shuffled histories does not use their order, and a filter along time cannot help it."
+    )
+    head = ("histories", "HR@10, validation", "NDCG@10, validation", "std of NDCG@10 over shuffles")
+    figures = {name: {metric: [draw[i] for draw in draws] for i, metric in enumerate(_METRICS)} for name, draws in found.items()}  # fmt: skip
+    return Part(Section(TITLE, (Text(text), Table(head, rows))), {**figures, "tied": moved})
+
+
+def _histories(data: Prepared, before: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Training interactions in random order within their user; those held out where they are."""
+    start = np.r_[0, np.cumsum(data.train_end - data.start[:-1])]
+    order = np.arange(len(before))
+    order[before] = np.flatnonzero(before)[shuffled(start, rng)]
+    return order
+
+
+def _accuracy(subject: Subject, data: Prepared) -> tuple[float, ...]:
+    ranking = scoring.rank_split(subject.model, data, "valid", subject.config.score, Ranks(), subject.device)
+    found = per_user(ranking.rank)
+    return tuple(float(found[metric].mean()) for metric in _METRICS)
+
+
+def _spread(draws: list[tuple[float, ...]]) -> float | None:
+    return float(np.std([draw[1] for draw in draws], ddof=1)) if len(draws) > 1 else None

@@ -1,0 +1,85 @@
+"""Energy of items' vectors over the graph of all items, at any size (freq/measure.py)."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from distrec.data.prepared import Prepared
+from distrec.freq.graph import cooccurrence, normalise
+from distrec.freq.measure import Measure, measure, noise
+from distrec.jobs.analysis.subject import Part, Subject
+from distrec.jobs.pages import picture
+from distrec.jobs.pages.page import Picture, Section, Table, Text
+from distrec.models.frellm import Frellm
+from distrec.models.ranking import TableModel
+from distrec.models.tone import Tone
+
+TITLE = "Energy of item vectors over the graph of items"
+SHARES = np.array([0.01, 0.05, 0.1, 0.25, 0.5, 0.75])
+
+
+def item_spectra(subject: Subject) -> Part:
+    """How much of the items' vectors lies at low frequencies of the graph that G-LPF filters on by default."""
+    signals = dict(vectors(subject.model))
+    if not signals:
+        return Part(Section(TITLE, (Text("This model has no vectors of items."),)), {})
+    A = graph_of(subject.data)
+    level = noise(A, subject.steps, subject.seed)
+    edges = level.quantiles(SHARES)
+    found = {name: measure(A, x.float().cpu(), subject.steps) for name, x in signals.items()}
+    constant = measure(A, torch.ones(subject.data.n_items, 1), subject.steps)
+    lines = {**found, "the same vector for all": constant, "white noise": level}
+    figures = {name: dict(zip(map(str, SHARES), each.below(edges).tolist(), strict=True)) for name, each in lines.items()}  # fmt: skip
+    draw(subject, lines, level)
+    how = (
+        "exact"
+        if level.is_exact
+        else f"by Lanczos, {subject.steps} steps, so that shares are known to a hundredth or so"
+    )
+    text = (
+        f"Graph: users who have both of two items, training interactions, {A.nnz:,} edges; {how}. Frequencies are ranked so that "
+        "white noise has as much below each rank as there are frequencies."
+    )
+    head = ("vectors", *(f"lowest {share:.0%}" for share in SHARES))
+    table = Table(head, tuple((name, *each.values()) for name, each in figures.items()), "Share of the energy", digits=3)  # fmt: skip
+    seen = Picture(
+        "item_energy",
+        "Energy of item vectors below each frequency of the item graph; the diagonal is white noise's share",
+    )
+    return Part(Section(TITLE, (Text(text), table, seen)), {"below": figures, "edges": A.nnz, "is_exact": level.is_exact})  # fmt: skip
+
+
+def graph_of(data: Prepared) -> csr_array:
+    """The normalised adjacency of all items: RᵀR of training interactions, the default of model.graph."""
+    item = data.item[data.is_train()]
+    start = np.r_[0, np.cumsum(data.train_end - data.start[:-1])]
+    return normalise(cooccurrence(item, start, data.n_items), in_place=True)
+
+
+@torch.no_grad()
+def vectors(model: object) -> Iterator[tuple[str, Tensor]]:
+    """What a model knows of every item, by name."""
+    if isinstance(model, Frellm):
+        yield "collaborative vectors", model.table.collaborative
+        yield "text vectors", model.table.text
+    if isinstance(model, TableModel):
+        yield "item table", model.item_vectors(slice(0, model.n_items))
+    if isinstance(model, Tone):
+        yield "codes' embeddings, mean", model.shared(model.token_of).mean(1)
+
+
+def draw(subject: Subject, lines: dict[str, Measure], level: Measure) -> None:
+    figure, axis = picture.new()
+    shares = np.linspace(0.005, 0.995, 199)
+    edges = level.quantiles(shares)
+    for name, each in lines.items():
+        is_noise = name == "white noise"
+        style = {"ls": "--", "color": picture.INK, "lw": 1} if is_noise else {}
+        axis.plot(shares, shares if is_noise else each.below(edges), label=name, **style)
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1.02)
+    picture.name(axis, "frequency of the item graph (rank, 0 to 1)", "share of the energy below")
+    picture.save(figure, subject.folder, "item_energy")

@@ -1,0 +1,120 @@
+"""distrec analyze out=RUN [users=1000] [against=RUN] [steps=60] [parts=spectra,…]
+
+Pictures and figures about a finished run, beside it in RUN/analysis: page.md, analysis.json, tables.tex, PNG and SVG.
+Reads training histories and the validation split, never the test split.
+
+  users=1000       the most histories that are read for spectra (drawn once, the same for every model of the same data)
+  against=RUN      a run of the same data, whose gain is told by how local a user's history is (TFM on and off)
+  steps=60         of Lanczos, where a graph has too many items for all its frequencies
+  parts=…          some of: spectra, items, retention, locality, controls
+  data.root, data.path, model.codes, model.backbone.path   where things lie now, if they were moved
+
+Example:  distrec analyze out=runs/beauty
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from distrec import config as cfg
+from distrec.data import store
+from distrec.engine.launch import join
+from distrec.jobs.analysis.controls import controls
+from distrec.jobs.analysis.locality import locality
+from distrec.jobs.analysis.retention import retention
+from distrec.jobs.analysis.spectra import spectra
+from distrec.jobs.analysis.subject import Part, Subject
+from distrec.jobs.analysis.tables import item_spectra
+from distrec.jobs.pages import page
+from distrec.jobs.parts.assemble import best_of
+from distrec.runtime import Ranks, log, run
+
+PARTS: dict[str, Callable[[Subject], Part]] = {
+    "spectra": spectra,
+    "items": item_spectra,
+    "retention": retention,
+    "locality": locality,
+    "controls": controls,
+}
+FOLDER = "analysis"
+_PLACES = ("data.root", "data.path", "data.items", "model.codes", "model.backbone.path")
+
+
+def main(argv: Sequence[str]) -> None:
+    given: dict[str, str] = {key: value for key, _, value in (arg.partition("=") for arg in argv)}
+    own = {"users": "1000", "against": "", "steps": "60", "parts": ",".join(PARTS)}
+    own |= {key: given.pop(key) for key in own if key in given}
+    out = Path(given.get("out", ""))
+    if other := [key for key in given if key not in ("out", *_PLACES)]:
+        raise ValueError(f"analyze takes out, {', '.join(own)} and the places of the data, not {other[0]}")
+    chosen = own["parts"].split(",")
+    if wrong := [name for name in chosen if name not in PARTS]:
+        raise ValueError(f"parts={wrong[0]}: no such part; known: {', '.join(PARTS)}")
+    made = made_by(out, {"users": _count(own, "users"), "steps": _count(own, "steps"), "parts": chosen, "against": own["against"]})  # fmt: skip
+    if is_there(out / FOLDER, made):
+        log(f"{out / FOLDER} is there already")
+    else:
+        places = [f"{key}={value}" for key, value in given.items() if key != "out"]
+        subject = partial(opened, out, places, made)
+        store.write(out / FOLDER, made, lambda folder: fill(subject(folder), chosen))
+    print((out / FOLDER / "page.md").read_text(encoding="utf-8"))
+    print(f"analysis: {out / FOLDER}")
+
+
+def made_by(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """What an analysis depends on.   Raises: ValueError when the folder is no finished run, or not what was written."""
+    runs = {"run": out} | ({"other": Path(asked["against"])} if asked["against"] else {})
+    for name, folder in runs.items():
+        if not (folder / store.STAMP).is_file() or not (folder / "config.yaml").is_file():
+            key = "out" if name == "run" else "against"
+            raise ValueError(f"{key}={str(folder)!r} is no finished run: give the folder that distrec train printed")
+        store.verify_stamped(folder)
+    stamps = {name: store.content(folder) for name, folder in runs.items()}
+    if len({store.read_stamp(folder)["made_by"]["data"] for folder in runs.values()}) > 1:
+        raise ValueError(f"against={asked['against']} is about other data than {out}")
+    return {**asked, **stamps}
+
+
+def is_there(folder: Path, made: dict[str, Any]) -> bool:
+    """Whether this very analysis was made; another one, of other settings or of a run that was here before, is removed."""
+    if not folder.exists():
+        return False
+    if store.verify(folder)["made_by"] == made:
+        return True
+    log(f"{folder} holds an analysis with other settings: made anew")
+    store.remove(folder)
+    return False
+
+
+def opened(out: Path, places: Sequence[str], made: dict[str, Any], folder: Path) -> Subject:
+    config = cfg.load([str(out / "config.yaml"), f"out={out}", *places])
+    accelerator = join(config.train)
+    found = best_of(out, config, Ranks(), accelerator.device)
+    against = Path(made["against"]) if made["against"] else None
+    return Subject(
+        out, config, found.model, found.data, accelerator.device, folder, made["users"], made["steps"], against
+    )
+
+
+def fill(subject: Subject, chosen: Sequence[str]) -> None:
+    sections, figures = [], {}
+    for name in chosen:
+        log(f"analysis: {name}")
+        part = PARTS[name](subject)
+        sections.append(part.section)
+        figures[name] = part.figures
+    page.write(subject.folder, page.Page(f"Analysis of {subject.out.name}", tuple(sections)))
+    (subject.folder / "analysis.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+
+
+def _count(given: dict[str, str], key: str) -> int:
+    text = given[key]
+    if not (text.isascii() and text.isdecimal()) or not 2 <= int(text) < 2**31:
+        raise ValueError(f"{key}={text}: a whole number, at least 2")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run(main, __doc__)
