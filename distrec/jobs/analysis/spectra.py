@@ -178,7 +178,8 @@ def summary(table: pl.DataFrame, stages: list[str]) -> dict[str, dict[str, Any]]
         low, interval = lost(wide["input"].to_numpy(), wide[last].to_numpy())
         shade = {stage: _interval(wide[stage].to_numpy()) for stage in stages}
         found[measure] = {
-            "stages": {name: float(wide[name].to_numpy().mean()) for name in (*stages, *LINES)},
+            "stages": {name: float(wide[name].to_numpy().mean()) for name in (*stages, *LINES)}
+            | ({"constant": None} if measure == "centred" else {}),  # nothing is left of it
             "stages_ci": shade,
             "lost": low,
             "lost_ci": interval,
@@ -240,7 +241,7 @@ def draw_bands(subject: Subject, by_band: dict[str, np.ndarray], stages: list[st
         for stage in chosen:
             axis.plot(middle, values[stage], "o-", ms=3, label=stages[stage])
         axis.plot(middle, values[len(stages)], "--", color=picture.INK, lw=1, label="white noise")
-        picture.logarithmic(axis.yaxis, (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1), "{:.1%}")
+        picture.logarithmic(axis.yaxis, (0.001, 0.01, 0.1, 1), "{:.1%}")
         axis.set_title({"graph": "graph, own counts out", "time": "time"}[measure])
         picture.name(axis, "frequency (rank, 0 to 1)", "share of the energy" if measure == "graph" else "")
     picture.save(figure, subject.folder, "energy_by_band")

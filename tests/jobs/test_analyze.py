@@ -1,0 +1,202 @@
+"""distrec analyze on finished runs: what it says against hand counts, what it must not read, what it refuses."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from commands import distrec
+from decoders import saved
+from scipy.sparse import csr_array
+
+from distrec import knobs
+from distrec.data import store
+from distrec.freq import measure as big
+from distrec.freq.graph import low_pass, normalise
+from distrec.jobs.analysis import retention, spectra
+from distrec.jobs.analysis.subject import Subject
+from distrec.jobs.analysis.tables import graph_of
+from distrec.jobs.pages import page
+from distrec.models.sasrec import SasRec
+
+SMALL = [
+    "data.synthetic.users=150", "data.synthetic.items=120", "data.negatives=0", "score.bootstrap=0", "train.epochs=2",
+    "train.batch_tokens=500",
+]  # fmt: skip
+SASREC = [*SMALL, "model.name=sasrec", "model.d_model=16"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with two runs of SASRec that were analysed, one against the other."""
+    folder = tmp_path_factory.mktemp("analyze")
+    distrec("train", *SASREC, "out=run", cwd=folder)
+    distrec("train", *SASREC, "seed=1", "out=other", cwd=folder)
+    distrec("analyze", "out=run", "against=other", "users=100", cwd=folder)
+    return folder
+
+
+def figures(run):
+    return json.loads((run / "analysis/analysis.json").read_text())
+
+
+def test_every_stage_and_line_is_told_for_every_measure(place):
+    found = figures(place / "run")["spectra"]["low"]
+    assert set(found) == set(spectra.MEASURES)
+    assert list(found["time"]["stages"]) == ["input", "layer 1", "layer 2", "scored", "noise", "constant"]
+    assert found["time"]["stages"]["constant"] == pytest.approx(1)
+    assert found["published"]["stages"]["noise"] == pytest.approx(0.27, abs=0.04)
+    for measure in ("graph", "published", "time"):
+        assert max(found[measure]["stages"][name] for name in ("noise", "input", "scored")) < found[measure]["stages"]["constant"]  # fmt: skip
+    users = pl.read_parquet(place / "run/analysis/spectra.parquet")
+    own = users.filter((pl.col("measure") == "graph") & (pl.col("stage") == "layer 2"))["low"]
+    assert own.mean() == pytest.approx(found["graph"]["stages"]["layer 2"])
+    assert own.len() == figures(place / "run")["spectra"]["users"] <= 100
+
+
+def test_the_whole_table_is_the_runs_own_accuracy(place):
+    found, lines = figures(place / "run")["retention"], (place / "run/metrics.jsonl").read_text().splitlines()
+    best = max(line["ndcg@10"] for line in map(json.loads, lines) if line["event"] == "valid")
+    for name in ("lowest", "highest", "shuffled"):
+        assert found[name][-1] == pytest.approx(best)
+    assert figures(place / "run")["controls"]["as they were"]["ndcg@10"] == [pytest.approx(best)]
+
+
+def test_pages_name_pictures_that_are_there(place):
+    folder = place / "run/analysis"
+    told = page.load(folder)
+    assert len(told.sections) == 5
+    for section in told.sections:
+        for block in section.blocks:
+            if isinstance(block, page.Picture):
+                assert (folder / f"{block.name}.png").stat().st_size > 5000
+                assert (folder / f"{block.name}.svg").read_text().startswith("<?xml")
+                assert block.name in (folder / "page.md").read_text()
+    assert sum(row["users"] for row in figures(place / "run")["locality"]["gain"]) <= 150
+    assert store.verify(folder)["made_by"]["run"] == store.content(place / "run")
+
+
+def test_it_is_made_once_and_anew_when_settings_change(place):
+    stamp = (place / "run/analysis/stamp.json").read_bytes()
+    again = distrec("analyze", "out=run", "against=other", "users=100", cwd=place)
+    assert "is there already" in again.stderr
+    assert (place / "run/analysis/stamp.json").read_bytes() == stamp
+    shutil.copytree(place / "run", place / "copy")
+    distrec("analyze", "out=copy", "parts=locality", cwd=place)
+    assert list(figures(place / "copy")) == ["locality"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["out=nowhere"], "is no finished run"),
+        ([], "is no finished run"),
+        (["out=run", "users=none"], "users=none: a whole number"),
+        (["out=run", "parts=spectra,moon"], "parts=moon: no such part"),
+        (["out=run", "model.name=tone"], "not model.name"),
+        (["out=run", "against=nowhere"], "against='nowhere'"),
+    ],
+)
+def test_wrong_words_are_told_in_a_line(place, words, told):
+    done = distrec("analyze", *words, cwd=place, code=2)
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["test.json", "ranks.parquet", "metrics.jsonl", "config.yaml"])
+def test_what_was_changed_since_is_refused_by_name(place, tmp_path, name):
+    shutil.copytree(place / "run", tmp_path / "run")
+    with (tmp_path / "run" / name).open("ab") as file:
+        file.write(b" ")
+    done = distrec("analyze", "out=run", cwd=tmp_path, code=2)
+    assert name in done.stderr
+
+
+def test_a_changed_analysis_is_refused(place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    with (tmp_path / "run/analysis/retention.svg").open("ab") as file:
+        file.write(b"<!-- -->")
+    done = distrec("analyze", "out=run", f"against={place / 'other'}", "users=100", cwd=tmp_path, code=2)
+    assert "retention.svg" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_language_model_and_codes_are_analysed_too(tmp_path):
+    saved(tmp_path / "llm", width=32, layers=2)
+    frellm = ["model.name=frellm", "model.tfm.mode=causal", "model.max_len=16", "model.hidden=16", "model.sasrec.d_model=8",
+              "model.sasrec_train.epochs=2", "model.backbone.path=llm"]  # fmt: skip
+    distrec("train", *SMALL, *frellm, "out=frellm", cwd=tmp_path)
+    distrec("analyze", "out=frellm", cwd=tmp_path)
+    assert {"collaborative vectors", "text vectors", "item table"} <= set(
+        figures(tmp_path / "frellm")["items"]["below"]
+    )
+    assert "layer 2" in figures(tmp_path / "frellm")["spectra"]["low"]["time"]["stages"]
+    tone = ["model.name=tone", "model.d_model=16", "model.d_ff=16", "model.d_kv=8", "model.n_heads=2", "model.n_layers=1",
+            "model.max_len=4", "codes.size=16", "model.beams=10"]  # fmt: skip
+    distrec("train", *SMALL, *tone, "out=tone", cwd=tmp_path)
+    distrec("analyze", "out=tone", cwd=tmp_path)
+    assert "codes' embeddings, mean" in figures(tmp_path / "tone")["items"]["below"]
+    distrec("train", *SMALL, "model.name=markov", "out=markov", cwd=tmp_path)
+    distrec("analyze", "out=markov", cwd=tmp_path)
+    assert "does not read items" in (tmp_path / "markov/analysis/page.md").read_text()
+
+
+@pytest.fixture
+def subject(small, tmp_path):
+    torch.manual_seed(0)
+    model = SasRec(knobs.SasRec(d_model=16), small.n_items).eval()
+    config = type("Config", (), {"score": knobs.Score(bootstrap=0)})()
+    return Subject(tmp_path, config, model, small, torch.device("cpu"), tmp_path, users=80)
+
+
+def test_nothing_held_out_moves_an_analysis(subject):
+    """Other validation and test items, the same spectra, graph and locality."""
+    data = subject.data
+    item = data.item.copy()
+    held = ~data.is_train()
+    item[held] = (item[held] + 7) % data.n_items
+    other = replace(subject, data=replace(data, item=item))
+    for weights in (spectra.cooccurrences, graph_of):
+        assert (weights(data) != weights(other.data)).nnz == 0
+    first, second = (
+        spectra.gathered(each, spectra.cooccurrences(each.data))[0]["low"].tobytes() for each in (subject, other)
+    )
+    assert first == second
+
+
+def test_a_shuffled_history_keeps_its_items_and_its_padding(subject):
+    batch = next(iter(subject.batches()))
+    found = spectra.shuffle(batch, torch.Generator().manual_seed(0))
+    assert torch.equal(found.is_item, batch.is_item)
+    for before, after, here in zip(batch.items, found.items, batch.is_item, strict=True):
+        assert sorted(before[here].tolist()) == sorted(after[here].tolist())
+    assert not torch.equal(found.items, batch.items)
+
+
+def test_histories_are_cut_to_their_own_places(subject):
+    """The states of a user are those of the user alone, without padding."""
+    (batch, *_) = subject.batches()
+    for users, items, states in spectra.histories(subject.model, batch, None, torch.Generator()):
+        row = int((batch.user == users[0]).nonzero()[0, 0])
+        length = items.shape[1]
+        assert torch.equal(items[0], batch.items[row, -length:])
+        alone = subject.model.states(batch.items[row : row + 1, -length:], torch.ones(1, length, dtype=torch.bool))
+        torch.testing.assert_close(states[-3, 0].float(), alone[0], atol=1e-5, rtol=1e-4)
+
+
+def test_the_polynomial_cut_is_near_the_exact_one(monkeypatch):
+    rng = np.random.default_rng(0)
+    dense = np.triu(rng.random((600, 600)) * (rng.random((600, 600)) < 0.02), 1)
+    A, x = normalise(csr_array(dense + dense.T)), torch.from_numpy(rng.standard_normal((600, 6))).float()
+    smooth = low_pass(A, x, 0.9, 3)
+    exact = retention.LowPass(A, smooth)(0.3)
+    monkeypatch.setattr(big, "DENSE", 100)
+    monkeypatch.setattr(retention, "DENSE", 100)
+    near = retention.LowPass(A, smooth)
+    assert not near.is_exact
+    assert float((near(0.3) - exact).norm() / exact.norm()) < 0.1
+    assert torch.equal(near(1.0), smooth)
+    assert not near(0.0).any()
