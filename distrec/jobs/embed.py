@@ -37,7 +37,7 @@ from distrec.models.language.lexical import LexicalEncoder
 from distrec.runtime import REQUEUE, Ranks, Stop, log, run
 
 PART = 1024  # texts saved at once
-_READ = (".json", ".safetensors", ".model", ".txt", ".jinja")
+READ = (".json", ".safetensors", ".model", ".txt", ".jinja")
 DEFAULT = "sentence-transformers/sentence-t5-base"
 
 
@@ -131,7 +131,7 @@ def made_by(config: knobs.Embed, template: str, place: Path, data: Prepared) -> 
 
 def encoder_digest(place: Path) -> str:
     """The hash of every file of an encoder that is read: no pages, pictures or pickles beside them."""
-    files = sorted(path for path in place.rglob("*") if path.suffix in _READ and path.name != store.STAMP)
+    files = sorted(path for path in place.rglob("*") if path.suffix in READ and path.name != store.STAMP)
     return store.digest({path.relative_to(place).as_posix(): store.file_digest(path) for path in files})
 
 

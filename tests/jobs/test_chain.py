@@ -1,0 +1,171 @@
+"""What runs were made of: every part found, every changed byte named, what is missing said."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import distrec
+from decoders import saved
+
+from distrec import config as cfg
+from distrec.data import store
+from distrec.jobs.parts.chain import chain, opened
+
+SMALL = ["data.synthetic.users=120", "data.synthetic.items=150", "data.negatives=20", "score.bootstrap=0"]
+ONCE = [*SMALL, "train.epochs=1"]
+TONE = [
+    "model.name=tone", "embed.encoder=builtin", "codes.name=kmeans", "codes.size=16", "codes.gate=false", "model.max_len=8",
+    "model.d_model=16", "model.d_ff=32", "model.d_kv=8", "model.n_heads=2", "model.n_layers=1",
+]  # fmt: skip
+FRELLM = [
+    "model.name=frellm", "model.tfm.mode=causal", "model.max_len=8", "model.hidden=16", "model.sasrec.d_model=8",
+    "model.sasrec.n_heads=1", "model.sasrec_train.epochs=1", "model.backbone.path=llm",
+]  # fmt: skip
+WHOLE = {
+    "tone": ["run", "checkpoint", "codes", "vectors", "text encoder", "prepared data"],
+    "frellm": [
+        "run", "checkpoint", "item table", "item tables", "language model", "SASRec run", "vectors", "prepared data",
+    ],
+    "popularity": ["run", "prepared data"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a language model, and a run of each kind on the same data."""
+    folder = tmp_path_factory.mktemp("chain")
+    saved(folder / "llm", width=32, layers=2)
+    for name, words in (("tone", TONE), ("frellm", FRELLM), ("popularity", ["model.name=popularity"])):
+        distrec("train", *ONCE, *words, f"out={name}", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch):
+    """A copy to break."""
+    shutil.copytree(made, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def links(run, *words):
+    return chain(Path(run), opened(Path(run), words))
+
+
+def by_name(run):
+    return {link.name: link for link in links(run)}
+
+
+def flip(file):
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    return whole
+
+
+@pytest.mark.parametrize("run", WHOLE)
+def test_a_chain_goes_back_to_the_prepared_data(place, run):
+    found = links(run)
+    assert [link.name for link in found] == WHOLE[run]
+    assert {link.state for link in found} == {"verified"}
+    stamp = store.read_stamp(place / run)["made_by"]
+    assert found[0].made_by["command"] == stamp["command"]
+    assert found[0].made_by["versions"]["torch"]
+    assert found[-1].content == stamp["data"]
+    assert found[-1].folder.name == stamp["prepared"]
+    for name, key in (("codes", "codes"), ("item tables", "tables"), ("language model", "backbone")):
+        assert [link.content for link in found if link.name == name] == ([stamp[key]] if key in stamp else [])
+
+
+@pytest.mark.parametrize("run", WHOLE)
+def test_a_changed_byte_anywhere_is_named(place, run):
+    files = []
+    for link in links(run):
+        stamped = (link.folder / "stamp.json").is_file()
+        names = [*store.read_stamp(link.folder)["files"], "stamp.json"] if stamped else ["model.safetensors"]
+        files += [link.folder / name for name in names]
+        if link.name == "SASRec run":
+            best = sorted(link.folder.glob("checkpoints/step-*"))[-1]
+            files += [link.folder / "item_table/item_table.safetensors", best / "model.safetensors"]
+    assert len(files) > 9
+    for file in files:
+        whole = flip(file)
+        owner = "llm is not the language model" if file.parts[0] == "llm" else f"{file.parent} is corrupt: {file.name}"
+        with pytest.raises(ValueError, match=owner):
+            links(run)
+        file.write_bytes(whole)
+    links(run)
+
+
+@pytest.mark.parametrize(
+    ("run", "gone"),
+    [(run, name) for run, names in WHOLE.items() for name in names if name not in ("run", "item table")],
+)
+def test_what_is_missing_is_only_said(place, run, gone):
+    folder = by_name(run)[gone].folder
+    shutil.rmtree(folder.parent if gone == "checkpoint" else folder)
+    found = by_name(run)
+    assert (found[gone].state, found[gone].folder) == ("not at hand", None)
+    rest = {name: link.state for name, link in found.items() if name != gone}
+    assert set(rest.values()) == {"verified"}
+
+
+def test_what_is_missing_hides_what_it_was_made_of(place):
+    shutil.rmtree(by_name("tone")["codes"].folder)
+    assert [link.name for link in links("tone")] == ["run", "checkpoint", "codes", "prepared data"]
+
+
+def test_artefacts_are_searched_where_they_lie_now(place):
+    shutil.move(place / "artefacts", place / "elsewhere")
+    states = [link.state for link in links("tone")]
+    assert states == ["verified", "verified", "not at hand", "not at hand"]
+    assert {link.state for link in links("tone", "data.root=elsewhere")} == {"verified"}
+
+
+def test_an_unfinished_sasrec_of_others_is_no_fault(place):
+    shutil.rmtree(by_name("frellm")["SASRec run"].folder)
+    (place / "artefacts/sasrec-ffff/checkpoints").mkdir(parents=True)
+    assert by_name("frellm")["SASRec run"].state == "not at hand"
+
+
+def test_another_s_artefact_that_is_broken_is_no_fault_while_the_own_is_there(place):
+    shutil.copytree(by_name("tone")["codes"].folder, place / "artefacts/codes-000000000000")
+    flip(place / "artefacts/codes-000000000000/stamp.json")
+    assert by_name("tone")["codes"].state == "verified"
+    shutil.rmtree(by_name("tone")["codes"].folder)
+    with pytest.raises(ValueError, match=r"codes-000000000000 is corrupt: stamp\.json"):
+        links("tone")
+
+
+def test_vectors_of_a_file_are_known_by_its_bytes(place):
+    shutil.copy(by_name("tone")["vectors"].folder / "vectors.safetensors", "v.safetensors")
+    distrec("train", *ONCE, *TONE, "codes.vectors=v.safetensors", "out=file", cwd=place)
+    assert by_name("file")["vectors"].folder == Path("v.safetensors")
+    flip(place / "v.safetensors")
+    with pytest.raises(ValueError, match=r"v\.safetensors is not the vectors that the run was made of"):
+        links("file")
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(place):
+    best = by_name("tone")["checkpoint"].folder
+    stamp = store.read_stamp(best)
+    shutil.rmtree(best)
+    store.write(best, {**stamp["made_by"], "train.lr": 7}, lambda at: (at / "state.json").write_text(json.dumps({"best_checkpoint": best.name})))  # fmt: skip
+    with pytest.raises(ValueError, match=r"is stale: made with train\.lr=7"):
+        links("tone")
+
+
+@pytest.mark.parametrize("run", ["nothing", "codes"])
+def test_no_finished_run_is_refused(place, run):
+    folder = by_name("tone")["codes"].folder if run == "codes" else Path(run)
+    with pytest.raises(ValueError, match=r"no finished (artefact|run) of distrec"):
+        opened(folder)
+
+
+def test_what_runs_share_is_read_once(place):
+    known, config = {}, cfg.load(["tone/config.yaml"])
+    first = chain(Path("tone"), config, known)
+    flip(first[-1].folder / "items.arrow")
+    assert chain(Path("tone"), config, known) == first
+    with pytest.raises(ValueError, match=r"items\.arrow"):
+        chain(Path("tone"), config)
