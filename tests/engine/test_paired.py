@@ -1,0 +1,151 @@
+"""Statistics of paired comparisons, against scipy, enumeration and brute force."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from distrec.engine import metrics, paired
+
+
+def cloud(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 9, 12])
+def test_few_users_are_enumerated(n):
+    found = cloud(3, n) + 0.4
+    found[1] = np.round(found[1])  # ties
+    signs = np.array(list(itertools.product([1, -1], repeat=n)))
+    wanted = [(np.abs(signs @ d) >= abs(d.sum()) - 1e-9).mean() for d in found]
+    assert paired.sign_flip(found) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_scipy_finds_the_same_p_for_few_users():
+    d = cloud(10) + 0.5
+    wanted = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert paired.sign_flip(d[None])[0] == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.08, 0.15])
+def test_drawn_signs_come_near_scipy_s_and_the_normal_limit(shift, monkeypatch):
+    d = cloud(1, 500) + shift
+    exact = stats.permutation_test(
+        (d[0],), np.sum, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(1)
+    )
+    drawn = paired.sign_flip(d)[0]
+    assert drawn == pytest.approx(exact.pvalue, abs=4 * np.sqrt(0.25 / 10_000) + 1e-3)
+    monkeypatch.setattr(paired, "MANY_USERS", 499)
+    limit = paired.sign_flip(d)[0]
+    assert limit != drawn
+    assert limit == pytest.approx(drawn, abs=0.02)
+    assert limit == pytest.approx(stats.ttest_1samp(d[0], 0).pvalue, abs=0.01)
+
+
+def test_p_is_never_zero_and_one_where_nothing_differs(monkeypatch):
+    same = np.zeros((2, 40))
+    same[1] = 1
+    assert paired.sign_flip(same).tolist() == [1, 1 / 10_001]
+    monkeypatch.setattr(paired, "MANY_USERS", 39)
+    found = paired.sign_flip(same)
+    assert found[0] == 1
+    assert 0 < found[1] < 1e-9
+
+
+def test_p_is_uniform_where_there_is_no_difference():
+    """Hits of two models that are equally good: many users are equal, as in life."""
+    rng = np.random.default_rng(0)
+    hits = (rng.random((2, 400, 300)) < 0.2).astype(float)
+    p = paired.sign_flip(hits[0] - hits[1], draws=999)
+    for level in (0.01, 0.05, 0.2, 0.5):
+        assert (p <= level).mean() == pytest.approx(level, abs=3.5 * np.sqrt(level * (1 - level) / 400))
+    smooth = paired.sign_flip(cloud(400, 50), draws=999)
+    assert stats.kstest(smooth, "uniform").pvalue > 0.01
+
+
+def test_what_should_be_found_is_found_as_often_as_announced():
+    d = cloud(300, 200)
+    true = np.mean([paired.detectable(row) for row in d])
+    assert true == pytest.approx((1.959964 + 0.841621) / np.sqrt(200), rel=0.02)
+    share = (paired.sign_flip(d + true, draws=999) <= 0.05).mean()
+    assert share == pytest.approx(0.8, abs=0.07)
+    assert np.isnan(paired.detectable(np.ones(1)))
+
+
+def test_comparisons_do_not_depend_on_the_block_in_which_they_are_drawn(monkeypatch):
+    d, values = cloud(3, 101) + 0.1, cloud(2, 3, 101)
+    whole, means = paired.sign_flip(d, 1000), paired.resampled(values, (1, 2), 50)
+    assert whole[1] == paired.sign_flip(d[1:2], 1000)[0]
+    monkeypatch.setattr(paired, "_CELLS", 900)
+    assert np.array_equal(paired.sign_flip(d, 1000), whole)
+    assert np.allclose(paired.resampled(values, (1, 2), 50), means, atol=1e-12)
+    assert not np.array_equal(paired.sign_flip(d, 1000, seed=1), whole)
+
+
+def test_holm_by_hand():
+    found = paired.holm(np.array([0.04, 0.01, 0.03, 0.9]))
+    assert found == pytest.approx([0.09, 0.04, 0.09, 0.9])
+    assert paired.holm(np.array([0.5, 0.6])).tolist() == [1, 1]
+    assert paired.holm(np.array([0.02, 0.02])).tolist() == [0.04, 0.04]
+    assert paired.holm(np.array([0.3])).tolist() == [0.3]
+
+
+def test_users_and_runs_are_resampled_as_brute_force_does():
+    """All 3^3 draws of users times all 2^2 of runs, each as likely."""
+    values = cloud(1, 3, 3)
+    first, second = values[0, :2], values[0, 2:]
+    wanted = np.array(
+        [
+            (first[list(runs)][:, list(users)].mean(), second[:, list(users)].mean())
+            for users in itertools.product(range(3), repeat=3)
+            for runs in itertools.product(range(2), repeat=2)
+        ]
+    )
+    found = paired.resampled(values, (2, 1), 100_000)[:, 0]
+    assert found.mean(0) == pytest.approx(wanted.mean(0), abs=0.01)
+    assert np.cov(found.T) == pytest.approx(np.cov(wanted.T, bias=True), abs=0.01)
+    for q in (0.1, 0.5, 0.9):  # a discrete law: its steps, to the nearest one
+        low, high = (np.quantile(wanted, q + e, axis=0) for e in (-0.04, 0.04))
+        assert (np.quantile(found, q, axis=0) >= low - 1e-9).all()
+        assert (np.quantile(found, q, axis=0) <= high + 1e-9).all()
+
+
+def test_one_run_has_the_interval_that_a_run_reports():
+    rank = np.random.default_rng(0).geometric(0.05, 3000).astype(float)
+    values = metrics.per_user(rank)["ndcg@10"][None, None]
+    found = paired.interval(paired.resampled(values, (1,))[:, 0, 0])
+    assert found == pytest.approx(metrics.summarise(rank, 2000)["ndcg@10_ci"], abs=1.5e-3)
+
+
+def test_many_users_take_the_normal_limit(monkeypatch):
+    values = (np.random.default_rng(0).random((2, 4, 5000)) < 0.2).astype(float)
+    values[:, 1] = values[:, 0]  # a singular covariance
+    drawn = paired.resampled(values, (2, 2), 4000)
+    monkeypatch.setattr(paired, "MANY_USERS", 4999)
+    limit = paired.resampled(values, (2, 2), 4000)
+    assert not np.array_equal(limit, drawn)
+    for q in (0.025, 0.5, 0.975):
+        assert np.quantile(limit, q, 0) == pytest.approx(np.quantile(drawn, q, 0), abs=8e-4)
+    assert np.cov(limit[:, 0].T) == pytest.approx(np.cov(drawn[:, 0].T), rel=0.15, abs=3e-6)
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    held = 0
+    for trial in range(200):
+        d = rng.exponential(size=(1, 1, 120)) - 1
+        low, high = paired.interval(paired.resampled(d, (1,), 400, trial)[:, 0, 0])
+        held += low <= 0 <= high
+    assert 0.90 <= held / 200 <= 0.985
+
+
+def test_users_are_counted_to_rounding():
+    third = np.array([0.1 + 0.2, 0.3, 1.0, 0.0]) - np.array([0.3, 0.3, 0.5, 0.5])
+    assert paired.counts(third) == (1, 1, 2)
+
+
+def test_a_million_users_fit(monkeypatch):
+    d = (np.random.default_rng(0).random((2, 1_000_000)) < 0.5).astype(float) - 0.5
+    assert (paired.sign_flip(d) > 1e-4).all()
+    assert paired.resampled(d[None], (1, 1)).shape == (2000, 1, 2)
