@@ -11,7 +11,7 @@ from scipy import stats
 
 RESAMPLES = 2_000  # of intervals
 DRAWS = 10_000  # of signs
-MANY_USERS = 100_000  # beyond, sums over users are taken as normal
+MANY_USERS = 50_000  # beyond, sums over users are taken as normal
 _CELLS = 2**22  # numbers drawn at once
 
 

@@ -6,6 +6,7 @@
   filter     item vectors → the same, smoothed over a graph of training interactions
   train      a model, and its test figures              (accelerate launch distrec/train.py)
   evaluate   rank a split again with a run's best checkpoint
+  compare    finished runs beside each other, over seeds: tables, intervals, tests
   recommend  the best items for a file of histories
   analyze    spectra, retention, locality: pictures and figures about a finished run
   audit      is there a leak?
@@ -29,6 +30,7 @@ _JOBS = {
     "filter": "distrec.jobs.filter",
     "train": "distrec.train",
     "evaluate": "distrec.jobs.evaluate",
+    "compare": "distrec.jobs.compare",
     "recommend": "distrec.jobs.recommend",
     "audit": "distrec.jobs.audit",
     "analyze": "distrec.jobs.analyze",

@@ -44,6 +44,8 @@ def opened(out: Path, words: Sequence[str] = ()) -> cfg.Config:
 
     Raises: ValueError naming the folder when it holds no finished run, or the file that was changed.
     """
+    if not (out / store.STAMP).is_file():
+        raise ValueError(f"{out} is no finished run of distrec (no {store.STAMP} in it)")
     stamp = store.read_stamp(out)
     if missing := set(RUN_FILES) - set(stamp["files"]):
         raise ValueError(f"{out} is no finished run of distrec: its stamp names no {min(missing)}")
