@@ -94,6 +94,7 @@ def test_holm_by_hand():
 def test_users_and_runs_are_resampled_as_brute_force_does():
     """All 3^3 draws of users times all 2^2 of runs, each as likely."""
     values = cloud(1, 3, 3)
+    values[0, 1] += 2  # a seed that did better with everybody
     first, second = values[0, :2], values[0, 2:]
     wanted = np.array(
         [

@@ -20,7 +20,7 @@ from distrec.jobs.parts.identity import settings
 _PLACES = ("embed.encoder", "codes.vectors", "model.codes", "model.items")  # may differ under one label
 _SHOWN_AS_PLACE = ("model.backbone.path", "model.codes", "model.items")  # compared by content
 _FEW = 3  # differing settings that a name holds
-_REMEDY = {"history": "; give all the same score.mask_history", "split": "; give all the same data.split"}
+_REMEDY = {"protocol.history": "; give all the same score.mask_history"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def check_same(runs: Sequence[Run]) -> None:
             if value != wanted.get(key):
                 raise ValueError(
                     f"{run.folder} cannot be compared with {first.folder}: {key} is {value!r}, not {wanted.get(key)!r}"
-                    + _REMEDY.get(key.removeprefix("protocol."), "")
+                    + _REMEDY.get(key, "")
                 )
         for key in ("user", "target"):
             if not run.table[key].equals(first.table[key]):
