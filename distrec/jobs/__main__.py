@@ -6,9 +6,10 @@
   filter     item vectors → the same, smoothed over a graph of training interactions
   train      a model, and its test figures              (accelerate launch distrec/train.py)
   evaluate   rank a split again with a run's best checkpoint
-  compare    finished runs beside each other, over seeds: tables, intervals, tests
   recommend  the best items for a file of histories
-  analyze    spectra, retention, locality: pictures and figures about a finished run
+  analyze    spectra, attention, retention, locality, cost: pictures and figures about a finished run
+  compare    finished runs beside each other, over seeds: tables, intervals, tests
+  report     a run, a comparison or an analysis as one HTML page
   audit      is there a leak?
   plan       memory, disk, time and cost of a run, before anything is asked of a cluster
   doctor     is this machine, or this launch, fit for a job?
@@ -30,10 +31,11 @@ _JOBS = {
     "filter": "distrec.jobs.filter",
     "train": "distrec.train",
     "evaluate": "distrec.jobs.evaluate",
-    "compare": "distrec.jobs.compare",
     "recommend": "distrec.jobs.recommend",
-    "audit": "distrec.jobs.audit",
     "analyze": "distrec.jobs.analyze",
+    "compare": "distrec.jobs.compare",
+    "report": "distrec.jobs.report",
+    "audit": "distrec.jobs.audit",
     "plan": "distrec.jobs.plan",
     "doctor": "distrec.jobs.doctor",
     "config": "distrec.config",

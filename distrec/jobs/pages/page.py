@@ -5,23 +5,28 @@ analyze, compare and experiments write a page beside their pictures; report show
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from distrec.runtime import write_atomically
 
 PAGE = "page.json"
-Cell = str | int | float | None
+Cell = str | bool | int | float | None
 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `kind` verdict: the one that a hurried reader wants; code: a command or a file, shown as it is."""
+    """A paragraph; `kind` verdict: the one that a hurried reader wants; code: a command or a file, shown as it is.
+
+    `fold`: the title under which a long one is folded away where a page can fold; "": it is not.
+    """
 
     text: str
     kind: str = "text"
+    fold: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,10 @@ class Table:
     caption: str = ""
     digits: int = 4
 
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.head) for row in self.rows):
+            raise ValueError(f"a table with the columns {', '.join(self.head)} has a row of another length")
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -42,7 +51,14 @@ class Picture:
     caption: str
 
 
-Block = Text | Table | Picture
+@dataclass(frozen=True)
+class Cards:
+    """Headline figures: (name, figure, what it is out of or between) each; the last may be empty."""
+
+    figures: tuple[tuple[str, str, str], ...]
+
+
+Block = Text | Table | Picture | Cards
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,8 @@ class Page:
     sections: tuple[Section, ...]
 
 
-_KINDS = {"text": Text, "table": Table, "picture": Picture}
+_KINDS: dict[str, Any] = {"text": Text, "table": Table, "picture": Picture, "cards": Cards}
+_READERS = {name: TypeAdapter(kind) for name, kind in _KINDS.items()}
 
 
 def write(folder: Path, page: Page) -> None:
@@ -75,13 +92,14 @@ def load(folder: Path) -> Page:
     """Raises: ValueError when the folder holds no page, or a broken one."""
     try:
         told = json.loads((folder / PAGE).read_text(encoding="utf-8"))
-        sections = tuple(
-            Section(section["title"], tuple(_block(**block) for block in section["blocks"]))
+        sections = [
+            {"title": section["title"], "blocks": [_block(**block) for block in section["blocks"]]}
             for section in told["sections"]
-        )
-        return Page(told["title"], sections)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} holds no page of distrec ({type(error).__name__}: {error})") from None
+        ]
+        return TypeAdapter(Page).validate_python({"title": told["title"], "sections": sections})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{folder} holds no page of distrec ({type(error).__name__}: {text})") from None
 
 
 def shown(cell: Cell, digits: int = 4) -> str:
@@ -124,6 +142,8 @@ def _markdown(block: Block) -> str:
             return (f"{block.caption}\n\n" if block.caption else "") + markdown_table(block)
         case Picture():
             return f"![{block.caption}]({block.name}.png)\n\n{block.caption}"
+        case Cards():
+            return "\n".join(f"- {name}: **{figure}** {more}".rstrip() for name, figure, more in block.figures)
         case Text(text, "code"):
             return f"```\n{text}\n```"
         case Text(text, "verdict"):
@@ -155,7 +175,4 @@ def _finite(cell: Cell) -> Cell:
 
 
 def _block(block: str, **fields: Any) -> Block:
-    if block == "table":
-        rows: Sequence[Sequence[Cell]] = fields["rows"]
-        fields |= {"head": tuple(fields["head"]), "rows": tuple(tuple(row) for row in rows)}
-    return _KINDS[block](**fields)
+    return _READERS[block].validate_python(fields)
