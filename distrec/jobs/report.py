@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
         chapters: list[Chapter] = []
         for n, folder in enumerate(folders):
             chapters += _run(folder, words, known, Path(scratch) / str(n)) if _is_run(folder) else [_stored(folder)]
-        told = Page("This page", (Section("How it is made again", (Text(_command(argv), "code"),)),))
+        told = Page("This page", (Section("How it is made again", (Text(_commands(folders, argv), "code"),)),))
         names = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
         text = html.document(f"Report on {names}", [*chapters, Chapter(told, Path(scratch))])
     try:
@@ -86,11 +86,16 @@ def _target(folders: Sequence[Path], given: str | None) -> Path:
 
 
 def _run(folder: Path, words: Sequence[str], known: Known, scratch: Path) -> list[Chapter]:
-    """A run, and every page in its folder."""
+    """A run, and every page in its folder.   Raises: ValueError when one is about a run that stood here before."""
     scratch.mkdir()
-    own = of_run.page(run_facts.read(folder, words, known), scratch)
-    pages = [place.parent for place in sorted(folder.glob(f"[!.]*/{PAGE}"))]  # one with a dot is being written
-    return [Chapter(own, scratch), *map(_stored, pages)]
+    facts = run_facts.read(folder, words, known)
+    chapters = [Chapter(of_run.page(facts, scratch), scratch)]
+    for place in sorted(folder.glob(f"[!.]*/{PAGE}")):  # one with a dot is being written
+        chapters.append(_stored(place.parent))
+        of = store.read_stamp(place.parent)["made_by"].get("run")
+        if of and of not in {link.content for link in facts.links if link.name == "run"}:
+            raise ValueError(f"{place.parent} is about another run than the one that stands there now: make it anew")
+    return chapters
 
 
 def _stored(folder: Path) -> Chapter:
@@ -103,8 +108,10 @@ def _stored(folder: Path) -> Chapter:
     return Chapter(Page(page.title, (*page.sections, own)), folder)
 
 
-def _command(argv: Sequence[str]) -> str:
-    return shlex.join(["distrec", "report", *argv])
+def _commands(folders: Sequence[Path], argv: Sequence[str]) -> str:
+    """Those that make the parts of this page, and the page."""
+    analysed = [["distrec", "analyze", f"out={folder}"] for folder in folders if (folder / "analysis" / PAGE).is_file()]
+    return "\n".join(map(shlex.join, [*analysed, ["distrec", "report", *argv]]))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from browser import CONTRASTS, WIDE, chromium, opened
@@ -46,22 +48,26 @@ def draw(folder, stem="gain"):
     picture.save(figure, folder, stem)
 
 
-def artefact(target, told=HOSTILE):
+def artefact(target, told=HOSTILE, **made):
     def fill(folder):
         draw(folder)
         page.write(folder, told)
 
-    return store.write(target, {"run": EVIL}, fill)
+    return store.write(target, {"asked": EVIL, **made}, fill)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A generative run with what was analysed in it, a trained and a counting one, a page by itself."""
     place = tmp_path_factory.mktemp("report")
-    distrec("train", *SMALL, *TONE, f"out={EVIL}", cwd=place)
-    distrec("train", *SMALL, *SASREC, "out=sasrec", cwd=place)
-    distrec("train", *SMALL, "model.name=popularity", "score.bootstrap=0", "out=counted", cwd=place)
-    artefact(place / EVIL / "analysis")
+    asked = [
+        [*SMALL, *TONE, f"out={EVIL}"],
+        [*SMALL, *SASREC, "out=sasrec"],
+        [*SMALL, "model.name=popularity", "score.bootstrap=0", "out=counted"],
+    ]
+    program = f"from distrec.train import main\nfor words in {asked!r}: main(words)"
+    subprocess.run([sys.executable, "-c", program], cwd=place, check=True, capture_output=True)
+    artefact(place / EVIL / "analysis", run=store.content(place / EVIL))
     artefact(place / "compared")
     return place
 
@@ -179,7 +185,7 @@ def test_paper_is_white_with_everything_on_it(browser, whole):
 
 
 def text(path):
-    return re.sub(r"<[^>]*>", " ", path.read_text())
+    return re.sub(r"<[^>]*>", " ", path.read_text().replace("<wbr>", ""))
 
 
 def test_it_tells_the_figures_of_the_run(place, capsys):
@@ -199,6 +205,7 @@ def test_it_tells_the_figures_of_the_run(place, capsys):
     assert store.content(place / "sasrec") in told
     assert stamp["made_by"]["data"] in told
     assert "Finished." in told
+    assert "distrec train sasrec/config.yaml out=NEW_FOLDER" in told
     assert "distrec report sasrec" in told
 
 
@@ -289,6 +296,12 @@ def test_what_was_changed_is_refused_by_name(place, run, pattern):
         report.main([run])
     assert not (place / run / "report.html").exists()
     assert not (place / f"{run}.html").exists()
+
+
+def test_an_analysis_of_a_run_that_stood_there_before_is_refused(place):
+    artefact(place / "counted/analysis", run="0" * 64)
+    with pytest.raises(ValueError, match="counted/analysis is about another run"):
+        report.main(["counted"])
 
 
 def test_what_is_not_at_hand_is_said(place):

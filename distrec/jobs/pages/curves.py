@@ -38,7 +38,7 @@ def _curve(lines: Lines, key: str, y: str, caption: str, folder: Path) -> Pictur
     axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "")
     if key in ("tokens_per_s", "mfu"):
         axes.set_ylim(0)
-    return _kept(figure, axes, "optimiser step", y, key, f"{caption} Last: {points[-1][1]:.4g}.", folder)
+    return _kept(figure, axes, "optimiser step", y, key, f"{caption} Last: {_short(points[-1][1])}.", folder)
 
 
 def of_validation(journal: Lines, folder: Path) -> list[Picture]:
@@ -81,7 +81,7 @@ def _family(lines: Lines, family: str, names: Sequence[str], n: int, folder: Pat
         label = name if len(names) > 1 and i < _MOST else None
         axes.plot(*zip(*points, strict=True), marker=".", label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    last = ", ".join(f"{lines[-1]['learnt'][name]:.4g}" for name in names[:_MOST] if name in lines[-1]["learnt"])
+    last = ", ".join(_short(lines[-1]["learnt"][name]) for name in names[:_MOST] if name in lines[-1]["learnt"])
     caption = f"Learnt {family} by epoch. Last: {last}{' …' if len(names) > _MOST else ''}."
     head, at, tolerance = family.replace(".*", "").partition("@")
     return _kept(figure, axes, "epoch", head.rpartition(".")[2] + at + tolerance, f"learnt{n}", caption, folder)
@@ -128,6 +128,10 @@ def of_groups(groups: Sequence[tuple[str, int, Mapping[str, Any]]], folder: Path
     axes.set_ylim(0)
     told = "NDCG@10 by the length of the history before the target, with 95 % intervals."
     return [_kept(figure, axes, "items in the history", "NDCG@10", "groups", told, folder)]
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _kept(figure: Any, axes: Any, x: str, y: str, name: str, caption: str, folder: Path) -> Picture:

@@ -15,7 +15,8 @@ from distrec.jobs.pages.page import Block, Cards, Cell, Page, Picture, Section, 
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _HEAVY = 400_000  # bytes of an SVG; above it the PNG is shown
-_NUMBER = re.compile(r"[-−+±\d.,%\[\] ]*\d[-–−+±\d.,%e\[\] ]*|–")  # an interval and a range, too
+_SEAM = re.compile(r"(?<=[^\W\d])([._/=])(?=\w)")  # where a long key or path may go on in the next line
+_NUMBER = re.compile(r"[-−+±<≤\d.,%\[\] ]*\d[-–−+±\d.,%e\[\] ]*|–")  # an interval and a range, too
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _table(table: Table, name: str, title: str) -> str:
 def _cells(row: Sequence[Cell], kinds: Sequence[str], digits: int) -> Iterator[str]:
     for n, (cell, kind) in enumerate(zip(row, kinds, strict=True)):
         opening, closing = (f'<th scope="row"{kind}>', "</th>") if n == 0 else (f"<td{kind}>", "</td>")
-        yield opening + escape(shown(cell, digits)) + closing
+        yield opening + _SEAM.sub(r"\1<wbr>", escape(shown(cell, digits))) + closing
 
 
 def _is_number(table: Table, column: int) -> bool:

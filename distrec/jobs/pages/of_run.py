@@ -47,7 +47,7 @@ def _summary(run: RunFacts) -> tuple[Block, ...]:
     evaluations = run.evaluations()
     if evaluations:
         best = curves.best_of(evaluations)
-        cards.append(("Validation NDCG@10", f"{best['ndcg@10']:.4f}", f"the best, of epoch {best['epoch']}"))
+        cards.append(("Best validation", f"{best['ndcg@10']:.4f}", f"NDCG@10, epoch {best['epoch']}"))
     cards += [
         (name.capitalize(), f"{counts[name]:,}", "") for name in ("users", "items", "interactions") if name in counts
     ]
