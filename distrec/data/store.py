@@ -19,6 +19,7 @@ from typing import Any
 from distrec.runtime import Ranks, write_atomically
 
 STAMP = "stamp.json"
+BUSY = "another process is "  # how the refusal begins where another launch is at work on what this one needs
 
 
 def digest(value: Any) -> str:
@@ -181,7 +182,7 @@ def _lock(place: Path) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise ValueError(f"another process is making {place.name}: wait for it, then give the command again") from None
+        raise ValueError(f"{BUSY}making {place.name}: wait for it, then give the command again") from None
     return handle
 
 

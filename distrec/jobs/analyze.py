@@ -13,7 +13,7 @@ Example:  distrec analyze out=runs/beauty
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,12 @@ from typing import Any
 from distrec import config as cfg
 from distrec.data import store
 from distrec.engine.launch import join
-from distrec.jobs.analysis.controls import controls
-from distrec.jobs.analysis.locality import locality
-from distrec.jobs.analysis.retention import retention
-from distrec.jobs.analysis.spectra import spectra
-from distrec.jobs.analysis.subject import Part, Subject
-from distrec.jobs.analysis.tables import item_spectra
+from distrec.jobs.analysis.parts import PARTS
+from distrec.jobs.analysis.subject import Subject
 from distrec.jobs.pages import page
 from distrec.jobs.parts.assemble import best_of
 from distrec.runtime import Ranks, log, run
 
-PARTS: dict[str, Callable[[Subject], Part]] = {
-    "spectra": spectra,
-    "items": item_spectra,
-    "retention": retention,
-    "locality": locality,
-    "controls": controls,
-}
 FOLDER = "analysis"
 _PLACES = ("data.root", "data.path", "data.items", "model.codes", "model.backbone.path")
 

@@ -78,6 +78,8 @@ def _sasrec(work: Work, model: knobs.Frellm, train: Callable[[Work], Path | None
     settings = plain(own.train)
     del settings["async_save"]  # saved either way, it is the same run
     key = {"model": plain(own.model), "train": settings, "seed": own.seed, "data": work.data.stamp}
+    if own.score.mask_history is not None:  # it chooses the best epoch
+        key["mask_history"] = own.score.mask_history
     out = store.folder(own.data.root, "sasrec", key)
     log(f"SASRec for the items' collaborative vectors: {out}")
     return train(replace(work, config=replace(own, out=out)))

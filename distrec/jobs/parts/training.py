@@ -106,7 +106,7 @@ def enter(out: Path, config: cfg.Config, made: dict[str, Any], ranks: Ranks) -> 
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"another process is training in {out}: choose another out=DIR, or wait") from None
+        raise ValueError(f"{store.BUSY}training in {out}: choose another out=DIR, or wait") from None
     check_settings(out, made)
     if not (out / store.STAMP).exists():
         write_atomically(out / "config.yaml", cfg.dump(config))
