@@ -86,6 +86,8 @@ class Trainer:
         if not name:
             self._save()
             self.checkpoints.wait()  # a journal that tells of steps has a checkpoint beside it
+            if learnt := self._learnt():
+                self.journal.write(event="start", step=0, epoch=0, **learnt)
 
     def _find_checkpoint(self) -> str | None:
         if not self.ranks.is_main:
@@ -248,12 +250,19 @@ class Trainer:
         if value > progress.best:
             progress.best, progress.best_checkpoint, progress.stale = value, progress.name, 0
         progress.stopped_early = progress.stale >= self.config.patience
-        self.journal.write(event="valid", step=progress.step, epoch=progress.epoch, best=progress.best, **found)
+        self.journal.write(
+            event="valid", step=progress.step, epoch=progress.epoch, best=progress.best, **found, **self._learnt()
+        )
         self.accelerator.log({f"valid/{name}": number for name, number in found.items()}, step=progress.step)
         mark = "best so far" if progress.stale == 0 else f"best {progress.best:.4f}"
         log(f"epoch {progress.epoch}: valid HR@10 {found['hr@10']:.4f}  NDCG@10 {found['ndcg@10']:.4f}  ({mark})")
         self._save()
         self.meter.read()
+
+    def _learnt(self) -> dict[str, Mapping[str, float]]:
+        """The model's facts, if it has any; under ZeRO-3 too, which keeps what trains whole (parallel.py)."""
+        facts = self.model.facts() if hasattr(self.model, "facts") else {}
+        return {"learnt": facts} if facts else {}
 
     def _save(self) -> None:
         if hasattr(self.model, "check_seal"):

@@ -42,6 +42,11 @@ def metrics(folder):
     return [{k: v for k, v in line.items() if "@" in k} for line in lines if line["event"] == "valid"]
 
 
+def learnt(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [list(line["learnt"].values()) for line in lines if "learnt" in line]
+
+
 KINDS = ["sasrec", *map(json.dumps, HELD), '{"tfm": {"learn_cutoff": true}}']
 
 
@@ -64,6 +69,7 @@ def test_zero_follows_the_curve_of_one_process(small, tmp_path, kind):
                 np.testing.assert_allclose(value, alone[name], atol=1e-4, err_msg=f"{stage} {name}")
         np.testing.assert_allclose(losses(tmp_path / str(stage)), losses(tmp_path / "0"), atol=1e-5)
         assert metrics(tmp_path / str(stage)) == metrics(tmp_path / "0")
+        np.testing.assert_allclose(learnt(tmp_path / str(stage)), learnt(tmp_path / "0"), atol=1e-5)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from decoders import frellm, saved
 from loops import SASREC, fit, losses, never, trainer
 from ranks import run_on
 
@@ -223,3 +224,30 @@ def test_only_matrices_decay(small, tmp_path):
     assert {p.ndim for p in decayed["params"]} == {2}
     assert {p.ndim for p in kept["params"]} == {1}
     assert len(decayed["params"]) + len(kept["params"]) == len(list(run.model.parameters()))
+
+
+def learnt(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["event"], line["step"], line["learnt"]) for line in lines if "learnt" in line]
+
+
+def test_what_parts_learnt_is_told_from_the_start_and_at_each_evaluation(small, tmp_path):
+    saved(tmp_path / "llm", width=32, layers=2)
+
+    def one(name):
+        return trainer(
+            small, tmp_path / name, model=frellm(tmp_path / "llm", n_items=small.n_items, tfm={"learn_cutoff": True})
+        )
+
+    whole = one("whole")
+    assert whole.fit(never)
+    told = learnt(tmp_path / "whole")
+    assert [event for event, _, _ in told] == ["start", "valid", "valid"]
+    assert told[0] == ("start", 0, {"cutoff.0": pytest.approx(0.3), "cutoff.1": pytest.approx(0.3)})
+    assert told[-1][2] == whole.model.facts() != told[0][2]
+    assert not one("cut").fit(After(0))
+    assert not one("cut").fit(After(3))
+    assert one("cut").fit(never)
+    assert learnt(tmp_path / "cut") == told
+    fit(small, tmp_path / "without")
+    assert not learnt(tmp_path / "without")
