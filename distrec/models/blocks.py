@@ -43,10 +43,13 @@ class Rpml(nn.Module):
     def lm_alpha(self) -> Float[Tensor, ""]:
         return F.softplus(self.raw_alpha)
 
+    def added(self, q: int, s: int) -> Float[Tensor, "Q S"]:
+        """What q queries on s keys get beside their attention."""
+        return self.lm_alpha * (F.softplus(self.matrix[s - q : s, :s].float()) - self._offset)
+
     def forward(self, scores: Float[Tensor, "B H Q S"]) -> Float[Tensor, "B H Q S"]:
         """Attention weights from scores; a score of -inf keeps its weight of zero.  The last query stands at the last key."""
-        q, s = scores.shape[-2:]
-        added = self.lm_alpha * (F.softplus(self.matrix[s - q : s, :s].float()) - self._offset)
+        added = self.added(*scores.shape[-2:])
         if self.mode == "pre":
             return (scores.float() + added).softmax(-1)
         weights = scores.float().softmax(-1)

@@ -1,14 +1,23 @@
-"""Parts of an analysis: curves of what was learnt."""
+"""Parts of an analysis: what was learnt, ranks of attention, and what each part of a model costs."""
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from tones import SIZES, SMALL
 
 from distrec import config as cfg
+from distrec import knobs
+from distrec.data.item_codes import ItemCodes
+from distrec.jobs.analysis.attention import attention
 from distrec.jobs.analysis.learnt import learnt, short
 from distrec.jobs.analysis.subject import Subject
 from distrec.jobs.pages.page import Picture, Table, Text
+from distrec.models.attention import observe
+from distrec.models.baselines.counting import Popularity
+from distrec.models.sasrec import SasRec
+from distrec.models.tone import Tone
 
 
 def subject(folder, data, model=None, words=()):
@@ -50,8 +59,71 @@ def test_a_model_that_learns_no_such_thing_says_so(small, tmp_path):
         ("crfa.real.layers.0.attention.rpml", "crfa.real 0"),
         ("encoder.layers.11.attention", "encoder 11"),
         ("backbone.decoder.layers.3.self_attn", "backbone.decoder 3"),
-        ("blocks.1", "1"),
+        ("blocks.1", "layer 1"),
+        ("layers.30", "layer 30"),
     ],
 )
 def test_names_of_layers_are_short(name, wanted):
     assert short(name) == wanted
+
+
+def sasrec_of(data):
+    torch.manual_seed(0)
+    return SasRec(knobs.SasRec(d_model=16, n_heads=2, max_len=12), data.n_items).eval()
+
+
+def tone_of(data, **settings):
+    n = torch.arange(data.n_items)
+    codes = ItemCodes.of(torch.stack([n // 64, n // 8 % 8, n % 8, 0 * n], 1), SIZES)
+    torch.manual_seed(0)
+    return Tone(knobs.Tone(**{**SMALL, "max_len": 6, **settings}), codes).eval()
+
+
+def rank_of(matrix, tolerance):
+    values = np.linalg.svd(matrix, compute_uv=False)
+    return (values > tolerance * values[0]).sum()
+
+
+def test_ranks_of_attention_are_those_of_each_user_s_own_places(small, tmp_path):
+    one = subject(tmp_path, small, sasrec_of(small))
+    part = attention(one)
+    wanted, lengths = [], []
+    for batch in one.batches():
+        seen = observe(one.model, batch)[1]
+        for user, is_place in enumerate(seen.is_place):
+            own = seen.weights[user][:, is_place][:, :, is_place].double().numpy()
+            wanted.append([[rank_of(matrix, tolerance) for matrix in own] for tolerance in (1e-2, 1e-6)])
+            lengths.append(int(is_place.sum()))
+    assert part.figures["users"] == len(wanted) == 40
+    found = part.figures["layers"]["layer 1"]["by_head"]
+    np.testing.assert_allclose([found["rank@0.01"], found["rank@1e-06"]], np.mean(wanted, 0))
+    assert found["n"] == [pytest.approx(np.mean(lengths))] * 2
+    assert min(lengths) < max(lengths)  # so that padding matters
+    assert all(1 <= rank <= np.mean(lengths) for rank in found["effective_rank"])
+    decay = part.figures["layers"]["layer 1"]["decay"]
+    assert decay[0] == pytest.approx(1)
+    assert decay == sorted(decay, reverse=True) or max(lengths) > min(lengths)
+    assert [type(block) for block in part.section.blocks] == [Text, Table, Table, Picture]
+    assert (tmp_path / "attention-decay.png").is_file()
+    json.dumps(part.figures)
+
+
+def test_a_tone_s_ranks_stand_beside_those_before_and_those_of_m(small, tmp_path):
+    model = tone_of(small)
+    part = attention(subject(tmp_path, small, model))
+    layers = part.figures["layers"]
+    assert list(layers) == ["crfa.real 0", "crfa.real 1", "crfa.imaginary 0", "crfa.imaginary 1"]
+    matrix = model.crfa.real.layers[0].attention.rpml.matrix.detach()
+    own = layers["crfa.real 0"]
+    assert own["softplus(M)"]["rank@0.01"] == rank_of(torch.nn.functional.softplus(matrix).double().numpy(), 1e-2)
+    assert own["by_head"]["n"] == [13.0, 13.0]  # 24 tokens: 13 frequencies
+    assert set(own["by_head"]) >= {"before.rank@0.01", "rank@1e-06", "before.effective_rank", "kept"}
+    verdict, _, table, by_head, _ = part.section.blocks
+    assert verdict.kind == "verdict"
+    assert len(table.head) == len(table.rows[0]) == 12
+    assert len(by_head.rows) == 8
+    plain = attention(subject(tmp_path, small, tone_of(small, agf=False, crfa=False, rpml=False)))
+    assert "kept" not in plain.figures["layers"]["encoder 0"]["by_head"]
+    assert [len(block.head) for block in plain.section.blocks if isinstance(block, Table)] == [5, 6]
+    counting = attention(subject(tmp_path, small, Popularity(small)))
+    assert counting.figures == {}

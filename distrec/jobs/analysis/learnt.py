@@ -42,8 +42,9 @@ def said(kind: str) -> str:
 
 
 def short(name: str) -> str:
-    """A layer as readers see it: crfa.real.layers.0.attention.rpml is `crfa.real 0`."""
-    return re.sub(r"\.?(layers|blocks)\.(\d+)(\..+)?$", r" \2", name).strip()
+    """A layer as readers see it: crfa.real.layers.0.attention.rpml is `crfa.real 0`, blocks.1 `layer 1`."""
+    found = re.sub(r"\.?(layers|blocks)\.(\d+)(\..+)?$", r" \2", name)
+    return f"layer{found}" if found.startswith(" ") else found
 
 
 def _curves(journal: str) -> Curves:
