@@ -306,6 +306,7 @@ class Backbone:
     revision: str | None = None  # of a hub name
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantise: Literal["none", "nf4"] = "none"
+    init: Literal["loaded", "random"] = "loaded"  # random: its architecture with weights drawn anew from the seed
     tune: Literal["frozen", "lora", "full"] = "frozen"
     lora_rank: AtLeastOne = 8
     lora_alpha: AtLeastOne = 16

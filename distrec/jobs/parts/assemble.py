@@ -114,9 +114,11 @@ def best_of(out: Path, config: cfg.Config, ranks: Ranks, device: torch.device) -
 def _find(config: cfg.Config, name: str, wanted: str) -> Path:
     """The folder with this content: the one that the config names, or one under data.root."""
     model, broken = config.model, ""
+    is_drawn = isinstance(model, knobs.Frellm) and model.backbone.init == "random"
     named = {
         "codes": getattr(model, "codes", None),
-        "backbone": Path(model.backbone.path) if isinstance(model, knobs.Frellm) else None,
+        # a twin lies where it was drawn
+        "backbone": Path(model.backbone.path) if isinstance(model, knobs.Frellm) and not is_drawn else None,
     }.get(name)
     if name == "backbone" and isinstance(model, knobs.Frellm) and named and not named.is_dir():
         try:
@@ -132,7 +134,9 @@ def _find(config: cfg.Config, name: str, wanted: str) -> Path:
                 return folder
         except ValueError as error:  # an artefact of another run may be broken
             broken = f" ({error})"
-    key = {"codes": "model.codes", "backbone": "model.backbone.path"}.get(name, "data.root")
+    key = {"codes": "model.codes", "backbone": "data.root" if is_drawn else "model.backbone.path"}.get(
+        name, "data.root"
+    )
     raise ValueError(f"{named or config.data.root} does not hold the {name} of this run: give {key}=FOLDER{broken}")
 
 

@@ -19,13 +19,14 @@ _FREE = (
     "model.items",
     "model.backbone.path",
     "model.backbone.revision",
+    "model.backbone.init",
     "model.backbone.checkpointing",
     "model.logits_mib",
     "model.sasrec_train.async_save",
     "embed.encoder",
     "embed.revision",
     "embed.batch",
-)  # may differ between a run and its resumption
+)  # may differ between a run and its resumption, or are in the hashes of what it is built on
 
 
 def settings(config: cfg.Config) -> dict[str, Any]:

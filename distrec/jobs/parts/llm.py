@@ -37,6 +37,24 @@ def locate(name: str, revision: str | None, root: Path, data: Prepared) -> Path:
     return folder
 
 
+def twin(source: Path, dtype: str, seed: int, root: Path) -> Path:
+    """The folder of a language model's random twin, drawn now unless it is there.
+
+    Weights on disk, as any model's: whatever packs, cuts up, seals or reads it again gets the same bytes, also from a later
+    torch that draws otherwise.   Units: as much disk as the model in its dtype.
+    """
+    read = ("config.json", *pretrained.TOKENIZER)
+    made = {
+        "random": {name: store.file_digest(source / name) for name in read if (source / name).is_file()},
+        "dtype": dtype,
+        "seed": seed,
+        "fitted_on": "nothing",
+    }
+    return store.make(
+        store.folder(root, "llm", made), made, partial(pretrained.draw, source=source, dtype=dtype, seed=seed)
+    )
+
+
 def encoder(config: cfg.Config) -> knobs.Embed:
     """How items' texts become vectors: as the config says, or by the language model that will read them."""
     if config.embed.encoder is None and isinstance(config.model, knobs.Frellm):

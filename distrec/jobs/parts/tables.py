@@ -144,10 +144,12 @@ def _graph(config: knobs.Graph, data: Prepared, known: Tensor, told: Tensor) -> 
 
 
 def backbone_of(work: Work) -> Path:
-    """The folder of the config's language model, checked; trained now where it is the small one."""
+    """The folder of the config's language model, checked; made now where it is the small one, or a random twin."""
     model = work.config.model
     assert isinstance(model, knobs.Frellm)
     place, root = model.backbone, work.config.data.root
     folder = work.ranks.main_first(partial(llm.locate, place.path, place.revision, root, work.data))
     work.ranks.main_first(partial(pretrained.check_use, folder, place, model.max_len))
+    if place.init == "random":
+        return work.ranks.main_first(partial(llm.twin, folder, place.dtype, work.config.seed, root))
     return folder

@@ -4,6 +4,7 @@ Read with safetensors only; code that a folder brings is never run.
 """
 
 import json
+import shutil
 import warnings
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from distrec.knobs import Backbone as Config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -117,6 +119,30 @@ def _check_shapes(folder: Path, held: dict[str, tuple[int, ...]]) -> None:
 def window(model: nn.Module) -> int:
     """Places that a model was made for."""
     return int(model.config.max_position_embeddings)  # pyright: ignore[reportAttributeAccessIssue,reportArgumentType]
+
+
+def draw(folder: Path, source: Path, dtype: str, seed: int) -> None:
+    """Fill a folder with the random twin of a language model: its config and tokenizer, weights as its class draws them.
+
+    Raises: ValueError, one line, where the source's config describes no model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False, local_files_only=True)
+        if hasattr(config, "quantization_config"):  # what is drawn is not packed
+            del config.quantization_config
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=DTYPES[dtype])
+    except Exception as error:  # each class checks its config in its own way
+        raise ValueError(f"{source}: no weights can be drawn: {str(error).strip().splitlines()[0]}") from None
+    for part in TOKENIZER:
+        if (source / part).is_file():
+            shutil.copyfile(source / part, folder / part)
+    model.save_pretrained(folder)
 
 
 def open_decoder(folder: Path, dtype: str = "float32", quantise: str = "none", attention: str = "sdpa") -> nn.Module:
