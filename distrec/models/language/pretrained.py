@@ -132,8 +132,7 @@ def draw(folder: Path, source: Path, dtype: str, seed: int) -> None:
     logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(str(source), trust_remote_code=False, local_files_only=True)
-        if hasattr(config, "quantization_config"):  # what is drawn is not packed
-            del config.quantization_config
+        vars(config).pop("quantization_config", None)  # what is drawn is not packed
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=DTYPES[dtype])
