@@ -20,7 +20,7 @@ from distrec.models.attention import Seen, observe
 _TITLE = "Ranks of attention"
 _USERS = 256  # whose matrices are taken apart
 _LINES = 8  # layers of a stack that are drawn
-_FLOOR = 1e-9  # of the picture
+_FLOOR = 1e-9  # of singular values that are drawn
 _COUNTS = (*(f"rank@{tolerance:g}" for tolerance in TOLERANCES), "effective_rank")
 
 
@@ -43,7 +43,8 @@ class Layer:
             for key, found in counted(values).items():
                 self._keep(f"{when}{key}", found.double())
             is_real = torch.arange(values.shape[-1], device=n.device) < n[:, None]
-            decay = (values / values[..., :1].clamp(min=1e-300)).mean(1).masked_fill(~is_real, torch.nan)
+            share = (values / values[..., :1].clamp(min=1e-300)).clamp(min=_FLOOR)
+            decay = share.log().mean(1).masked_fill(~is_real, torch.nan)
             self._values.setdefault(f"{when}decay", []).append(decay.cpu())
         if seen.kept is not None:
             kept = (seen.kept * seen.is_place[:, None]).sum(-1) / n[:, None].clamp(min=1)
@@ -54,7 +55,7 @@ class Layer:
         return {key: torch.cat(parts).mean(0) for key, parts in self._figures.items()}
 
     def decay(self) -> dict[str, Float[Tensor, " T"]]:
-        """Singular values as shares of the largest: the mean over heads, and over the users who have so many."""
+        """Singular values as shares of the largest: geometric means over heads, and over the users who have so many."""
         longest = max(part.shape[1] for parts in self._values.values() for part in parts)
         whole = {
             key: torch.cat(
@@ -62,7 +63,7 @@ class Layer:
             )
             for key, parts in self._values.items()
         }
-        return {key: values.nanmean(0) for key, values in whole.items()}
+        return {key: values.nanmean(0).exp() for key, values in whole.items()}
 
     def _keep(self, key: str, values: Tensor) -> None:
         self._figures.setdefault(key, []).append(values.cpu())
@@ -170,9 +171,10 @@ def _draw(subject: Subject, layers: list[Layer]) -> Picture:
             for key, style in (("decay", "-"), ("before.decay", "--")):
                 if (values := layer.decay().get(key)) is not None:
                     label = f"{layer.name}{', before M' if key != 'decay' else ''}"
-                    panel.plot(range(1, len(values) + 1), values.clamp(min=_FLOOR), style, color=colour, label=label)
+                    panel.plot(range(1, len(values) + 1), values, style, color=colour, label=label)
         for tolerance in TOLERANCES:
             panel.axhline(tolerance, color=picture.INK, linewidth=0.8, linestyle=":")
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_yscale("log")
         panel.set_ylim(bottom=_FLOOR, top=2)
         panel.set_title(name if len(stacks) > 1 else "", fontsize=9)
@@ -181,6 +183,6 @@ def _draw(subject: Subject, layers: list[Layer]) -> Picture:
     dashed = " Dashed: before M was added." if any(layer.of_matrix for layer in layers) else ""
     return Picture(
         "attention-decay",
-        "Singular values of attention as shares of the largest, means over heads and users; dotted: the tolerances "
+        "Singular values of attention as shares of the largest, geometric means over heads and users; dotted: the tolerances "
         f"at which ranks are counted.{dashed}",
     )
