@@ -5,12 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from decoders import frellm, saved
 from tones import SIZES, SMALL
 
 from distrec import config as cfg
 from distrec import knobs
+from distrec.data import batches
 from distrec.data.item_codes import ItemCodes
+from distrec.engine.meter import flop_counter
 from distrec.jobs.analysis.attention import attention
+from distrec.jobs.analysis.cost import cost
 from distrec.jobs.analysis.learnt import learnt, short
 from distrec.jobs.analysis.subject import Subject
 from distrec.jobs.pages.page import Picture, Table, Text
@@ -127,3 +131,72 @@ def test_a_tone_s_ranks_stand_beside_those_before_and_those_of_m(small, tmp_path
     assert [len(block.head) for block in plain.section.blocks if isinstance(block, Table)] == [5, 6]
     counting = attention(subject(tmp_path, small, Popularity(small)))
     assert counting.figures == {}
+
+
+def hooks_of(model):
+    return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+
+
+def costs_of(one):
+    before = hooks_of(one.model)
+    figures = cost(one).figures
+    assert hooks_of(one.model) == before
+    assert sum(figures["seconds"].values()) == pytest.approx(figures["profiled"], rel=0.02)
+    assert figures["seconds"]["rest"] < 0.95 * figures["profiled"]
+    assert not one.model.training
+    assert all(parameter.grad is None for parameter in one.model.parameters())
+    return figures
+
+
+def whole_flops(one, n_rows):
+    samples = batches.training(one.data, one.model.samples, one.model.max_len)
+    steps = batches.steps(samples, one.config.train.batch_tokens, 0, 0)
+    rows = next(rows for rows in steps if len(rows) == n_rows[0] and samples.lengths(rows).max() == n_rows[1])
+    batch = batches.collate(one.data, samples, rows)
+    one.model.train()  # dropout has attention worked out otherwise
+    with flop_counter() as counter:
+        one.model(batch).backward()
+    one.model.eval()
+    return counter.get_total_flops()
+
+
+def test_what_a_tone_takes_is_told_by_part_and_adds_up(small, tmp_path):
+    one = subject(tmp_path, small, tone_of(small), ["train.batch_tokens=200"])
+    figures = costs_of(one)
+    parts = {
+        "embedding", "Gaussian filter (AGF)", "Fourier transforms (CRFA)", "attention", "feed-forward", "decoder",
+        "logits and loss", "rest",
+    }  # fmt: skip
+    assert set(figures["seconds"]) == parts
+    assert set(figures["flops"]) <= parts - {"rest"}
+    shape = figures["batch"]
+    assert sum(figures["flops"].values()) == whole_flops(one, (shape["users"], shape["positions"]))
+    rows, layers, frequencies, width = shape["users"], 2 * 2, 13, (16, 32)  # of both stacks; d_model, d_ff
+    assert figures["flops"]["feed-forward"] == 3 * 2 * rows * layers * frequencies * 2 * width[0] * width[1]
+    assert figures["bytes"]["AdamW's two moments"] == 2 * figures["bytes"]["trained weights"]
+    assert figures["bytes"]["passes at their peak"] > figures["bytes"]["trained weights"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_language_model_s_filters_have_their_own_line(small, tmp_path, checkpointing):
+    model = frellm(saved(tmp_path / "llm"), n_items=small.n_items, tfm={"learn_cutoff": True}).eval()
+    if checkpointing:
+        model.backbone.decoder.activation_checkpointing_enable()
+    figures = costs_of(subject(tmp_path, small, model, ["train.batch_tokens=200"]))
+    rows, width, layers = figures["batch"]["users"], figures["batch"]["positions"], 3
+    filters = figures["flops"]["temporal filter (TFM)"]
+    # a matrix by the states; backward by the states and by the matrix, as the cutoff is learnt
+    assert filters >= 3 * 2 * rows * width * width * 64 * layers
+    assert figures["seconds"]["temporal filter (TFM)"] > 0
+    assert set(figures["seconds"]) >= {"item table", "attention", "feed-forward", "logits and loss"}
+    assert figures["bytes"]["frozen weights"] > 0
+
+
+def test_a_sasrec_s_attention_and_feed_forward_are_told_apart(small, tmp_path):
+    one = subject(tmp_path, small, sasrec_of(small), ["train.batch_tokens=200"])
+    figures = costs_of(one)
+    rows = figures["batch"]["users"] * figures["batch"]["positions"]
+    assert figures["flops"]["feed-forward"] == 3 * 2 * rows * 2 * 2 * 16 * 64
+    assert figures["flops"]["attention"] > 3 * 2 * rows * 2 * (3 * 16 * 16 + 16 * 16)
+    assert [type(block) for block in cost(one).section.blocks] == [Text, Table, Picture, Table]
+    assert cost(subject(tmp_path, small, Popularity(small))).figures == {}
