@@ -9,6 +9,7 @@
   recommend  the best items for a file of histories
   analyze    spectra, attention, retention, locality, cost: pictures and figures about a finished run
   compare    finished runs beside each other, over seeds: tables, intervals, tests
+  experiment try a claim: its runs over seeds, and a verdict
   report     a run, a comparison or an analysis as one HTML page
   audit      is there a leak?
   plan       memory, disk, time and cost of a run, before anything is asked of a cluster
@@ -35,6 +36,7 @@ _JOBS = {
     "analyze": "distrec.jobs.analyze",
     "compare": "distrec.jobs.compare",
     "report": "distrec.jobs.report",
+    "experiment": "distrec.jobs.experiment",
     "audit": "distrec.jobs.audit",
     "plan": "distrec.jobs.plan",
     "doctor": "distrec.jobs.doctor",

@@ -6,7 +6,7 @@ Reads training histories and the validation split, never the test split.
   users=1000       the most histories that are read for spectra (drawn once, the same for every model of the same data)
   against=RUN      a run of the same data, whose gain is told by how local a user's history is (TFM on and off)
   steps=60         of Lanczos, where a graph has too many items for all its frequencies
-  parts=…          some of: spectra, items, retention, locality, controls
+  parts=…          some of: spectra, items, attention, retention, locality, controls, learnt, cost
   data.root, data.path, model.codes, model.backbone.path   where things lie now, if they were moved
 
 Example:  distrec analyze out=runs/beauty
@@ -42,9 +42,11 @@ def main(argv: Sequence[str]) -> None:
     if wrong := [name for name in chosen if name not in PARTS]:
         raise ValueError(f"parts={wrong[0]}: no such part; known: {', '.join(PARTS)}")
     made = made_by(out, {"users": _count(own, "users"), "steps": _count(own, "steps"), "parts": chosen, "against": own["against"]})  # fmt: skip
-    if is_there(out / FOLDER, made):
+    chosen = kept(out / FOLDER, made)
+    if not chosen:
         log(f"{out / FOLDER} is there already")
     else:
+        made["parts"] = chosen
         places = [f"{key}={value}" for key, value in given.items() if key != "out"]
         subject = partial(opened, out, places, made)
         store.write(out / FOLDER, made, lambda folder: fill(subject(folder), chosen))
@@ -66,15 +68,21 @@ def made_by(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     return {**asked, **stamps}
 
 
-def is_there(folder: Path, made: dict[str, Any]) -> bool:
-    """Whether this very analysis was made; another one, of other settings or of a run that was here before, is removed."""
+def kept(folder: Path, made: dict[str, Any]) -> list[str]:
+    """The parts that are to be made: none where all are there, else what is asked for with what was there.
+
+    An analysis with other settings, or of a run that was here before, is removed.
+    """
     if not folder.exists():
-        return False
-    if store.verify(folder)["made_by"] == made:
-        return True
-    log(f"{folder} holds an analysis with other settings: made anew")
+        return made["parts"]
+    before = store.verify(folder)["made_by"]
+    same = {**before, "parts": made["parts"]} == made
+    if same and set(made["parts"]) <= set(before["parts"]):
+        return []
+    log(f"{folder} holds " + ("other parts" if same else "an analysis with other settings") + ": made anew")
     store.remove(folder)
-    return False
+    wanted = {*made["parts"], *(before["parts"] if same else ())}
+    return [name for name in PARTS if name in wanted]
 
 
 def opened(out: Path, places: Sequence[str], made: dict[str, Any], folder: Path) -> Subject:

@@ -12,6 +12,7 @@ from commands import distrec
 from decoders import saved
 from scipy.sparse import csr_array
 
+from distrec import config as cfg
 from distrec import knobs
 from distrec.data import store
 from distrec.freq import measure as big
@@ -68,7 +69,7 @@ def test_the_whole_table_is_the_runs_own_accuracy(place):
 def test_pages_name_pictures_that_are_there(place):
     folder = place / "run/analysis"
     told = page.load(folder)
-    assert len(told.sections) == 5
+    assert len(told.sections) == 8
     for section in told.sections:
         for block in section.blocks:
             if isinstance(block, page.Picture):
@@ -148,7 +149,7 @@ def test_a_language_model_and_codes_are_analysed_too(tmp_path):
 def subject(small, tmp_path):
     torch.manual_seed(0)
     model = SasRec(knobs.SasRec(d_model=16), small.n_items).eval()
-    config = type("Config", (), {"score": knobs.Score(bootstrap=0)})()
+    config = cfg.load(["score.bootstrap=0"])
     return Subject(tmp_path, config, model, small, torch.device("cpu"), tmp_path, users=80)
 
 

@@ -87,7 +87,7 @@ def attention(subject: Subject) -> Part:
         _table("Head by head", layers, has_matrix, heads=True),
         _draw(subject, layers),
     )
-    return Part(Section(_TITLE, blocks), {"users": n_users, "layers": figures})
+    return Part(Section(_TITLE, blocks), {"users": n_users, "layers": figures, "mean": _mean(layers)})
 
 
 def _layers(subject: Subject) -> tuple[list[Layer], int]:
@@ -116,6 +116,15 @@ def _plain(layer: Layer) -> dict[str, Any]:
     by_head = {key: values.tolist() for key, values in layer.by_head().items()}
     curves = {key: values.tolist() for key, values in layer.decay().items()}
     return {"by_head": by_head, "softplus(M)": layer.of_matrix, **curves}
+
+
+def _mean(layers: list[Layer]) -> dict[str, float]:
+    """Over heads, then over layers that have the figure."""
+    found: dict[str, list[float]] = {}
+    for layer in layers:
+        for key, values in layer.by_head().items():
+            found.setdefault(key, []).append(float(values.mean()))
+    return {key: sum(values) / len(values) for key, values in found.items()}
 
 
 def _table(title: str, layers: list[Layer], has_matrix: bool, heads: bool) -> Table:

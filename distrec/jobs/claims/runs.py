@@ -1,0 +1,143 @@
+"""The runs of an experiment, by the commands that a user would give: several at a time, each once, gone on with after a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from distrec import config as cfg
+from distrec.data import store
+from distrec.jobs.claims.job import Job, config, parts
+from distrec.jobs.parts.identity import settings
+from distrec.runtime import FAILED, REQUEUE, log, write_atomically
+
+_POLL = 0.5  # seconds
+_AGAIN = 10.0  # seconds until what another process was at work on is asked for again
+_GRACE = 60.0
+
+
+@dataclass(frozen=True)
+class Planned:
+    """`folder`: named after what shapes the run, so that experiments share it."""
+
+    name: str
+    seed: int
+    folder: Path
+    commands: tuple[tuple[str, ...], ...]
+
+    @property
+    def is_trained(self) -> bool:
+        return (self.folder / store.STAMP).exists()
+
+
+class Lost(Exception):
+    """A run that did not end well."""
+
+
+def planned(job: Job) -> list[Planned]:
+    """Every run of every seed; what each is trained by is written beside them."""
+    own, found = job.experiment, []
+    chosen = parts(job)
+    for seed in own.seeds:
+        for name in own.runs:
+            each = config(job, name, seed)
+            key = {**settings(each), "data": {**cfg.plain(each.data), "root": None}, "codes": cfg.plain(each.codes), "embed": cfg.plain(each.embed)}  # fmt: skip
+            folder = store.folder(own.root / "runs", each.model.name, key)
+            file = folder.with_suffix(".yaml")
+            train = ("train", str(file), f"out={folder}")
+            analyze = ("analyze", f"out={folder}", f"parts={','.join(chosen)}", f"data.root={each.data.root}")
+            found.append(Planned(name, seed, folder, (train, analyze) if chosen else (train,)))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, cfg.dump(each))
+    return found
+
+
+def carry_out(runs: Sequence[Planned], jobs: int, stop: Callable[[], bool]) -> bool:
+    """Train and analyse what is not there yet; False when a signal stopped it.   Raises: Lost naming a run that failed.
+
+    Where two need what neither has (codes, a SASRec) the first makes it, and the other asks again.
+    """
+    waiting = [Waiting(run, list(run.commands)) for run in runs]
+    busy: list[Waiting] = []
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    with tqdm(total=len(waiting), desc="runs", unit="run") as bar:
+        while waiting or busy:
+            if stop():
+                for each in busy:
+                    each.end()
+                return False
+            for each in [each for each in waiting if each.not_before <= time.monotonic()][: jobs - len(busy)]:
+                waiting.remove(each)
+                busy.append(each)
+                each.start(threads)
+            for each in [each for each in busy if each.code() is not None]:
+                busy.remove(each)
+                if not each.judge(bar, busy):
+                    waiting.append(each)
+            time.sleep(_POLL)
+    return True
+
+
+class Waiting:
+    """A run, and the commands that are left of it."""
+
+    def __init__(self, run: Planned, left: list[tuple[str, ...]]):
+        self.run, self.left, self.not_before = run, left, 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = run.folder.with_suffix(".log")
+
+    def start(self, threads: int) -> None:
+        env: Mapping[str, str] = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        with self._log.open("wb") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "distrec.jobs", *self.left[0]],
+                stdout=file,
+                stderr=file,
+                env=env,
+                start_new_session=True,
+            )
+
+    def code(self) -> int | None:
+        assert self._process is not None
+        return self._process.poll()
+
+    def end(self) -> None:
+        """Ask to save and leave; kill what stays."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    def judge(self, bar: Any, others: Sequence["Waiting"]) -> bool:
+        """Whether nothing is left to do.   Raises: Lost."""
+        code, text = self.code(), self._log.read_text(encoding="utf-8", errors="replace")
+        if code == 0:
+            del self.left[0]
+            bar.update(not self.left)
+            return not self.left
+        last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
+        if f"error: {store.BUSY}" in text:
+            self.not_before = time.monotonic() + _AGAIN
+            return False
+        for other in others:
+            other.end()
+        raise Lost(f"{self.run.name}, seed {self.run.seed}: {' '.join(self.left[0])} ended with code {code}: {last}")
+
+
+def told(error: Lost) -> int:
+    log(f"{error}; the same command goes on when that is mended")
+    return FAILED
+
+
+def stopped() -> int:
+    log("stopped; the same command goes on")
+    return REQUEUE

@@ -1,0 +1,130 @@
+"""What the runs say to each thing that a claim says: confirmed, refuted, or undecided at this power."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from distrec.engine import metrics, paired
+from distrec.jobs.claims.job import Experiment, Judge
+from distrec.jobs.claims.runs import Planned
+from distrec.jobs.pages.page import Cell, Section, Table, Text
+
+CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
+
+
+class Finding(NamedTuple):
+    """A quantity with its 95 % interval (None where it has none), and what it says."""
+
+    judge: Judge
+    value: float
+    interval: tuple[float, float] | None
+    verdict: str
+
+
+def findings(experiment: Experiment, runs: Sequence[Planned]) -> list[Finding]:
+    """Of metrics: intervals over users and seeds (two-level bootstrap); of figures: Student's over seeds."""
+    by_name = {name: [run for run in runs if run.name == name] for name in experiment.runs}
+    found = []
+    for judge in experiment.judge:
+        value, interval = (_metric if judge.metric else _figure)(judge, by_name)
+        found.append(Finding(judge, value, interval, decided(judge, value, interval)))
+    return found
+
+
+def decided(judge: Judge, value: float, interval: tuple[float, float] | None) -> str:
+    """Confirmed where the whole interval is on the claim's side of its bound, refuted where it is on the other."""
+    if interval is None or not np.isfinite(value):
+        return UNDECIDED
+    low, high = interval
+    if judge.above is not None:
+        return CONFIRMED if low > judge.above else REFUTED if high <= judge.above else UNDECIDED
+    assert judge.below is not None
+    return CONFIRMED if high < judge.below else REFUTED if low >= judge.below else UNDECIDED
+
+
+def overall(found: Sequence[Finding]) -> str:
+    """Refuted by one, confirmed by all; asides do not count."""
+    verdicts = [each.verdict for each in found if not each.judge.aside]
+    if REFUTED in verdicts:
+        return REFUTED
+    return CONFIRMED if set(verdicts) == {CONFIRMED} else UNDECIDED
+
+
+def section(experiment: Experiment, found: Sequence[Finding], users: int) -> Section:
+    """The claim, the verdict in a paragraph, and each quantity."""
+    verdict = overall(found)
+    seeds = ", ".join(map(str, experiment.seeds))
+    said = "; ".join(sentence(each) for each in found if not each.judge.aside)
+    asides = "; ".join(sentence(each) for each in found if each.judge.aside)
+    text = f"{verdict.capitalize()}: “{experiment.claim}” ({experiment.source}). {said}." + (f" Beside: {asides}." if asides else "")  # fmt: skip
+    power = f"{users:,} test users, seeds {seeds}. Intervals: 95 %, of metrics over users and seeds (bootstrap), of figures of an analysis over seeds (Student)."  # fmt: skip
+    rows: list[tuple[Cell, ...]] = []
+    for each in found:
+        low, high = each.interval or (None, None)
+        bound = f"> {each.judge.above:g}" if each.judge.above is not None else f"< {each.judge.below:g}"
+        rows.append((each.judge.that, each.value, low, high, bound, each.verdict + " (aside)" * each.judge.aside))
+    table = Table(("what is said", "measured", "95 % from", "to", "claimed", "verdict"), tuple(rows))
+    return Section("Verdict", (Text(text, "verdict"), Text(power), table))
+
+
+def sentence(each: Finding) -> str:
+    interval = f" ({each.interval[0]:.4f} to {each.interval[1]:.4f})" if each.interval else " (one seed, no interval)"
+    bound = f"above {each.judge.above:g}" if each.judge.above is not None else f"below {each.judge.below:g}"
+    return f"{each.judge.that}: {each.value:.4f}{interval}, claimed {bound}: {each.verdict}"
+
+
+def _metric(judge: Judge, by_name: Mapping[str, Sequence[Planned]]) -> tuple[float, tuple[float, float]]:
+    assert judge.metric is not None
+    names = [judge.of, *([judge.versus] if judge.versus else [])]
+    sizes = [len(by_name[name]) for name in names]
+    values = np.stack([_users(run, judge.metric) for name in names for run in by_name[name]])
+    draws = paired.resampled(values[None], sizes)[:, 0]
+    means = [part.mean() for part in np.split(values, np.cumsum(sizes)[:-1])]
+    if judge.versus is None:
+        return float(means[0]), paired.interval(draws[:, 0])
+    if judge.ratio:
+        return float(means[0] / means[1]), paired.interval(draws[:, 0] / np.maximum(draws[:, 1], 1e-12))
+    return float(means[0] - means[1]), paired.interval(draws[:, 0] - draws[:, 1])
+
+
+def _users(run: Planned, metric: str) -> np.ndarray:
+    table = pl.read_parquet(run.folder / "ranks.parquet").sort("user")
+    return metrics.per_user(table["rank"].to_numpy())[metric]
+
+
+def _figure(judge: Judge, by_name: Mapping[str, Sequence[Planned]]) -> tuple[float, tuple[float, float] | None]:
+    """Runs of the same seed are compared."""
+    own = np.array([_quantity(run, judge) for run in by_name[judge.of]])
+    if judge.versus:
+        other = np.array([_quantity(run, judge) for run in by_name[judge.versus]])
+        own = own / other if judge.ratio else own - other
+    mean = float(own.mean())
+    if len(own) < 2:
+        return mean, None
+    half = float(stats.t.ppf(0.975, len(own) - 1) * own.std(ddof=1) / np.sqrt(len(own)))
+    return mean, (mean - half, mean + half)
+
+
+def _quantity(run: Planned, judge: Judge) -> float:
+    figures = json.loads((run.folder / "analysis" / "analysis.json").read_text(encoding="utf-8"))
+    assert judge.figure is not None
+    value = _at(figures, judge.figure, judge)
+    return value / _at(figures, judge.part, judge) if judge.part else value
+
+
+def _at(figures: Any, path: Sequence[str], judge: Judge) -> float:
+    """Raises: ValueError naming the key that an analysis lacks."""
+    place = figures
+    for key in path:
+        try:
+            place = place[int(key)] if isinstance(place, list) else place[key]
+        except (KeyError, IndexError, ValueError, TypeError):
+            known = ", ".join(map(str, place)) if isinstance(place, dict) else type(place).__name__
+            raise ValueError(f"experiment.judge, {judge.that!r}: no figure {' → '.join(path)} ({key!r} is none of {known})") from None  # fmt: skip
+    if not isinstance(place, int | float):
+        raise ValueError(f"experiment.judge, {judge.that!r}: {' → '.join(path)} is no number")
+    return float(place)

@@ -1,0 +1,84 @@
+"""distrec experiment FILE.yaml … [section.key=value …]
+
+Tries a claim: trains its runs over seeds, analyses and compares them, and ends in a verdict with numbers: confirmed,
+refuted, or undecided at this power.  configs/experiment/claims holds one file a claim of the two papers; what a file says
+is explained in distrec/jobs/claims/job.py.  The test split is read once a run, by its own training.
+
+  experiment.seeds=[0,1,2]   experiment.jobs=2   runs at a time   data.root=DIR
+  experiment.root=DIR        where runs lie, each once for all experiments; a stopped experiment goes on from there
+  experiment.out=DIR         the verdict: page.md, page.json, verdict.json, pictures; a page for the browser beside it
+
+Example:  distrec experiment configs/data/ml100k.yaml configs/experiment/claims/attenuation.yaml experiment.jobs=2
+
+Exit codes: 0 a verdict, whichever · 1 a run failed · 2 wrong usage or input · 75 stopped by a signal (the same command goes on).
+"""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from distrec.data import store
+from distrec.jobs.claims import runs, verdict
+from distrec.jobs.claims.job import Job, load
+from distrec.jobs.comparison import figures, told, variants
+from distrec.jobs.pages import page
+from distrec.jobs.parts.chain import Known
+from distrec.runtime import DONE, Stop, run
+
+
+def main(argv: Sequence[str]) -> int:
+    job = load(list(argv))
+    named = [Path(arg).stem for arg in argv if arg.endswith((".yaml", ".yml"))]
+    out = job.experiment.out or job.experiment.root / (named[-1] if named else "experiment")
+    planned = runs.planned(job)
+    try:
+        with Stop() as stop:
+            if not runs.carry_out(planned, job.experiment.jobs, stop):
+                return runs.stopped()
+    except runs.Lost as error:
+        return runs.told(error)
+    known: Known = {}
+    found = variants.variants([variants.read(each.folder, each.name, [f"data.root={job.data.root}"], known) for each in planned])  # fmt: skip
+    made = {
+        "runs": {str(each.folder): store.content(each.folder) for each in planned},
+        "analyses": {str(each.folder): _analysis(each) for each in planned},
+        "experiment": store.digest(repr(job.experiment)),
+    }
+    if out.exists() and store.verify(out)["made_by"] != made:
+        store.remove(out)
+    store.make(out, made, partial(fill, job=job, planned=planned, found=found))
+    print((out / "page.md").read_text(encoding="utf-8"))
+    print(f"verdict: {out}")
+    return DONE
+
+
+def _analysis(each: runs.Planned) -> str | None:
+    """Its hash, every byte read again."""
+    folder = each.folder / "analysis"
+    if not folder.exists():
+        return None
+    if store.verify(folder)["made_by"].get("run") != store.content(each.folder):
+        raise ValueError(f"{folder} is about another run than {each.folder}: remove it")
+    return store.content(folder)
+
+
+def fill(folder: Path, job: Job, planned: Sequence[runs.Planned], found: Sequence[variants.Variant]) -> None:
+    own = job.experiment
+    against = own.against or next(iter(own.runs))
+    measured = figures.figures(found, against, own.metric)
+    findings = verdict.findings(own, planned)
+    compared = told.page(found, measured, against, own.metric)
+    first = verdict.section(own, findings, measured["full"]["users"])
+    page.write(folder, page.Page(own.claim, (first, *compared.sections)))
+    told.draw(folder, measured["full"], against, own.metric)
+    verdicts = [
+        {"that": each.judge.that, "value": each.value, "interval": each.interval, "verdict": each.verdict, "aside": each.judge.aside}
+        for each in findings
+    ]  # fmt: skip
+    whole = {"claim": own.claim, "source": own.source, "verdict": verdict.overall(findings), "findings": verdicts, "compared": measured}  # fmt: skip
+    (folder / "verdict.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main, __doc__)
