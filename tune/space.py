@@ -95,6 +95,10 @@ def load(args: list[str]) -> tuple[Job, dict[str, Dimension]]:
         )
     if len(sweep.seeds) > 1 and sweep.search != "grid":
         raise ValueError(f"sweep.seeds: several seeds go with sweep.search=grid, not {sweep.search}")
+    if len({*sweep.seeds}) < len(sweep.seeds):
+        raise ValueError(f"sweep.seeds={list(sweep.seeds)}: one is there twice")
+    if sweep.launch is not None and not sweep.launch.is_file():
+        raise ValueError(f"sweep.launch={sweep.launch}: no such file")
     if job.out is not None:
         raise ValueError("a sweep's folder is sweep.out=DIR; each trial has its own out")
     space = {key: _dimension(key, value, sweep.search) for key, value in _flat(sweep.space).items()}
@@ -146,6 +150,8 @@ def _dimension(key: str, value: Any, search: str) -> Dimension:
     if isinstance(value, list | tuple):
         if not value:
             raise ValueError(f"{where}: no values")
+        if len({repr(each) for each in value}) < len(value):
+            raise ValueError(f"{where}={list(value)}: a value is there twice")
         return tuple(value)
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}={value!r}: give a list of values, or {{low: …, high: …}}")

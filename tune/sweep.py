@@ -20,7 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -64,12 +64,15 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGUSR1, _stop)
     try:
         if left > 0:
-            prepare(job, root)
             search.join(sweep)
-            search.search(sweep, space, trials, root, lambda trial: search.announce(trial, _told(trial)))
+            prepare(job, space, root)
+            search.search(sweep, space, trials, root)
     except (Asked, KeyboardInterrupt):
         log("stopped; the same command with --resume goes on")
         return REQUEUE
+    except search.Lost as error:
+        log(f"{error}; the same command with --resume goes on")
+        return FAILED
     finally:
         search.leave()
     found = report.by_point(report.ended(root))
@@ -82,10 +85,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def enter(root: Path, job: Job, shared: dict[str, object], resume: bool) -> None:
-    """Take the folder: one sweep a folder.   Raises: ValueError when it holds another, or this one without --resume."""
+    """Take the folder: one sweep a folder.   Raises: ValueError when it holds another, this one without --resume, or none with it."""
     sweep = {key: getattr(job.sweep, key) for key in ("space", "search", "seeds", "metric")}
     mine = json.dumps({"sweep": sweep, "config": {**shared, "data": {**shared["data"], "root": None}}}, sort_keys=True)  # pyright: ignore[reportGeneralTypeIssues]
     stamp = root / "sweep.json"
+    if resume and not stamp.exists():
+        raise ValueError(f"{root} holds no sweep to go on with: the same command without --resume starts one")
     if stamp.exists():
         if stamp.read_text(encoding="utf-8") != mine:
             raise ValueError(
@@ -98,14 +103,17 @@ def enter(root: Path, job: Job, shared: dict[str, object], resume: bool) -> None
     write_atomically(stamp, mine)
 
 
-def prepare(job: Job, root: Path) -> None:
-    """Make what all trials read, once: data, vectors, and codes or the SASRec, unless the space changes them."""
+def prepare(job: Job, space: Iterable[str], root: Path) -> None:
+    """Make what all trials read, once: data, vectors, and codes or the SASRec, unless the space changes them.
+
+    Where trials need the same of what it changes, the first makes it and the others wait.
+    """
     jobs = ["prepare"]
-    keys = " ".join(job.sweep.space)
+    changed = {key.split(".")[0] for key in space}
     if isinstance(job.model, knobs.Frellm):
         jobs += ["filter"]
-    elif isinstance(job.model, knobs.Tiger | knobs.Tone) and "codes" not in keys and "embed" not in keys:
-        jobs += ["quantize"]
+    elif isinstance(job.model, knobs.Tiger | knobs.Tone) and "embed" not in changed:
+        jobs += ["embed" if "codes" in changed else "quantize"]
     for name in jobs:
         done = subprocess.run([sys.executable, "-m", "distrec.jobs", name, str(root / "base.yaml")], check=False)
         if done.returncode:
@@ -117,10 +125,6 @@ def prune(root: Path, keep: int) -> None:
     ranked = sorted(report.ended(root), key=lambda trial: -1.0 if trial["value"] is None else -trial["value"] - 1)
     for trial in ranked[keep:]:
         shutil.rmtree(root / "trials" / trial["folder"] / "checkpoints", ignore_errors=True)
-
-
-def _told(trial: Trial) -> dict[str, object]:
-    return json.loads((trial.folder / ENDED).read_text(encoding="utf-8"))
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

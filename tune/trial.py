@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,15 @@ ENDED = "trial.json"
 _POLL = 0.3  # seconds
 _GRACE = 30.0  # seconds that a group has to save and leave
 _DEATH = 1  # PR_SET_PDEATHSIG
+_BUSY = "another process is "  # how the refusal begins of a launch that finds another at work on what it needs
 
 
 class Refused(Exception):
     """The command does not take these values, or they cannot be trained on: another try would end the same way."""
+
+
+class Busy(Exception):
+    """Another trial is making what this one needs too: codes, a SASRec."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,11 @@ class Trial:
             except ValueError:
                 return
 
-    def end(self, status: str, metric: str, why: str = "") -> dict[str, Any]:
+    def outcome(self) -> dict[str, Any]:
+        """What `end` wrote down."""
+        return json.loads((self.folder / ENDED).read_text(encoding="utf-8"))
+
+    def end(self, status: str, metric: str, why: str = "") -> None:
         """Write down what it came to: figures of the validation split at the checkpoint that is kept (best NDCG@10)."""
         found = self.evaluations()
         best = max(found, key=lambda line: line["ndcg@10"], default=None)
@@ -89,7 +98,6 @@ class Trial:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / ENDED, json.dumps(told, indent=1))
-        return told
 
 
 def command(sweep: Sweep, words: Sequence[str], node: int = 0, address: str = "", port: int = 0) -> list[str]:
@@ -122,11 +130,18 @@ def environment(sweep: Sweep) -> dict[str, str]:
     return {**os.environ, **given}
 
 
-def run(start: Sequence[str], env: Mapping[str, str], trial: Trial, cwd: Path) -> Iterator[dict[str, Any]]:
+def run(
+    start: Sequence[str],
+    env: Mapping[str, str],
+    trial: Trial,
+    cwd: Path,
+    are_others_lost: Callable[[], bool] = lambda: False,
+) -> Iterator[dict[str, Any]]:
     """Each evaluation as it comes, from the first one.   `cwd`: where a config's paths begin, the sweep's own.
 
-    Raises: Refused when the command's input is wrong or its loss is not finite; RuntimeError when its processes were
-    killed or failed.  Whoever stops asking ends the processes: they save first.
+    Raises: Refused when the command's input is wrong or its loss is not finite; Busy; RuntimeError when its processes were
+    killed or failed, or do not end by themselves after the trial's others were lost.  Whoever stops asking ends the
+    processes: they save first.
     """
     trial.folder.mkdir(parents=True, exist_ok=True)
     _wait_until_free(trial.folder / ".lock")
@@ -136,7 +151,7 @@ def run(start: Sequence[str], env: Mapping[str, str], trial: Trial, cwd: Path) -
         group = subprocess.Popen(
             start, cwd=cwd, env=env, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_along
         )
-    told = 0
+    told, patience = 0, _GRACE
     try:
         while True:
             code = group.poll()
@@ -146,6 +161,9 @@ def run(start: Sequence[str], env: Mapping[str, str], trial: Trial, cwd: Path) -
             if code is not None:
                 break
             time.sleep(_POLL)
+            patience -= _POLL if are_others_lost() else 0
+            if patience < 0:
+                raise RuntimeError("another of its nodes was lost")
     finally:
         _end(group)
     if code != 0:
@@ -173,7 +191,8 @@ def _judge(code: int, trial: Trial) -> None:
     since = max(i for i, line in enumerate(lines) if line.startswith("$ "))
     errors = [line for line in lines[since:] if line.startswith("error: ")]
     if errors and code in (REFUSED, 1):
-        raise Refused(errors[0].removeprefix("error: "))
+        why = errors[0].removeprefix("error: ")
+        raise (Busy if why.startswith(_BUSY) else Refused)(why)
     raise RuntimeError(f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}")
 
 
@@ -198,6 +217,7 @@ def _die_along() -> None:
 
 
 def free_port() -> int:
+    """On every address of this machine: other nodes come by one of them."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         return probe.getsockname()[1]

@@ -69,6 +69,13 @@ def test_whole_numbers_reach_both_ends():
         (["sweep.space.train.lr=[0.1]", "sweep.search=tpe", "sweep.seeds=[0,1]"], "several seeds go with"),
         (["sweep.space.train.lr=[0.1]", "sweep.concurent=2"], "did you mean 'sweep.concurrent'"),
         (["sweep.space.train.lr=[0.1]", "out=runs/a"], "sweep.out=DIR"),
+        (["sweep.space.train.lr=[0.1, 0.1]"], "a value is there twice"),
+        (["sweep.space.train.lr=[0.1]", "sweep.seeds=[1, 1]"], "one is there twice"),
+        (["sweep.space.train.lr=[0.1]", "sweep.seeds=[]"], "at least 1 item"),
+        (["sweep.space.train.lr=[0.1]", "sweep.launch=launch/nowhere.yaml"], "sweep.launch=launch/nowhere.yaml: no such file"),
+        (["sweep.space.model.sigma=[1]"], "unknown config key 'model.sigma'"),
+        (["sweep.space.train.lr=[0.1]", "nowhere.yaml"], "config file nowhere.yaml"),
+        (["sweep.space.train.lr=[0.1]", "--resumee"], "'--resumee' is neither"),
         (["sweep.space.model.d_model=[30]", "model.n_heads=4"], "not a multiple"),
     ],
 )  # fmt: skip

@@ -1,68 +1,26 @@
 """Sweeps as a user starts them: what is killed goes on, and the table is that of a sweep that was left alone."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import ROOT
+from sweeping import processes, started, swept, table, until
 
 from distrec import config as cfg
+from distrec.data import store
+from distrec.runtime import Ranks
 from tune import report
 from tune.space import Sweep
+from tune.trial import Busy, Refused, Trial, run
 
 pytest.importorskip("ray", reason="needs Ray Tune: pip install 'distrec[tune]'")
 pytest.importorskip("optuna", reason="needs Optuna: pip install 'distrec[tune]'")
-
-SMALL = [
-    "data.synthetic.users=150", "data.synthetic.items=60", "data.negatives=0", "model.name=sasrec", "model.d_model=16",
-    "model.n_layers=1", "train.epochs=4", "train.batch_tokens=500", "train.save_steps=1", "score.bootstrap=0",
-    "sweep.space.train.lr=[0.001, 0.003]", "sweep.space.model.dropout=[0.1, 0.3]",
-]  # fmt: skip
-
-
-def started(folder, *words):
-    command = [sys.executable, str(ROOT / "tune/sweep.py"), *SMALL, "data.root=art", *words]
-    log = (folder / "sweep.log").open("ab")
-    return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-
-
-def swept(folder, *words, code=0):
-    done = started(folder, *words).wait(timeout=600)
-    told = (folder / "sweep.log").read_text()
-    assert done == code, told[-3000:]
-    return told
-
-
-def table(root):
-    found = pl.read_parquet(root / "trials.parquet")
-    return found.sort(["train.lr", "model.dropout"]).drop("folder")
-
-
-def until(is_so, seconds=240):
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
-
-
-def processes(root):
-    """Of the trials of a sweep: (pid, command line)."""
-    found = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            try:
-                line = Path(f"/proc/{entry.name}/cmdline").read_text().replace("\0", " ")
-            except OSError:
-                continue
-            if "distrec/train.py" in line and str(root) in line:
-                found.append((int(entry.name), line))
-    return found
 
 
 @pytest.mark.slow
@@ -123,9 +81,105 @@ def test_a_trial_that_cannot_be_trained_ends_by_itself(tmp_path):
     assert "not finite" in found[1]["why"]
 
 
-def test_too_much_for_this_machine_is_told_at_once(tmp_path):
-    swept(tmp_path, "sweep.processes=999", f"sweep.out={tmp_path}/s", code=2)
-    assert "this machine has" in (tmp_path / "sweep.log").read_text()
+CODES = ["model.name=tiger", "model.d_ff=32", "model.n_heads=2", "embed.encoder=builtin", "codes.gate=false", "codes.n_init=1", "codes.levels=2"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_trials_that_need_the_same_codes_make_them_once(tmp_path):
+    words = [*CODES, "train.epochs=1", "sweep.concurrent=2", "sweep.cpus=0.5", f"sweep.out={tmp_path}/s"]
+    space = "{codes.size: [8, 16], train.lr: [0.001, 0.003], model.dropout: [0.1]}"
+    told = swept(tmp_path, *words, f"sweep.space={space}")
+    assert pl.read_parquet(tmp_path / "s/trials.parquet")["status"].to_list() == ["done"] * 4
+    logs = "".join(path.read_text() for path in (tmp_path / "s/trials").glob("*/log.txt"))
+    assert logs.count("into 2 × 8 codes") == logs.count("into 2 × 16 codes") == 1
+    assert told.count("embedding 60 texts") == 1
+    assert "embedding 60 texts" not in logs
+    assert {name: len(list((tmp_path / "art").glob(f"{name}-*"))) for name in ("codes", "vectors")} == {
+        "codes": 2,
+        "vectors": 1,
+    }
+
+
+def test_another_at_work_is_no_refusal(tmp_path):
+    def ended(says):
+        program = f"import sys; print({says!r}, file=sys.stderr); sys.exit(2)"
+        return list(run([sys.executable, "-c", program], {}, Trial({}, 0, tmp_path, tmp_path), tmp_path))
+
+    with pytest.raises(Refused, match="no such file"):
+        ended("error: no such file")
+    with store.alone(tmp_path / "codes-x", Ranks()), pytest.raises(ValueError, match="process") as busy:  # noqa: SIM117
+        with store.alone(tmp_path / "codes-x", Ranks()):
+            pass
+    with pytest.raises(Busy):
+        ended(f"error: {busy.value}")
+
+
+@pytest.mark.slow
+def test_ray_sees_every_evaluation_and_the_best_keep_their_checkpoints(tmp_path):
+    swept(tmp_path, f"sweep.out={tmp_path}/s", "sweep.keep=2", "train.patience=100")
+    assert sorted(reports(tmp_path / "s/ray")) == [4] * 4
+    for path in (tmp_path / "s/trials").glob("*/metrics.jsonl"):
+        assert path.read_text().count('"event": "valid"') == 4
+    kept = {path.parent.name for path in (tmp_path / "s/trials").glob("*/checkpoints")}
+    found = pl.read_parquet(tmp_path / "s/trials.parquet").sort("value", descending=True)
+    assert kept == set(found["folder"].to_list()[:2])
+
+
+def reports(folder):
+    """How often each trial has reported, by Ray's own book."""
+    (book,) = folder.glob("*/experiment_state-*.json")
+    return [json.loads(state)["last_result"]["training_iteration"] for _, state in json.loads(book.read_text())["trial_data"]]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_ray_listens_on_loopback_alone_and_says_nothing(tmp_path):
+    driver = started(tmp_path, f"sweep.out={tmp_path}/s", RAY_ADDRESS="192.0.2.9:6379")
+    until(lambda: processes(tmp_path / "s"))
+    places = listening(driver.pid)
+    assert driver.wait(timeout=400) == 0
+    assert len(places) > 3
+    assert {place for place, _ in places} == {"127.0.0.1"}
+    assert 8265 not in {port for _, port in places}
+    told = (tmp_path / "sweep.log").read_text()
+    assert "Configuration for experiment" not in told
+    assert "ensorboard" not in told
+    assert "4 of 4: done" in told
+    assert "left)" in told
+
+
+def listening(driver):
+    """(address, port) of every socket on which a process and its descendants listen."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+    family = {driver}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    told = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
+    own = [line.split()[3] for line in told if any(f"pid={member}," in line for member in family)]
+    return {
+        (place.rpartition(":")[0].strip("[]").removeprefix("::ffff:"), int(place.rpartition(":")[2])) for place in own
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["sweep.processes=999"], "this machine has"),
+        (["sweep.gpus=99"], "this machine has"),
+        (["sweep.nodes=2"], "wants a Ray cluster"),
+        (["--resume"], "holds no sweep to go on with"),
+        (["sweep.out=file"], "file: File exists"),
+        (["sweep.out=file/s"], "file/s: Not a directory"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_starts(tmp_path, words, why):
+    (tmp_path / "file").touch()
+    told = swept(tmp_path, "sweep.out=s", *words, code=2)
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert why in told
     assert not (tmp_path / "s").exists()
 
 
