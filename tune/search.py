@@ -5,28 +5,21 @@ leaves out those that have ended, goes on with those that have not, and tells th
 Deviation: Tuner.restore is not used, because it unpickles a folder's files.
 """
 
-import logging
-import math
 import os
-import secrets
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+from tune import cluster  # before Ray: it says what Ray reads as it is imported
+
 os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # without it Ray prints a box, whatever the verbosity
 os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # what has to last stands in the trials' own folders
-os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
 from ray import tune
-from ray._private import ray_constants, services
-from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
-from ray.exceptions import AuthenticationError, RayError
+from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -37,113 +30,6 @@ from tune.trial import Busy, Refused, Trial, command, environment, free_port, ru
 VALUE = "value"  # what Ray compares: the best so far
 TRIAL = "trial"
 _LOOK = 5.0  # seconds between looks at the cluster's nodes
-_PATIENCE = 60.0  # seconds that a cluster, or another node of a trial, has to come or to go
-
-
-def join(sweep: Sweep) -> None:
-    """Start Ray on loopback with this sweep's share of the machine, or join a cluster by its token.
-
-    Raises: ValueError where no cluster answers, it wants another token, or too few of its nodes have what a trial asks for.
-    """
-    if sweep.address is None:
-        cpus, gpus = _needs(sweep)
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else one for good in the home folder
-        ray_constants.ENABLE_RAY_CLUSTER = False  # else Ray takes the machine's own address instead of loopback
-        ray.init(
-            address="local",  # whatever cluster runs here
-            num_cpus=math.ceil(sweep.concurrent * cpus),
-            num_gpus=sweep.concurrent * gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-        )
-        return
-    try:
-        _knock(sweep.address)
-        ray.init(address=sweep.address, log_to_driver=False, logging_level=logging.ERROR)
-    except AuthenticationError as error:
-        why = "not this cluster's token" if "InvalidAuthToken" in str(error) else "no token"
-        raise ValueError(f"sweep.address={sweep.address}: {why}: RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH=FILE") from None
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"sweep.address={sweep.address}: {str(error).strip().splitlines()[0]}") from None
-    end = time.monotonic() + _PATIENCE
-    while len(_fit(sweep)) < sweep.nodes:
-        if time.monotonic() > end:
-            raise ValueError(_too_small(sweep))
-        time.sleep(1)
-
-
-def _knock(address: str) -> None:
-    """Ray would try for minutes, and end without a word on what is wrong."""
-    address = services.canonicalize_bootstrap_address_or_die(address)
-    host, _, port = address.rpartition(":")
-    end = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            socket.create_connection((host, int(port)), 5).close()
-            break
-        except OSError as error:
-            if time.monotonic() > end:
-                raise ConnectionError(f"no cluster answers ({error})") from None
-            time.sleep(1)
-    ensure_token_if_auth_enabled(create_token_if_missing=False)
-    GcsClient(address=address)
-
-
-def _fit(sweep: Sweep) -> list[dict[str, float]]:
-    """The cluster's nodes on which a trial's processes have room."""
-    return [node for node in _nodes() if all(node.get(name, 0) >= n for name, n in zip(("CPU", "GPU"), _needs(sweep), strict=True))]  # fmt: skip
-
-
-def _nodes() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _too_small(sweep: Sweep) -> str:
-    nodes = _nodes()
-    largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
-    return (
-        f"a trial takes {sweep.nodes} node(s) with {_asked(sweep)}; {len(_fit(sweep))} of the cluster's {len(nodes)} have them "
-        f"(the largest: {largest.get('CPU', 0):.0f} cores, {largest.get('GPU', 0):.0f} GPUs)"
-    )
-
-
-def check_machine(sweep: Sweep, cores: int, gpus: int) -> None:
-    """Raises: ValueError where this machine has too little for the trials at a time."""
-    if sweep.nodes > 1:
-        raise ValueError(
-            f"sweep.nodes={sweep.nodes} wants a Ray cluster: sweep.address=ADDRESS (slurm/tune.sbatch starts one)"
-        )
-    needs = _needs(sweep)
-    for name, needed, there in (("cores", needs[0], cores), ("GPUs", needs[1], gpus)):
-        if sweep.concurrent * needed > there:
-            raise ValueError(
-                f"{sweep.concurrent} trial(s) at a time with {_asked(sweep)} each take {sweep.concurrent * needed:g} {name}; "
-                f"this machine has {there}: sweep.concurrent, sweep.processes, sweep.cpus, sweep.gpus"
-            )
-
-
-def _needs(sweep: Sweep) -> tuple[float, int]:
-    """(cores, GPUs) of a trial on a node."""
-    return sweep.processes * sweep.cpus, sweep.processes * sweep.gpus
-
-
-def _asked(sweep: Sweep) -> str:
-    cpus, gpus = _needs(sweep)
-    return f"{cpus:g} cores" + (f" and {gpus} GPUs" if gpus else "")
-
-
-def machine() -> tuple[int, int]:
-    """(cores, GPUs) of this one."""
-    import torch
-
-    return len(os.sched_getaffinity(0)), torch.cuda.device_count()
-
-
-def leave() -> None:
-    if ray.is_initialized():
-        ray.shutdown()
 
 
 def search(sweep: Sweep, space: dict[str, Dimension], trials: Sequence[Trial], root: Path) -> None:
@@ -198,10 +84,10 @@ class Teller(tune.Callback):
         if self._sweep.address is None or now < self._looked + _LOOK:
             return
         self._looked = now
-        if len(_fit(self._sweep)) >= self._sweep.nodes:
+        if len(cluster.fit(self._sweep)) >= self._sweep.nodes:
             self._whole = now
-        elif now > self._whole + _PATIENCE:
-            raise Lost(_too_small(self._sweep))
+        elif now > self._whole + cluster.PATIENCE:
+            raise Lost(cluster.too_small(self._sweep))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Ray stopped it early, where it has not ended by itself."""
@@ -263,7 +149,7 @@ def _lines(sweep: Sweep, trial: Trial, cwd: Path) -> Iterator[dict[str, Any]]:
             return
         except Busy:
             time.sleep(pause)
-            pause = min(2 * pause, _PATIENCE)
+            pause = min(2 * pause, cluster.PATIENCE)
 
 
 def _launched(sweep: Sweep, trial: Trial, cwd: Path) -> Iterator[dict[str, Any]]:
@@ -275,7 +161,7 @@ def _launched(sweep: Sweep, trial: Trial, cwd: Path) -> Iterator[dict[str, Any]]
         for other in others:
             ray.cancel(other)
         if others:
-            ray.wait(others, num_returns=len(others), timeout=_PATIENCE)
+            ray.wait(others, num_returns=len(others), timeout=cluster.PATIENCE)
 
 
 def _start(sweep: Sweep, trial: Trial, cwd: Path) -> tuple[list[str], list[Any]]:
@@ -285,7 +171,7 @@ def _start(sweep: Sweep, trial: Trial, cwd: Path) -> tuple[list[str], list[Any]]
     address, port = ray.util.get_node_ip_address(), free_port()
     group = ray.util.get_current_placement_group()
     assert group is not None
-    cpus, gpus = _needs(sweep)
+    cpus, gpus = cluster.needs(sweep)
     others: list[Any] = []
     for node in range(1, sweep.nodes):
         strategy = PlacementGroupSchedulingStrategy(group, node)
@@ -313,7 +199,7 @@ def _are_lost(others: list[Any]) -> bool:
 
 
 def _bundles(sweep: Sweep) -> Any:
-    cpus, gpus = _needs(sweep)
+    cpus, gpus = cluster.needs(sweep)
     return tune.PlacementGroupFactory(
         [{"CPU": cpus, "GPU": gpus}] * sweep.nodes, strategy="STRICT_SPREAD" if sweep.nodes > 1 else "PACK"
     )

@@ -8,6 +8,7 @@ train.lr: {low: 1.0e-4, high: 1.0e-2, log: true}     anything between (search=ra
 import difflib
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -99,6 +100,8 @@ def load(args: list[str]) -> tuple[Job, dict[str, Dimension]]:
         raise ValueError(f"sweep.seeds={list(sweep.seeds)}: one is there twice")
     if sweep.launch is not None and not sweep.launch.is_file():
         raise ValueError(f"sweep.launch={sweep.launch}: no such file")
+    if sweep.address not in (None, "auto") and not re.fullmatch(r"[^/]+:\d+", sweep.address):
+        raise ValueError(f"sweep.address={sweep.address}: auto, or ADDRESS:PORT of the cluster's first node")
     if job.out is not None:
         raise ValueError("a sweep's folder is sweep.out=DIR; each trial has its own out")
     space = {key: _dimension(key, value, sweep.search) for key, value in _flat(sweep.space).items()}

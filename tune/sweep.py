@@ -43,10 +43,10 @@ def main(argv: Sequence[str]) -> int:
     sweep, root = job.sweep, job.sweep.out
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("optuna") is None:
         raise ValueError("a sweep needs Ray Tune and Optuna: pip install 'distrec[tune]'")
-    from tune import search
+    from tune import cluster, search
 
     if sweep.address is None:
-        search.check_machine(sweep, *search.machine())
+        cluster.check_machine(sweep, *cluster.machine())
     shared = base(job)
     enter(root, job, shared, resume)
     for told in report.ended(root) if resume else ():
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGUSR1, _stop)
     try:
         if left > 0:
-            search.join(sweep)
+            cluster.join(sweep)
             prepare(job, space, root)
             search.search(sweep, space, trials, root)
     except (Asked, KeyboardInterrupt):
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
         log(f"{error}; the same command with --resume goes on")
         return FAILED
     finally:
-        search.leave()
+        cluster.leave()
     found = report.by_point(report.ended(root))
     prune(root, sweep.keep)
     print(report.write(root, sweep, shared), end="")

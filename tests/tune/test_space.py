@@ -73,6 +73,8 @@ def test_whole_numbers_reach_both_ends():
         (["sweep.space.train.lr=[0.1]", "sweep.seeds=[1, 1]"], "one is there twice"),
         (["sweep.space.train.lr=[0.1]", "sweep.seeds=[]"], "at least 1 item"),
         (["sweep.space.train.lr=[0.1]", "sweep.launch=launch/nowhere.yaml"], "sweep.launch=launch/nowhere.yaml: no such file"),
+        (["sweep.space.train.lr=[0.1]", "sweep.address=nonsense"], "auto, or ADDRESS:PORT"),
+        (["sweep.space.train.lr=[0.1]", "sweep.address=ray://n1:10001"], "auto, or ADDRESS:PORT"),
         (["sweep.space.model.sigma=[1]"], "unknown config key 'model.sigma'"),
         (["sweep.space.train.lr=[0.1]", "nowhere.yaml"], "config file nowhere.yaml"),
         (["sweep.space.train.lr=[0.1]", "--resumee"], "'--resumee' is neither"),
