@@ -54,7 +54,7 @@ def search(sweep: Sweep, space: dict[str, Dimension], trials: Sequence[Trial], r
             search_alg=algorithm,
             scheduler=_scheduler(sweep),
             max_concurrent_trials=sweep.concurrent,
-            reuse_actors=True,
+            reuse_actors=sweep.scheduler == "none",  # seconds a trial; Ray hangs where one that it stopped still saves
         ),
         run_config=tune.RunConfig(
             storage_path=str(root.absolute() / "ray"),
