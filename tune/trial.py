@@ -29,7 +29,6 @@ ENDED = "trial.json"
 _POLL = 0.3  # seconds
 _GRACE = 30.0  # seconds that a group has to save and leave
 _DEATH = 1  # PR_SET_PDEATHSIG
-_BUSY = "another process is "  # how the refusal begins of a launch that finds another at work on what it needs
 
 
 class Refused(Exception):
@@ -192,7 +191,7 @@ def _judge(code: int, trial: Trial) -> None:
     errors = [line for line in lines[since:] if line.startswith("error: ")]
     if errors and code in (REFUSED, 1):
         why = errors[0].removeprefix("error: ")
-        raise (Busy if why.startswith(_BUSY) else Refused)(why)
+        raise (Busy if why.startswith(store.BUSY) else Refused)(why)
     raise RuntimeError(f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}")
 
 
