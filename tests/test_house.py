@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from distrec import config as cfg
+from distrec.jobs.claims.job import load as claim
 from tune.space import load as space_of
 
 HOUSE = ROOT / "distrec"
@@ -146,6 +147,11 @@ def test_every_shipped_config_loads_survives_a_round_trip_and_opens_with_its_com
         assert space
         assert str(job.sweep.out) == f"sweeps/{path.stem}"
         assert "python tune/sweep.py" in path.read_text().splitlines()[0]
+        return
+    if "claims" in path.parts:
+        job = claim([str(ROOT / "configs/data/ml100k.yaml"), str(path)])
+        assert len(job.experiment.runs) > 1
+        assert f"distrec experiment configs/data/ml100k.yaml configs/experiment/claims/{path.name}" in path.read_text().splitlines()[0]  # fmt: skip
         return
     extra = [] if "data" in path.parts else ["data.source=synthetic"]
     config = cfg.load([str(path), *extra])

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 from distrec import config as cfg
+from distrec.jobs.claims.job import load as claim
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -40,11 +41,13 @@ def test_a_command_of_the_readme_is_understood(command, monkeypatch):
     given = [
         word
         for word in arguments(command)
-        if not word.startswith(("split=", "histories=", "k=", "processes=", "usd_hour=", "ACCELERATE_USE_CPU="))
+        if not word.startswith(
+            ("split=", "against=", "metric=", "histories=", "k=", "processes=", "usd_hour=", "ACCELERATE_USE_CPU=")
+        )
     ]
-    config = cfg.load(given)
-    assert cfg.dump(config)
     words = shlex.split(command, comments=True)
+    config = claim(given) if "experiment" in words else cfg.load(given)
+    assert cfg.dump(config)
     for word in words:
         if word.endswith(".py"):
             assert (ROOT / word).is_file(), word

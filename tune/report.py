@@ -5,21 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
+from matplotlib import colormaps
 from matplotlib.ticker import MaxNLocator
 
 from distrec import config as cfg
+from distrec.jobs.pages import picture
 from distrec.runtime import write_atomically
 from tune.space import Sweep
 from tune.trial import ENDED
-
-_INK = "#1f4e79"
 
 
 def ended(root: Path) -> list[dict[str, Any]]:
@@ -97,44 +92,40 @@ def curves(root: Path, points: Sequence[Mapping[str, Any]], keys: Sequence[str],
     for key in keys:
         values = sorted({_cell(group["point"][key]) for group in known}, key=_order)
         others = [other for other in keys if other != key]
-        figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+        figure, axes = picture.new()
         places = _places(values)
         if len(others) == 1 and len({_cell(g["point"][others[0]]) for g in known}) <= 8 and sweep.search == "grid":
-            for i, line in enumerate(sorted({_cell(group["point"][others[0]]) for group in known}, key=_order)):
+            for line in sorted({_cell(group["point"][others[0]]) for group in known}, key=_order):
                 own = sorted(
                     (g for g in known if _cell(g["point"][others[0]]) == line),
                     key=lambda g: _order(_cell(g["point"][key])),
                 )
                 xs = [places[_cell(group["point"][key])] for group in own]
-                colour = plt.get_cmap("viridis")(i / 8)
-                axes.errorbar(xs, [g["mean"] for g in own], [g["std"] or 0 for g in own] if any(g["std"] for g in own) else None, marker="o", color=colour, capsize=2, lw=1.4, label=_shown(line))  # fmt: skip
-            axes.legend(title=others[0], fontsize=8, title_fontsize=8)
+                axes.errorbar(xs, [g["mean"] for g in own], [g["std"] or 0 for g in own] if any(g["std"] for g in own) else None, marker="o", capsize=2, lw=1.4, label=f"{others[0].rpartition('.')[2]} {_shown(line)}")  # fmt: skip
         else:
             axes.plot(
                 [places[_cell(g["point"][key])] for g in known],
                 [g["mean"] for g in known],
                 "o",
-                color=_INK,
                 alpha=0.45,
                 label="a point",
             )
             if len(values) <= 20:
                 tops = [max(g["mean"] for g in known if _cell(g["point"][key]) == value) for value in values]
-                axes.plot([places[value] for value in values], tops, "-", color=_INK, label="best at this value")
-            axes.legend(fontsize=8)
+                axes.plot([places[value] for value in values], tops, "-", label="best at this value")
         if not _are_numbers(values):
             axes.set_xticks(range(len(values)), [_shown(value) for value in values])
         elif min(values) > 0 and max(values) / min(values) > 50:
             axes.set_xscale("log")
-        _name(axes, key, f"{sweep.metric}, validation")
-        _save(figure, root / f"sensitivity-{key}.png")
+        picture.name(axes, key, f"{sweep.metric}, validation")
+        picture.save(figure, root, f"sensitivity-{key}")
 
 
 def parallel(root: Path, points: Sequence[Mapping[str, Any]], keys: Sequence[str], sweep: Sweep) -> None:
     """Every point as a line through its values; the darker, the better."""
     known = [group for group in points if group["mean"] is not None]
     columns = [*keys, sweep.metric]
-    figure, axes = plt.subplots(figsize=(1.8 + 1.9 * len(columns), 3.8), layout="constrained")
+    figure, axes = picture.new(1.8 + 1.9 * len(columns), 3.8)
     heights, ticks = [], []
     for key in columns:
         cells = [group["mean"] if key == sweep.metric else _cell(group["point"][key]) for group in known]
@@ -148,7 +139,7 @@ def parallel(root: Path, points: Sequence[Mapping[str, Any]], keys: Sequence[str
         axes.plot(
             range(len(columns)),
             [height[i] for height in heights],
-            color=plt.get_cmap("viridis_r")(heights[-1][i]),
+            color=colormaps["viridis_r"](heights[-1][i]),
             alpha=0.8,
             lw=1.5,
         )
@@ -162,27 +153,25 @@ def parallel(root: Path, points: Sequence[Mapping[str, Any]], keys: Sequence[str
                 xytext=(3, 0),
                 textcoords="offset points",
                 va="center",
-                bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.5},
             )
     axes.set_xticks(range(len(columns)), columns, fontsize=8)
     axes.set_yticks([])
     axes.set_xlim(-0.2, len(columns) - 0.6)
     axes.spines[:].set_visible(False)
-    _save(figure, root / "parallel.png")
+    picture.save(figure, root, "parallel")
 
 
 def progress(root: Path, trials: Sequence[Mapping[str, Any]], sweep: Sweep) -> None:
     """The best so far, trial by trial in the order in which they ended."""
     order = sorted(trials, key=lambda trial: (root / "trials" / trial["folder"] / ENDED).stat().st_mtime)
     values = np.array([np.nan if trial["value"] is None else trial["value"] for trial in order], dtype=float)
-    figure, axes = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
+    figure, axes = picture.new()
     places = np.arange(1, len(values) + 1)
-    axes.plot(places, values, "o", color=_INK, alpha=0.45, label="a trial")
-    axes.step(places, np.fmax.accumulate(values), where="post", color=_INK, label="best so far")
+    axes.plot(places, values, "o", alpha=0.45, label="a trial")
+    axes.step(places, np.fmax.accumulate(values), where="post", label="best so far")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=8)
-    _name(axes, "trials that have ended", f"{sweep.metric}, validation")
-    _save(figure, root / "best.png")
+    picture.name(axes, "trials that have ended", f"{sweep.metric}, validation")
+    picture.save(figure, root, "best")
 
 
 def _cell(value: Any) -> Any:
@@ -203,15 +192,3 @@ def _are_numbers(values: Sequence[Any]) -> bool:
 
 def _places(values: Sequence[Any]) -> dict[Any, float]:
     return {value: float(value) if _are_numbers(values) else float(i) for i, value in enumerate(values)}
-
-
-def _name(axes: Any, x: str, y: str) -> None:
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

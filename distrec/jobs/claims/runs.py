@@ -15,7 +15,6 @@ from tqdm import tqdm
 from distrec import config as cfg
 from distrec.data import store
 from distrec.jobs.claims.job import Job, config, parts
-from distrec.jobs.parts.identity import settings
 from distrec.runtime import FAILED, REQUEUE, log, write_atomically
 
 _POLL = 0.5  # seconds
@@ -48,7 +47,8 @@ def planned(job: Job) -> list[Planned]:
     for seed in own.seeds:
         for name in own.runs:
             each = config(job, name, seed)
-            key = {**settings(each), "data": {**cfg.plain(each.data), "root": None}, "codes": cfg.plain(each.codes), "embed": cfg.plain(each.embed)}  # fmt: skip
+            key = cfg.plain(each)
+            del key["data"]["root"], key["out"]
             folder = store.folder(own.root / "runs", each.model.name, key)
             file = folder.with_suffix(".yaml")
             train = ("train", str(file), f"out={folder}")
@@ -124,13 +124,14 @@ class Waiting:
             del self.left[0]
             bar.update(not self.left)
             return not self.left
-        last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-        if f"error: {store.BUSY}" in text:
+        lines = [line for line in text.splitlines() if line.strip()]
+        why = next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "")
+        if f"error: {store.BUSY}" in text:  # a launch that lost a race says so before it does anything
             self.not_before = time.monotonic() + _AGAIN
             return False
         for other in others:
             other.end()
-        raise Lost(f"{self.run.name}, seed {self.run.seed}: {' '.join(self.left[0])} ended with code {code}: {last}")
+        raise Lost(f"{self.run.name}, seed {self.run.seed}: {' '.join(self.left[0])} ended with code {code}: {why}")
 
 
 def told(error: Lost) -> int:

@@ -29,8 +29,8 @@ STYLE: dict[Any, Any] = {
 
 def new(width: float = 5.6, height: float = 3.6, **more: Any) -> tuple[Any, Any]:
     """(a figure, its axes), as `plt.subplots` gives them."""
-    with plt.rc_context(STYLE):
-        return plt.subplots(figsize=(width, height), layout="constrained", **more)
+    plt.rcParams.update(STYLE)
+    return plt.subplots(figsize=(width, height), layout="constrained", **more)
 
 
 def name(axes: Any, x: str, y: str) -> None:
