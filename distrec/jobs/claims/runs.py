@@ -29,11 +29,19 @@ class Planned:
     name: str
     seed: int
     folder: Path
-    commands: tuple[tuple[str, ...], ...]
+    train: tuple[str, ...]
+    analyze: tuple[str, ...]
+    parts: frozenset[str]  # of the analysis
 
-    @property
-    def is_trained(self) -> bool:
-        return (self.folder / store.STAMP).exists()
+    def left(self) -> list[tuple[str, ...]]:
+        """The commands that were not carried out yet; what they left is read again when all are."""
+        if not (self.folder / store.STAMP).exists():
+            return [self.train, *([self.analyze] if self.parts else [])]
+        if not self.parts or not (self.folder / "analysis").exists():
+            return [self.analyze] if self.parts else []
+        made = store.read_stamp(self.folder / "analysis")["made_by"]
+        is_there = self.parts <= set(made["parts"]) and made["run"] == store.content(self.folder)
+        return [] if is_there else [self.analyze]
 
 
 class Lost(Exception):
@@ -53,7 +61,7 @@ def planned(job: Job) -> list[Planned]:
             file = folder.with_suffix(".yaml")
             train = ("train", str(file), f"out={folder}")
             analyze = ("analyze", f"out={folder}", f"parts={','.join(chosen)}", f"data.root={each.data.root}")
-            found.append(Planned(name, seed, folder, (train, analyze) if chosen else (train,)))
+            found.append(Planned(name, seed, folder, train, analyze, frozenset(chosen)))
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, cfg.dump(each))
     return found
@@ -64,10 +72,12 @@ def carry_out(runs: Sequence[Planned], jobs: int, stop: Callable[[], bool]) -> b
 
     Where two need what neither has (codes, a SASRec) the first makes it, and the other asks again.
     """
-    waiting = [Waiting(run, list(run.commands)) for run in runs]
+    waiting = [Waiting(run, run.left()) for run in runs]
     busy: list[Waiting] = []
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     with tqdm(total=len(waiting), desc="runs", unit="run") as bar:
+        bar.update(sum(not each.left for each in waiting))
+        waiting = [each for each in waiting if each.left]
         while waiting or busy:
             if stop():
                 for each in busy:

@@ -59,8 +59,8 @@ def section(experiment: Experiment, found: Sequence[Finding], users: int) -> Sec
     verdict = overall(found)
     seeds = ", ".join(map(str, experiment.seeds))
     said = "; ".join(sentence(each) for each in found if not each.judge.aside)
-    asides = "; ".join(sentence(each) for each in found if each.judge.aside)
-    text = f"{verdict.capitalize()}: “{experiment.claim}” ({experiment.source}). {said}." + (f" Beside: {asides}." if asides else "")  # fmt: skip
+    text = f"{verdict.capitalize()}: “{experiment.claim}” ({experiment.source}). Measured: {said}."
+    asides = [Text(f"Beside: {'; '.join(sentence(each) for each in found if each.judge.aside)}.")]
     power = f"{users:,} test users, seeds {seeds}. Intervals: 95 %, of metrics over users and seeds (bootstrap), of figures of an analysis over seeds (Student)."  # fmt: skip
     rows: list[tuple[Cell, ...]] = []
     for each in found:
@@ -68,7 +68,8 @@ def section(experiment: Experiment, found: Sequence[Finding], users: int) -> Sec
         bound = f"> {each.judge.above:g}" if each.judge.above is not None else f"< {each.judge.below:g}"
         rows.append((each.judge.that, each.value, low, high, bound, each.verdict + " (aside)" * each.judge.aside))
     table = Table(("what is said", "measured", "95 % from", "to", "claimed", "verdict"), tuple(rows))
-    return Section("Verdict", (Text(text, "verdict"), Text(power), table))
+    is_aside = any(each.judge.aside for each in found)
+    return Section("Verdict", (Text(text, "verdict"), *(asides if is_aside else ()), Text(power), table))
 
 
 def sentence(each: Finding) -> str:

@@ -110,7 +110,8 @@ def _settings(config: cfg.Config, links: Sequence[Link]) -> dict[str, Any]:
     found = {key: value for key, value in settings(config).items() if key not in ("seed", "score.mask_history")}
     model, by_name = config.model, {link.name: link for link in links}
     if isinstance(model, knobs.Frellm):
-        found |= {"embed.encoder": config.embed.encoder, "model.backbone.path": by_name["language model"].content}
+        found |= {"embed.encoder": config.embed.encoder, "model.backbone.init": model.backbone.init}
+        found["model.backbone.path"] = _language_model(by_name["language model"])
         if model.items is not None and "SASRec run" in by_name:
             found = {key: value for key, value in found.items() if not key.startswith("model.sasrec")}
             found["model.items"] = _without_seed(by_name["SASRec run"], ("model.", "train."))
@@ -125,6 +126,13 @@ def _settings(config: cfg.Config, links: Sequence[Link]) -> dict[str, Any]:
         embed = {} if config.codes.vectors else cfg.plain(llm.encoder(config))
         found |= {f"embed.{key}": value for key, value in embed.items() if key != "batch"}
     return found
+
+
+def _language_model(link: Link) -> str:
+    """Its content; of random weights what they were drawn for, but the seed."""
+    if "random" not in link.made_by:
+        return link.content
+    return store.digest({key: value for key, value in link.made_by.items() if key != "seed"})
 
 
 def _without_seed(link: Link, keys: tuple[str, ...]) -> str:
