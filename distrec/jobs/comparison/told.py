@@ -120,15 +120,15 @@ def _differences(found: Mapping[str, Any], against: str, metric: str) -> Table:
 def _verdict(found: Mapping[str, Any], against: str, metric: str) -> str:
     parts = []
     for name, one in found["comparisons"].items():
-        size = f"{abs(one['difference']):.4f} {metric} (p = {_p(one['p_holm'])} after Holm)"
+        p = f"(p = {_p(one['p_holm'])} after Holm)"
         if one["p_holm"] < _LEVEL:
             low, high = one["interval"]
             unsure = "" if low > 0 or high < 0 else ", though other seeds could undo it: the interval holds zero"
             parts.append(
-                f"{name} is {'better' if one['difference'] > 0 else 'worse'} than {against} by {size}{unsure}."
+                f"{name} is {'better' if one['difference'] > 0 else 'worse'} than {against} by {abs(one['difference']):.4f} {metric} {p}{unsure}."
             )
         else:
-            parts.append(f"No difference between {name} and {against} is shown: {size}.")
+            parts.append(f"No difference between {name} and {against} is shown: {one['difference']:+.4f} {metric} {p}.")
     return " ".join(parts)
 
 
