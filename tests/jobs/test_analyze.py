@@ -19,7 +19,7 @@ from distrec.data import store
 from distrec.freq import measure as big
 from distrec.freq.graph import low_pass, normalise
 from distrec.jobs import analyze
-from distrec.jobs.analysis import retention, spectra
+from distrec.jobs.analysis import controls, retention, spectra
 from distrec.jobs.analysis.subject import Subject
 from distrec.jobs.analysis.tables import graph_of
 from distrec.jobs.pages import page
@@ -172,6 +172,22 @@ def test_nothing_held_out_moves_an_analysis(subject):
         spectra.gathered(each, spectra.cooccurrences(each.data))[0]["low"].tobytes() for each in (subject, other)
     )
     assert first == second
+
+
+def test_controls_move_no_held_out_item(subject):
+    """Without a tie there is nothing to shuffle; ties move training interactions among themselves alone."""
+    data = subject.data
+    n = int(data.start[-1])
+    found = controls.controls(replace(subject, data=replace(data, time=np.arange(len(data.time))))).figures
+    assert found["tied"] == 0
+    assert found["ties shuffled"]["ndcg@10"] == 3 * found["as they were"]["ndcg@10"]
+    same = replace(data, time=np.zeros_like(data.time))
+    before = same.is_train()[:n]
+    for is_tied in (False, True):
+        order = controls._histories(same, before, np.random.default_rng(0), is_tied)
+        assert (order[~before] == np.flatnonzero(~before)).all()
+        assert (order != np.arange(n)).any()
+    assert controls._tied(same, before) == 1
 
 
 def test_a_shuffled_history_keeps_its_items_and_its_padding(subject):

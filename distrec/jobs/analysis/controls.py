@@ -23,23 +23,22 @@ _DRAWS = 3
 def controls(subject: Subject) -> Part:
     data = subject.data
     before = np.arange(int(data.start[-1])) < np.repeat(data.train_end, np.diff(data.start))
-    time = np.where(before, data.time[: len(before)], np.iinfo(np.int64).max)  # held-out ones stay behind
     orders = {
         "as they were": [np.arange(len(before))],
-        "ties shuffled": [shuffled_ties(data.start, time, np.random.default_rng([subject.seed, i])) for i in range(_DRAWS)],
-        "shuffled": [_histories(data, before, np.random.default_rng([subject.seed, i])) for i in range(_DRAWS)],
+        "ties shuffled": [_histories(data, before, np.random.default_rng([subject.seed, i]), is_tied=True) for i in range(_DRAWS)],
+        "shuffled": [_histories(data, before, np.random.default_rng([subject.seed, i]), is_tied=False) for i in range(_DRAWS)],
     }  # fmt: skip
     found = {
         name: [_accuracy(subject, replace(data, item=data.item[order])) for order in each]
         for name, each in orders.items()
     }
-    moved = float((data.time[1:] == data.time[:-1])[before[1:]].mean()) if len(before) > 1 else 0.0
+    moved = _tied(data, before)
     rows = tuple(
         (name, *(float(np.mean([draw[i] for draw in draws])) for i in range(len(_METRICS))), _spread(draws))
         for name, draws in found.items()
     )
     text = (
-        f"{moved:.1%} of training interactions have the time of the one before them, so that their order says nothing sure. Means of "
+        f"{moved:.1%} of training interactions have the time of the one before them in their history, so that their order says nothing sure. Means of "
         f"{_DRAWS} shuffles; a model that is as good on shuffled histories does not use their order, and a filter along time cannot help it."
     )
     head = ("histories", "HR@10, validation", "NDCG@10, validation", "std of NDCG@10 over shuffles")
@@ -47,12 +46,21 @@ def controls(subject: Subject) -> Part:
     return Part(Section(TITLE, (Text(text), Table(head, rows))), {**figures, "tied": moved})
 
 
-def _histories(data: Prepared, before: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Training interactions in random order within their user; those held out where they are."""
+def _histories(data: Prepared, before: np.ndarray, rng: np.random.Generator, is_tied: bool) -> np.ndarray:
+    """Training interactions in random order within their user, or within those of the same time; held-out ones where they are."""
     start = np.r_[0, np.cumsum(data.train_end - data.start[:-1])]
+    places = np.flatnonzero(before)
     order = np.arange(len(before))
-    order[before] = np.flatnonzero(before)[shuffled(start, rng)]
+    order[before] = places[shuffled_ties(start, data.time[places], rng) if is_tied else shuffled(start, rng)]
     return order
+
+
+def _tied(data: Prepared, before: np.ndarray) -> float:
+    """How many training interactions, of those with one before them in their history, have its time."""
+    follows = before.copy()
+    follows[data.start[:-1][data.start[:-1] < len(before)]] = False
+    places = np.flatnonzero(follows)
+    return float((data.time[places] == data.time[places - 1]).mean()) if len(places) else 0.0
 
 
 def _accuracy(subject: Subject, data: Prepared) -> tuple[float, ...]:
