@@ -19,7 +19,7 @@ from distrec.data import store
 from distrec.freq import measure as big
 from distrec.freq.graph import low_pass, normalise
 from distrec.jobs import analyze
-from distrec.jobs.analysis import controls, retention, spectra
+from distrec.jobs.analysis import controls, locality, retention, spectra
 from distrec.jobs.analysis.subject import Subject
 from distrec.jobs.analysis.tables import graph_of
 from distrec.jobs.pages import page
@@ -80,6 +80,20 @@ def test_pages_name_pictures_that_are_there(place):
                 assert block.name in (folder / "page.md").read_text()
     assert sum(row["users"] for row in figures(place / "run")["locality"]["gain"]) <= 150
     assert store.verify(folder)["made_by"]["run"] == store.content(place / "run")
+
+
+def test_a_decile_of_one_user_has_no_error(subject, tmp_path):
+    raw = subject.data.users.data.column("raw").to_pylist()[:12]
+    for name in ("own", "other"):
+        (tmp_path / name).mkdir()
+        pl.DataFrame({"user": raw, "target": raw, "rank": [1.0] * 12}).write_parquet(tmp_path / name / "ranks.parquet")
+    one = replace(subject, out=tmp_path / "own", against=tmp_path / "other")
+    found = locality.by_decile(one, np.ones(subject.data.n_users))
+    assert [row["error"] is None for row in found] == [row["users"] == 1 for row in found]
+    assert {row["users"] for row in found} == {1, 2}
+    *_, table, picture = locality.gains(one, found)
+    assert [row[3] is None for row in table.rows] == [row["users"] == 1 for row in found]
+    assert (subject.folder / f"{picture.name}.svg").is_file()
 
 
 def test_it_is_made_once_and_anew_when_settings_change(place, monkeypatch):
