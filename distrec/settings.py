@@ -50,7 +50,10 @@ class Schema(Generic[T]):
         try:
             return self._adapter.validate_python(tree)
         except ValidationError as error:
-            raise ValueError("; ".join(self._explain(finding) for finding in error.errors())) from None
+            found = error.errors()
+            places = [finding["loc"] for finding in found]  # a list that lost its wrong members is no second fault
+            first = [f for f in found if not any(p[: len(f["loc"])] == f["loc"] != p for p in places)]
+            raise ValueError("; ".join(self._explain(finding) for finding in first)) from None
 
     def _explain(self, finding: Any) -> str:
         """One of pydantic's findings in the terms of the command line."""
@@ -80,7 +83,8 @@ class Schema(Generic[T]):
         section: Any = self._root
         for i, part in enumerate(path):
             chosen = self._classes.get(path[0], {}).get(part) if i == 1 else None
-            section = chosen or get_type_hints(section).get(part, section)
+            hints = get_type_hints(section) if is_dataclass(section) else {}
+            section = chosen or hints.get(part) or next((each for each in get_args(section) if is_dataclass(each)), section)
         return [f.name for f in fields(section)] if is_dataclass(section) else []
 
 

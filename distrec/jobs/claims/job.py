@@ -14,6 +14,7 @@ A quantity is a metric of the test split (over all items), or a figure of `distr
 another run, with `ratio` the quotient.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -80,7 +81,11 @@ def load(args: list[str]) -> Job:
         raise ValueError("an experiment's folder is experiment.out=DIR; each of its runs has its own")
     if len(set(own.seeds)) < len(own.seeds):
         raise ValueError(f"experiment.seeds={list(own.seeds)}: a seed stands twice")
-    for name in own.runs:
+    for name, different in own.runs.items():
+        if not name:
+            raise ValueError("experiment.runs: a run has no name")
+        if other := [key for key in ("seed", "out") if key in different]:
+            raise ValueError(f"experiment.runs, {name}: {other[0]} is the experiment's to give (experiment.seeds, experiment.root)")
         try:
             config(job, name, own.seeds[0])
         except ValueError as error:
@@ -90,6 +95,8 @@ def load(args: list[str]) -> Job:
             raise ValueError(f"experiment has no run {name!r}: {', '.join(own.runs)}")
     for judge in own.judge:
         _check(judge)
+    if all(judge.aside for judge in own.judge):
+        raise ValueError("experiment.judge holds asides alone: nothing would decide the claim")
     if own.metric not in METRICS:
         raise ValueError(f"experiment.metric={own.metric}: it is one of {', '.join(METRICS)}")
     return job
@@ -105,7 +112,11 @@ def _check(judge: Judge) -> None:
         raise ValueError(f"{where}: metric {judge.metric} is none of {', '.join(METRICS)}")
     if judge.part is not None and judge.figure is None:
         raise ValueError(f"{where}: part divides a figure")
-    if judge.figure is not None and judge.figure[0] not in PARTS:
+    if judge.part is not None and (not judge.part or judge.part[0] not in PARTS):
+        raise ValueError(f"{where}: part begins with a part of analyze, one of {', '.join(PARTS)}")
+    if not all(math.isfinite(bound) for bound in (judge.above, judge.below) if bound is not None):
+        raise ValueError(f"{where}: above and below are finite numbers")
+    if judge.figure is not None and (not judge.figure or judge.figure[0] not in PARTS):
         raise ValueError(f"{where}: figure begins with a part of analyze, one of {', '.join(PARTS)}")
     if judge.ratio and judge.versus is None:
         raise ValueError(f"{where}: a ratio is to another run (versus)")
@@ -133,4 +144,5 @@ def _merged(before: Any, now: Any) -> Any:
 
 def parts(job: Job) -> list[str]:
     """The parts of analyze that its judges read."""
-    return [name for name in PARTS if any(judge.figure and judge.figure[0] == name for judge in job.experiment.judge)]
+    paths = [path for judge in job.experiment.judge for path in (judge.figure, judge.part) if path]
+    return [name for name in PARTS if any(path[0] == name for path in paths)]

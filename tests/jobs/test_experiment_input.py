@@ -1,0 +1,41 @@
+"""What an experiment refuses before it trains anything."""
+
+import pytest
+import yaml
+
+from distrec.jobs.claims import job
+
+JUDGE = {"that": "t", "of": "a", "metric": "ndcg@10", "above": 0}
+FIGURE = {"that": "t", "of": "a", "figure": ["spectra", "low"], "above": 0}
+
+
+def loaded(tmp_path, runs, *judges):
+    own = {"claim": "c", "source": "s", "runs": runs, "judge": list(judges)}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump({"model": {"name": "sasrec"}, "experiment": own}))
+    return job.load([str(tmp_path / "e.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("runs", "judge", "told"),
+    [
+        ({"a": {}}, {**JUDGE, "abov": 1}, "did you mean 'experiment.judge.0.above'"),
+        ({"a": {}}, {**FIGURE, "figure": []}, "begins with a part of analyze"),
+        ({"a": {}}, {**FIGURE, "part": []}, "begins with a part of analyze"),
+        ({"a": {}}, {**FIGURE, "part": ["moon"]}, "begins with a part of analyze"),
+        ({"a": {}}, {**JUDGE, "above": float("nan")}, "finite"),
+        ({"a": {}}, {**JUDGE, "aside": True}, "nothing would decide"),
+        ({"a": {"seed": 3}}, JUDGE, "seed is the experiment's"),
+        ({"a": {"out": "x"}}, JUDGE, "out is the experiment's"),
+        ({"a": {}, "": {}}, JUDGE, "has no name"),
+    ],
+)
+def test_a_wrong_file_is_told_in_a_line(tmp_path, runs, judge, told):
+    with pytest.raises(ValueError, match=told) as error:
+        loaded(tmp_path, runs, judge)
+    assert "\n" not in str(error.value)
+    assert "at least 1 item" not in str(error.value)
+
+
+def test_parts_that_only_divide_are_analysed_too(tmp_path):
+    found = loaded(tmp_path, {"a": {}}, {**FIGURE, "part": ["cost", "step"]})
+    assert job.parts(found) == ["spectra", "cost"]
