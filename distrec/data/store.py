@@ -145,6 +145,13 @@ def make(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None])
     return write(target, made_by, fill)
 
 
+def check_apart(target: Path) -> None:
+    """Raise ValueError when `target` lies within an artefact, which would be corrupt with it; run folders hold others."""
+    for parent in target.resolve().parents:
+        if (parent / STAMP).is_file() and not (parent / "config.yaml").is_file():
+            raise ValueError(f"{target} would lie in the artefact {parent}: choose another folder")
+
+
 def sweep(parent: Path) -> None:
     """Remove what killed writers left behind; a living writer holds the lock of its scratch folder."""
     for scratch in parent.glob(".*.tmp"):

@@ -50,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"against={against}: the variants are {'; '.join(names)}")
     made = _made_by(found, against, metric)
     target = Path(given["out"]) if "out" in given else store.folder(Path("comparisons"), "compare", made)
+    store.check_apart(target)
     store.make(target, made, partial(_fill, found=found, against=against, metric=metric))
     print(told.results(page.load(target)))
     print(target)

@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     job = load(list(argv))
     named = [Path(arg).stem for arg in argv if arg.endswith((".yaml", ".yml"))]
     out = job.experiment.out or job.experiment.root / (named[-1] if named else "experiment")
+    check(out)
     planned = runs.planned(job)
     try:
         with Stop() as stop:
@@ -51,6 +52,13 @@ def main(argv: Sequence[str]) -> int:
     print((out / "page.md").read_text(encoding="utf-8"))
     print(f"verdict: {out}")
     return DONE
+
+
+def check(out: Path) -> None:
+    """Raise ValueError when the verdict cannot go there: what stands there is none, or belongs to something else."""
+    store.check_apart(out)
+    if out.exists() and "experiment" not in store.verify(out)["made_by"]:
+        raise ValueError(f"experiment.out={out} is there already and is no verdict: choose another folder")
 
 
 def _analysis(each: runs.Planned) -> str | None:

@@ -3,6 +3,8 @@
 import pytest
 import yaml
 
+from distrec.data import store
+from distrec.jobs import experiment
 from distrec.jobs.claims import job
 
 JUDGE = {"that": "t", "of": "a", "metric": "ndcg@10", "above": 0}
@@ -39,3 +41,17 @@ def test_a_wrong_file_is_told_in_a_line(tmp_path, runs, judge, told):
 def test_parts_that_only_divide_are_analysed_too(tmp_path):
     found = loaded(tmp_path, {"a": {}}, {**FIGURE, "part": ["cost", "step"]})
     assert job.parts(found) == ["spectra", "cost"]
+
+
+def test_a_verdict_takes_no_artefacts_place(tmp_path):
+    def fill(folder):
+        (folder / "a").write_text("a")
+
+    store.write(tmp_path / "prepared-1", {"config": 1}, fill)
+    store.write(tmp_path / "verdict", {"experiment": 1}, fill)
+    for place in ("prepared-1", "prepared-1/sub/verdict"):
+        with pytest.raises(ValueError, match="choose another folder"):
+            experiment.check(tmp_path / place)
+    experiment.check(tmp_path / "verdict")
+    experiment.check(tmp_path / "new")
+    store.verify(tmp_path / "prepared-1")
