@@ -40,7 +40,9 @@ def main(argv: Sequence[str]) -> int:
     except runs.Lost as error:
         return runs.told(error)
     known: Known = {}
-    found = variants.variants([variants.read(each.folder, each.name, [f"data.root={job.data.root}"], known) for each in planned])  # fmt: skip
+    read = [variants.read(each.folder, each.name, [f"data.root={job.data.root}"], known) for each in planned]
+    variants.check_same(read)
+    found = variants.variants(read)
     made = {
         "runs": {str(each.folder): store.content(each.folder) for each in planned},
         "analyses": {str(each.folder): _analysis(each) for each in planned},

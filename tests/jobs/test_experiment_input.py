@@ -29,6 +29,8 @@ def loaded(tmp_path, runs, *judges):
         ({"a": {"seed": 3}}, JUDGE, "seed is the experiment's"),
         ({"a": {"out": "x"}}, JUDGE, "out is the experiment's"),
         ({"a": {}, "": {}}, JUDGE, "has no name"),
+        ({"a": {}, "b": {"score": {"mask_history": False}}}, JUDGE, "b: another score than a"),
+        ({"a": {}, "b": {"data": {"synthetic": {"users": 9}}}}, JUDGE, "b: another data than a"),
     ],
 )
 def test_a_wrong_file_is_told_in_a_line(tmp_path, runs, judge, told):
