@@ -398,3 +398,15 @@ def test_a_page_is_read_as_it_was_written(tmp_path):
     assert page.load(tmp_path) == told
     with pytest.raises(ValueError, match="a row of another length"):
         Table(("a", "b"), (("x",),))
+
+
+def test_a_logarithmic_axis_has_numbers_not_formulae():
+    figure, axes = picture.new()
+    axes.plot([1, 10, 1000], [1e-9, 1e-2, 1])
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    picture.name(axes, "rank", "share")
+    figure.canvas.draw()
+    told = [label.get_text() for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels(which="both")]
+    assert {"1", "100", "0.01"} <= set(told)
+    assert not [text for text in told if "$" in text]

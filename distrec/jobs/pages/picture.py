@@ -10,6 +10,7 @@ mpl.use("Agg")
 
 from cycler import cycler
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogFormatter, NullFormatter
 
 INK = "#767676"  # of axes and letters: contrast 4.5 on white and on near black
 COLOURS = ("#2f7ec2", "#d1701f", "#3c9a5f", "#b4559f", "#8a7a1f", "#5b6fd6", "#c2443c", "#2f9aa0")  # seen on both
@@ -39,6 +40,10 @@ def name(axes: Any, x: str, y: str) -> None:
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    for axis in (axes.xaxis, axes.yaxis):
+        if isinstance(axis.get_major_formatter(), LogFormatter):  # whose powers are formulae, which are not drawn
+            axis.set_major_formatter(lambda value, _place: f"{value:g}")
+            axis.set_minor_formatter(NullFormatter())
     if len(axes.get_legend_handles_labels()[0]):
         axes.legend(fontsize=8, frameon=False, labelcolor=INK)
 
