@@ -47,7 +47,7 @@ def by_lag(
     of = user[place][counts]
     n_users = len(start) - 1
     found = between(W, a[counts], b[counts]) - 1
-    return np.bincount(of, found, n_users).astype(np.float64), np.bincount(of, minlength=n_users)  # int where none is
+    return np.bincount(of, found, n_users).astype(np.float64), np.bincount(of, minlength=n_users)
 
 
 def at_random(

@@ -96,6 +96,17 @@ def test_a_decile_of_one_user_has_no_error(subject, tmp_path):
     assert (subject.folder / f"{picture.name}.svg").is_file()
 
 
+def test_a_lag_that_no_history_has_is_not_known(subject):
+    data = subject.data
+    end = np.minimum(data.train_end, data.start[:-1] + 4)
+    short = replace(subject, data=replace(data, train_end=end))
+    part = locality.locality(short)
+    assert part.figures["by_lag"]["3"] is not None
+    assert part.figures["by_lag"]["5"] is part.figures["by_lag"]["21"] is None
+    table = next(block for block in part.section.blocks if isinstance(block, page.Table))
+    assert table.rows[-1] == ("21", None, None)
+
+
 def test_it_is_made_once_and_anew_when_settings_change(place, monkeypatch):
     stamp = (place / "run/analysis/stamp.json").read_bytes()
     again = distrec("analyze", "out=run", "against=other", "users=100", cwd=place)

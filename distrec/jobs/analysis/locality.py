@@ -15,7 +15,7 @@ from distrec.freq.locality import LAGS, at_random, by_lag
 from distrec.jobs.analysis.spectra import cooccurrences
 from distrec.jobs.analysis.subject import Part, Subject
 from distrec.jobs.pages import picture
-from distrec.jobs.pages.page import Block, Picture, Section, Table, Text
+from distrec.jobs.pages.page import Block, Picture, Section, Table, Text, shown
 
 _DECILES = 10
 _METRIC = "ndcg@10"
@@ -26,10 +26,10 @@ def locality(subject: Subject) -> Part:
     means, users = measured(data, subject.seed)
     draw_lags(subject, means)
     chance = means["shuffled"]
-    rows = tuple((str(lag), value, value / chance if chance else None) for lag, value in means.items() if lag != "shuffled")  # fmt: skip
+    rows = tuple((str(lag), value, value / chance if chance and value is not None else None) for lag, value in means.items() if lag != "shuffled")  # fmt: skip
     text = (
         "Mean number of other users who have both items of a pair of training interactions, by how far apart the two stand in a "
-        f"history; {chance:.2f} in shuffled histories. Where near pairs are no more frequent, a filter along time mixes strangers."
+        f"history; {shown(chance, 2)} in shuffled histories. Where near pairs are no more frequent, a filter along time mixes strangers."
     )
     blocks: list[Block] = [
         Text(text),
@@ -44,14 +44,14 @@ def locality(subject: Subject) -> Part:
     return Part(Section("Locality", tuple(blocks)), figures)
 
 
-def measured(data: Prepared, seed: int) -> tuple[dict[str, float], np.ndarray]:
-    """(means by lag, each user's locality; NaN where a user has no two training items)."""
+def measured(data: Prepared, seed: int) -> tuple[dict[str, float | None], np.ndarray]:
+    """(means by lag, None where no history has such a pair; each user's locality; NaN where a user has no two training items)."""
     weights = cooccurrences(data)
     item = data.item[data.is_train()]
     start = np.r_[0, np.cumsum(data.train_end - data.start[:-1])]
     found = {str(lag): by_lag(weights, item, start, lag) for lag in LAGS}
     found["shuffled"] = at_random(weights, item, start, seed)
-    means = {lag: float(total.sum() / max(1, n.sum())) for lag, (total, n) in found.items()}
+    means = {lag: float(total.sum() / n.sum()) if n.any() else None for lag, (total, n) in found.items()}
     near, chance = (np.divide(total, n, where=n > 0, out=np.full(len(n), np.nan)) for total, n in (found["1"], found["shuffled"]))  # fmt: skip
     return means, np.divide(near, chance, where=chance > 0, out=np.full(len(near), np.nan))
 
@@ -107,10 +107,12 @@ def gains(subject: Subject, found: list[dict[str, Any]]) -> list[Block]:
     ]  # fmt: skip
 
 
-def draw_lags(subject: Subject, means: dict[str, float]) -> None:
+def draw_lags(subject: Subject, means: dict[str, float | None]) -> None:
     figure, axis = picture.new()
-    axis.plot(LAGS, [means[str(lag)] for lag in LAGS], "o-", label="as they were")
-    axis.axhline(means["shuffled"], ls="--", color=picture.INK, lw=1, label="shuffled")
+    known = [(lag, value) for lag in LAGS if (value := means[str(lag)]) is not None]
+    axis.plot(*(zip(*known, strict=True) if known else ([], [])), "o-", label="as they were")
+    if means["shuffled"] is not None:
+        axis.axhline(means["shuffled"], ls="--", color=picture.INK, lw=1, label="shuffled")
     picture.logarithmic(axis.xaxis, LAGS, "{:d}")
     axis.set_ylim(0)
     picture.name(axis, "lag (items apart)", "other users with both (mean)")
