@@ -199,6 +199,20 @@ def test_nothing_held_out_moves_an_analysis(subject):
     assert first == second
 
 
+def test_a_band_without_frequencies_counts_for_no_user(subject):
+    """Histories of 8 items have 8 frequencies in 10 bands: white noise has an eighth in each that is not empty."""
+    data = subject.data
+    fits = data.train_end - data.start[:-1] >= spectra.LEAST
+    model = SasRec(knobs.SasRec(d_model=16, max_len=spectra.LEAST), data.n_items).eval()
+    eight = replace(subject, model=model, users=int(fits.sum()) * 10)
+    _rows, bands = spectra.gathered(eight, spectra.cooccurrences(data))
+    for values in bands.values():
+        assert np.isnan(values).any(1).all()
+        noise = values[-2][np.isfinite(values[-2])]
+        assert len(noise) == spectra.LEAST
+        assert noise == pytest.approx(1 / 8, rel=0.25)
+
+
 def test_controls_move_no_held_out_item(subject):
     """Without a tie there is nothing to shuffle; ties move training interactions among themselves alone."""
     data = subject.data

@@ -88,10 +88,10 @@ def cooccurrences(data: Prepared) -> csr_array:
 
 @torch.no_grad()
 def gathered(subject: Subject, weights: csr_array) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(columns user, measure, stage, low; by measure the mean energy by band of each stage)."""
+    """(columns user, measure, stage, low; by measure the mean energy by band of each stage, over the users who have frequencies in it)."""
     columns: dict[str, list[np.ndarray]] = {"user": [], "measure": [], "stage": [], "low": []}
     total: dict[str, Any] = {"graph": 0.0, "time": 0.0}
-    n = 0
+    n = np.zeros(_BANDS)
     drawn = torch.Generator().manual_seed(subject.seed)
     for batch, order in tqdm(list(_orders(subject)), desc="spectra", unit="batch", leave=False, delay=2):
         for user, items, states in histories(subject.model, batch, order, drawn):
@@ -105,10 +105,11 @@ def gathered(subject: Subject, weights: csr_array) -> tuple[dict[str, Any], dict
                         columns["stage"].append(np.full(len(user), stage if order is None else f"shuffled {stage}"))
                         columns["low"].append(values.numpy())
             if order is None:
-                n += len(user)
-                for measure in total:
-                    total[measure] += energy.bands(found[measure], _BANDS).share.nan_to_num().sum(1).numpy()
-    mean = {measure: values / max(n, 1) for measure, values in total.items()}
+                shares = {measure: energy.bands(found[measure], _BANDS).share for measure in total}
+                n += len(user) * shares["time"][0, 0].isfinite().numpy()  # the same of all who have as many items
+                for measure, share in shares.items():
+                    total[measure] += share.nan_to_num().sum(1).numpy()
+    mean = {measure: np.divide(values, n, where=n > 0, out=np.full(np.shape(values), np.nan)) for measure, values in total.items()}  # fmt: skip
     return {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in columns.items()}, mean
 
 
