@@ -49,7 +49,13 @@ def main(argv: Sequence[str]) -> None:
         made["parts"] = chosen
         places = [f"{key}={value}" for key, value in given.items() if key != "out"]
         subject = partial(opened, out, places, made)
-        store.write(out / FOLDER, made, lambda folder: fill(subject(folder), chosen))
+
+        def replaced(folder: Path) -> None:
+            fill(subject(folder), chosen)
+            if (out / FOLDER).exists():  # what was there stays until there is another
+                store.remove(out / FOLDER)
+
+        store.write(out / FOLDER, made, replaced)
     print((out / FOLDER / "page.md").read_text(encoding="utf-8"))
     print(f"analysis: {out / FOLDER}")
 
@@ -71,7 +77,7 @@ def made_by(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
 def kept(folder: Path, made: dict[str, Any]) -> list[str]:
     """The parts that are to be made: none where all are there, else what is asked for with what was there.
 
-    An analysis with other settings, or of a run that was here before, is removed.
+    An analysis with other settings, or of a run that was here before, gives way.
     """
     if not folder.exists():
         return made["parts"]
@@ -80,7 +86,6 @@ def kept(folder: Path, made: dict[str, Any]) -> list[str]:
     if same and set(made["parts"]) <= set(before["parts"]):
         return []
     log(f"{folder} holds " + ("other parts" if same else "an analysis with other settings") + ": made anew")
-    store.remove(folder)
     wanted = {*made["parts"], *(before["parts"] if same else ())}
     return [name for name in PARTS if name in wanted]
 

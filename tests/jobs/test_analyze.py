@@ -155,6 +155,15 @@ def test_a_changed_analysis_is_refused(place, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_an_analysis_that_fails_leaves_the_one_before(place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    before = (tmp_path / "run/analysis/stamp.json").read_bytes()
+    distrec("analyze", "out=run", "users=50", f"data.root={place / 'artefacts'}", cwd=tmp_path, code=2)
+    store.verify(tmp_path / "run/analysis")
+    assert (tmp_path / "run/analysis/stamp.json").read_bytes() == before
+
+
 @pytest.mark.slow
 def test_a_language_model_and_codes_are_analysed_too(tmp_path):
     saved(tmp_path / "llm", width=32, layers=2)
