@@ -14,6 +14,7 @@ Exit codes: 0 a verdict, whichever · 1 a run failed · 2 wrong usage or input �
 """
 
 import json
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -83,11 +84,11 @@ def fill(folder: Path, job: Job, planned: Sequence[runs.Planned], found: Sequenc
     page.write(folder, page.Page(own.claim, (first, *compared.sections)))
     told.draw(folder, measured["full"], against, own.metric)
     verdicts = [
-        {"that": each.judge.that, "value": each.value, "interval": each.interval, "verdict": each.verdict, "aside": each.judge.aside}
+        {"that": each.judge.that, "value": each.value if math.isfinite(each.value) else None, "interval": each.interval, "verdict": each.verdict, "aside": each.judge.aside}
         for each in findings
     ]  # fmt: skip
     whole = {"claim": own.claim, "source": own.source, "verdict": verdict.overall(findings), "findings": verdicts, "compared": measured}  # fmt: skip
-    (folder / "verdict.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
+    (folder / "verdict.json").write_text(json.dumps(whole, indent=1, allow_nan=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

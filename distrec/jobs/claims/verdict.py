@@ -73,7 +73,7 @@ def section(experiment: Experiment, found: Sequence[Finding], users: int) -> Sec
 
 
 def sentence(each: Finding) -> str:
-    interval = f" ({each.interval[0]:.4f} to {each.interval[1]:.4f})" if each.interval else " (one seed, no interval)"
+    interval = f" ({each.interval[0]:.4f} to {each.interval[1]:.4f})" if each.interval else " (no interval)"
     bound = f"above {each.judge.above:g}" if each.judge.above is not None else f"below {each.judge.below:g}"
     return f"{each.judge.that}: {each.value:.4f}{interval}, claimed {bound}: {each.verdict}"
 
@@ -102,9 +102,10 @@ def _figure(judge: Judge, by_name: Mapping[str, Sequence[Planned]]) -> tuple[flo
     own = np.array([_quantity(run, judge) for run in by_name[judge.of]])
     if judge.versus:
         other = np.array([_quantity(run, judge) for run in by_name[judge.versus]])
-        own = own / other if judge.ratio else own - other
+        with np.errstate(divide="ignore", invalid="ignore"):
+            own = own / other if judge.ratio else own - other
     mean = float(own.mean())
-    if len(own) < 2:
+    if len(own) < 2 or not np.isfinite(mean):
         return mean, None
     half = float(stats.t.ppf(0.975, len(own) - 1) * own.std(ddof=1) / np.sqrt(len(own)))
     return mean, (mean - half, mean + half)
@@ -114,7 +115,10 @@ def _quantity(run: Planned, judge: Judge) -> float:
     figures = json.loads((run.folder / "analysis" / "analysis.json").read_text(encoding="utf-8"))
     assert judge.figure is not None
     value = _at(figures, judge.figure, judge)
-    return value / _at(figures, judge.part, judge) if judge.part else value
+    if judge.part:
+        part = _at(figures, judge.part, judge)
+        value = value / part if part else np.nan
+    return value
 
 
 def _at(figures: Any, path: Sequence[str], judge: Judge) -> float:
