@@ -84,7 +84,9 @@ class Schema(Generic[T]):
         for i, part in enumerate(path):
             chosen = self._classes.get(path[0], {}).get(part) if i == 1 else None
             hints = get_type_hints(section) if is_dataclass(section) else {}
-            section = chosen or hints.get(part) or next((each for each in get_args(section) if is_dataclass(each)), section)
+            section = (
+                chosen or hints.get(part) or next((each for each in get_args(section) if is_dataclass(each)), section)
+            )
         return [f.name for f in fields(section)] if is_dataclass(section) else []
 
 

@@ -1,11 +1,14 @@
 """What an experiment refuses before it trains anything."""
 
+import time
+
 import pytest
 import yaml
+from tqdm import tqdm
 
 from distrec.data import store
 from distrec.jobs import experiment
-from distrec.jobs.claims import job
+from distrec.jobs.claims import job, runs
 
 JUDGE = {"that": "t", "of": "a", "metric": "ndcg@10", "above": 0}
 FIGURE = {"that": "t", "of": "a", "figure": ["spectra", "low"], "above": 0}
@@ -28,6 +31,7 @@ def loaded(tmp_path, runs, *judges):
         ({"a": {}}, {**JUDGE, "aside": True}, "nothing would decide"),
         ({"a": {"seed": 3}}, JUDGE, "seed is the experiment's"),
         ({"a": {"out": "x"}}, JUDGE, "out is the experiment's"),
+        ({"a": {}, "b": {}}, JUDGE, "b: the same config as a"),
         ({"a": {}, "": {}}, JUDGE, "has no name"),
         ({"a": {}, "b": {"score": {"mask_history": False}}}, JUDGE, "b: another score than a"),
         ({"a": {}, "b": {"data": {"synthetic": {"users": 9}}}}, JUDGE, "b: another data than a"),
@@ -57,3 +61,17 @@ def test_a_verdict_takes_no_artefacts_place(tmp_path):
     experiment.check(tmp_path / "verdict")
     experiment.check(tmp_path / "new")
     store.verify(tmp_path / "prepared-1")
+
+
+def test_who_is_at_work_on_the_same_run_reads_its_own_log(tmp_path):
+    """One is told that the other is busy, and asks again; the other's words do not hide it."""
+    run = runs.Planned("a", 0, tmp_path / "sasrec-1", ())
+    first, second = (runs.Waiting(run, [("config",)]), runs.Waiting(run, [("no such job",)]))
+    for each in (first, second):
+        each.start(1)
+    while first.code() is None or second.code() is None:
+        time.sleep(0.1)
+    with pytest.raises(runs.Lost, match="no such job"):
+        second.judge(tqdm(disable=True), [])
+    assert first.judge(tqdm(disable=True), [])
+    assert [path.name for path in tmp_path.iterdir()] == ["sasrec-1.log"]

@@ -93,13 +93,18 @@ def _gains(folder: Any) -> pl.DataFrame:
 def gains(subject: Subject, found: list[dict[str, Any]]) -> list[Block]:
     figure, axis = picture.new()
     places = [row["decile"] for row in found]
-    axis.errorbar(places, [row["gain"] for row in found], [1.96 * (row["error"] or 0) for row in found], fmt="o", capsize=2)
+    axis.errorbar(
+        places, [row["gain"] for row in found], [1.96 * (row["error"] or 0) for row in found], fmt="o", capsize=2
+    )
     axis.axhline(0, color=picture.INK, lw=1, ls="--")
     axis.set_xticks(places)
     picture.name(axis, "decile of the user's locality (10: most local)", "difference of NDCG@10, test")
     picture.save(figure, subject.folder, "gain_by_locality")
     head = ("decile", "locality", "difference of NDCG@10", "± 1.96 standard errors", "users")
-    rows = tuple((str(row["decile"]), row["locality"], row["gain"], row["error"] and 1.96 * row["error"], row["users"]) for row in found)
+    rows = tuple(
+        (str(row["decile"]), row["locality"], row["gain"], row["error"] and 1.96 * row["error"], row["users"])
+        for row in found
+    )
     return [
         Text(f"Difference to {subject.against.name if subject.against else ''}, NDCG@10 on test, by how local a user's history is (1: as in shuffled histories)."),
         Table(head, rows),

@@ -81,20 +81,27 @@ def load(args: list[str]) -> Job:
         raise ValueError("an experiment's folder is experiment.out=DIR; each of its runs has its own")
     if len(set(own.seeds)) < len(own.seeds):
         raise ValueError(f"experiment.seeds={list(own.seeds)}: a seed stands twice")
-    first = None
+    known: dict[str, cfg.Config] = {}
     for name, different in own.runs.items():
         if not name:
             raise ValueError("experiment.runs: a run has no name")
         if other := [key for key in ("seed", "out") if key in different]:
-            raise ValueError(f"experiment.runs, {name}: {other[0]} is the experiment's to give (experiment.seeds, experiment.root)")
+            raise ValueError(
+                f"experiment.runs, {name}: {other[0]} is the experiment's to give (experiment.seeds, experiment.root)"
+            )
         try:
             found = config(job, name, own.seeds[0])
         except ValueError as error:
             raise ValueError(f"experiment.runs, {name}: {error}") from None
-        first = first or found
+        if same := [other for other, config_ in known.items() if config_ == found]:
+            raise ValueError(f"experiment.runs, {name}: the same config as {same[0]}")
+        known[name] = found
+        first = next(iter(known.values()))
         for section in ("data", "score"):
             if getattr(found, section) != getattr(first, section):
-                raise ValueError(f"experiment.runs, {name}: another {section} than {next(iter(own.runs))}: they could not be compared")
+                raise ValueError(
+                    f"experiment.runs, {name}: another {section} than {next(iter(own.runs))}: they could not be compared"
+                )
     for name in [own.against, *(judge.of for judge in own.judge), *(judge.versus for judge in own.judge)]:
         if name is not None and name not in own.runs:
             raise ValueError(f"experiment has no run {name!r}: {', '.join(own.runs)}")

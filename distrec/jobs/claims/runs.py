@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,9 +104,15 @@ class Waiting:
         self._process: subprocess.Popen[bytes] | None = None
         self._log = run.folder.with_suffix(".log")
 
+    @property
+    def _own(self) -> Path:
+        """Its log while it is at work: others may be at work on the same run."""
+        assert self._process is not None
+        return self._log.with_suffix(f".{self._process.pid}.log")
+
     def start(self, threads: int) -> None:
         env: Mapping[str, str] = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        with self._log.open("wb") as file:
+        with tempfile.NamedTemporaryFile(dir=self._log.parent, prefix=f".{self._log.stem}.", delete=False) as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "distrec.jobs", *self.left[0]],
                 stdout=file,
@@ -113,6 +120,7 @@ class Waiting:
                 env=env,
                 start_new_session=True,
             )
+        Path(file.name).rename(self._own)
 
     def code(self) -> int | None:
         assert self._process is not None
@@ -126,17 +134,24 @@ class Waiting:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
+        self._own.replace(self._log)
 
     def judge(self, bar: Any, others: Sequence["Waiting"]) -> bool:
         """Whether nothing is left to do.   Raises: Lost."""
-        code, text = self.code(), self._log.read_text(encoding="utf-8", errors="replace")
+        code, text = self.code(), self._own.read_text(encoding="utf-8", errors="replace")
+        is_busy = code != 0 and f"error: {store.BUSY}" in text  # it lost a race, and says so before it does anything
+        if is_busy:
+            self._own.unlink()
+        else:
+            self._own.replace(self._log)
         if code == 0:
             del self.left[0]
             bar.update(not self.left)
             return not self.left
         lines = [line for line in text.splitlines() if line.strip()]
         why = next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "")
-        if f"error: {store.BUSY}" in text:  # a launch that lost a race says so before it does anything
+        if is_busy:
             self.not_before = time.monotonic() + _AGAIN
             return False
         for other in others:
