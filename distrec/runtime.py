@@ -1,5 +1,6 @@
 """What a process knows about itself: its siblings, how it logs, and how it ends."""
 
+import ctypes
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 DONE, FAILED, REFUSED, REQUEUE = 0, 1, 2, 75  # exit codes; 75: stopped by a signal after saving
+_DEATH = 1  # PR_SET_PDEATHSIG
 _PATIENCE = 5.0  # seconds that a process leaves the main one to say what is wrong
 
 
@@ -168,6 +170,12 @@ class Stop:
         self.asked = True
         name = signal.Signals(number).name
         os.write(2, f"\n{name}: finishing this step, then saving (Ctrl-C again: leave at once)\n".encode())
+
+
+def die_along() -> None:
+    """Ask the kernel for SIGTERM when the parent is killed, so that nothing is left without a watcher.   For `preexec_fn`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DEATH, signal.SIGTERM)
 
 
 def run(main: Callable[[Sequence[str]], int | None], help_text: str | None = None) -> None:

@@ -4,7 +4,6 @@ A trial's folder is a run's folder, named after what is tried, so that whoever s
 came to stands in trial.json, which ends it.
 """
 
-import ctypes
 import fcntl
 import importlib.util
 import json
@@ -22,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from distrec.data import store
-from distrec.runtime import REFUSED, write_atomically
+from distrec.runtime import REFUSED, die_along, write_atomically
 from tune.space import Point, Sweep
 
 ENDED = "trial.json"
 _POLL = 0.3  # seconds
 _GRACE = 30.0  # seconds that a group has to save and leave
-_DEATH = 1  # PR_SET_PDEATHSIG
 
 
 class Refused(Exception):
@@ -148,7 +146,7 @@ def run(
         log.write(f"$ {shlex.join(start)}\n".encode())
         log.flush()
         group = subprocess.Popen(
-            start, cwd=cwd, env=env, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_along
+            start, cwd=cwd, env=env, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_along
         )
     told, patience = 0, _GRACE
     try:
@@ -207,12 +205,6 @@ def _end(group: "subprocess.Popen[bytes]") -> None:
             if group.poll() is not None:
                 break
             time.sleep(0.05)
-
-
-def _die_along() -> None:
-    """Ask the kernel for SIGTERM when the parent is killed, so that no trial is left without a watcher."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DEATH, signal.SIGTERM)
 
 
 def free_port() -> int:

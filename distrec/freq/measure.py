@@ -40,7 +40,9 @@ class Measure(NamedTuple):
         """The frequencies below which these shares of the energy lie."""
         order = np.argsort(self.frequency, kind="stable")
         total = self.energy[order].cumsum()
-        return self.frequency[order][np.searchsorted(total / total[-1], shares, side="left").clip(max=len(order) - 1)]
+        return self.frequency[order][
+            np.searchsorted(total / total[-1] + 1e-12, shares, side="right").clip(max=len(order) - 1)
+        ]
 
 
 def measure(A: csr_array, x: Float[Tensor, "I D"], steps: int = 60) -> Measure:

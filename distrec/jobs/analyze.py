@@ -22,7 +22,7 @@ from distrec import config as cfg
 from distrec.data import store
 from distrec.engine.launch import join
 from distrec.jobs.analysis.parts import PARTS
-from distrec.jobs.analysis.subject import Subject
+from distrec.jobs.analysis.subject import Subject, code
 from distrec.jobs.pages import page
 from distrec.jobs.parts.assemble import best_of
 from distrec.runtime import Ranks, log, run
@@ -71,7 +71,7 @@ def made_by(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     stamps = {name: store.content(folder) for name, folder in runs.items()}
     if len({store.read_stamp(folder)["made_by"]["data"] for folder in runs.values()}) > 1:
         raise ValueError(f"against={asked['against']} is about other data than {out}")
-    return {**asked, **stamps}
+    return {**asked, **stamps, "code": code()}
 
 
 def kept(folder: Path, made: dict[str, Any]) -> list[str]:

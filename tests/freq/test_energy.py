@@ -18,14 +18,14 @@ def weights(*shape, seed=0):
 
 def test_the_basis_of_time_is_scipys_dct():
     x = np.random.default_rng(0).normal(size=(11, 3))
-    np.testing.assert_allclose(cosines(11).numpy().T @ x, scipy.fft.dct(x, axis=0, norm="ortho"), atol=1e-12)
-    np.testing.assert_allclose(cosines(1).numpy(), [[1]])
+    np.testing.assert_allclose(cosines(11).vectors.numpy().T @ x, scipy.fft.dct(x, axis=0, norm="ortho"), atol=1e-12)
+    np.testing.assert_allclose(cosines(1).vectors.numpy(), [[1]])
 
 
 def test_the_basis_of_a_graph_is_that_of_its_laplacian():
     w = weights(3, 9)
     w[1, 4] = w[1, :, 4] = 0  # an item without an edge
-    basis = eigenvectors(w)
+    basis = eigenvectors(w).vectors
     for graph, found in zip(w.numpy(), basis.numpy(), strict=True):
         scale = np.divide(1, np.sqrt(graph.sum(1)), where=graph.sum(1) > 0, out=np.zeros(9))
         laplacian = np.diag((graph.sum(1) > 0).astype(float)) - scale[:, None] * graph * scale
@@ -54,7 +54,7 @@ def test_noise_and_constants_have_their_shares():
     assert float(lowest(noise)) == pytest.approx(0.25, abs=3e-3)
     constant = power(torch.ones(12, 3), cosines(12))
     assert float(constant[0]) == pytest.approx(1)
-    wave = power(cosines(12)[:, 7:8].float().expand(12, 4), cosines(12), unit=False)
+    wave = power(cosines(12).vectors[:, 7:8].float().expand(12, 4), cosines(12), unit=False)
     assert float(wave[7]) == pytest.approx(1)
 
 
@@ -63,6 +63,21 @@ def test_methods_1_3_users_graphs_are_complete_and_call_a_constant_low():
     w = 1 + 0.3 * weights(30)
     w = w * (1 - torch.eye(30, dtype=torch.float64))
     assert float(lowest(power(torch.ones(30, 4), eigenvectors(w)))) > 0.99
+
+
+def test_equal_frequencies_share_what_they_hold():
+    """A complete graph of equal weights has one frequency beside the lowest: no order of its eigenvectors is the right one."""
+    w = torch.ones(8, 8, dtype=torch.float64) - torch.eye(8, dtype=torch.float64)
+    states = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = power(states, eigenvectors(w))
+    torch.testing.assert_close(found[1:], found[1:].mean().expand(7))
+    torch.testing.assert_close(power(states.flip(0), eigenvectors(w)), found)
+    w[2:] = w[:, 2:] = 0  # six places without an edge, at frequency 0 with the constant of the other two
+    burst = torch.zeros(8, 1, dtype=torch.float64)
+    burst[5] = 1
+    torch.testing.assert_close(
+        power(burst, eigenvectors(w), unit=False)[:7], torch.full((7,), 1 / 7, dtype=torch.float64)
+    )
 
 
 def test_one_loud_state_does_not_drown_the_others():

@@ -104,7 +104,7 @@ def test_a_lag_that_no_history_has_is_not_known(subject):
     assert part.figures["by_lag"]["3"] is not None
     assert part.figures["by_lag"]["5"] is part.figures["by_lag"]["21"] is None
     table = next(block for block in part.section.blocks if isinstance(block, page.Table))
-    assert table.rows[-1] == ("21", None, None)
+    assert table.rows[-1] == ("21", None, None, None)
 
 
 def test_it_is_made_once_and_anew_when_settings_change(place, monkeypatch):

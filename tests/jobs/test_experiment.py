@@ -115,6 +115,23 @@ def test_metrics_are_paired_over_users_and_seeds(runs):
     assert found(runs, of="plain", versus="plain", metric="hr@10", above=0).value == 0
 
 
+@pytest.mark.parametrize("of_seeds", [0.0, 0.03])
+def test_where_nothing_is_true_one_verdict_in_twenty_is_given(of_seeds):
+    """Differences of two and three seeds, with and without a spread between seeds."""
+    rng, judge, decided = np.random.default_rng(0), Judge(that="x", of="a", versus="b", metric="mrr", above=0), 0
+    for trial in range(200):
+        seeds = 2 + trial % 2
+        values = 0.1 + of_seeds * rng.standard_normal((2, seeds, 1)) + 0.3 * rng.standard_normal((2, 1, 300))
+        value, interval = verdict.over_users_and_seeds(judge, values)
+        decided += verdict.decided(judge, value, interval) != "undecided"
+    assert 2 <= decided <= 22  # 10 are expected
+
+
+def test_one_seed_decides_nothing():
+    judge = Judge(that="x", of="a", metric="mrr", above=0)
+    assert verdict.over_users_and_seeds(judge, np.ones((1, 1, 5))) == (1.0, None)
+
+
 def test_figures_have_students_interval_over_seeds_of_the_same_number(runs):
     from scipy import stats
 

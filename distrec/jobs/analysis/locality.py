@@ -15,7 +15,7 @@ from distrec.freq.locality import LAGS, at_random, by_lag
 from distrec.jobs.analysis.spectra import cooccurrences
 from distrec.jobs.analysis.subject import Part, Subject
 from distrec.jobs.pages import picture
-from distrec.jobs.pages.page import Block, Picture, Section, Table, Text, shown
+from distrec.jobs.pages.page import Block, Picture, Section, Table, Text
 
 _DECILES = 10
 _METRIC = "ndcg@10"
@@ -23,20 +23,19 @@ _METRIC = "ndcg@10"
 
 def locality(subject: Subject) -> Part:
     data = subject.data
-    means, users = measured(data, subject.seed)
-    draw_lags(subject, means)
-    chance = means["shuffled"]
-    rows = tuple((str(lag), value, value / chance if chance and value is not None else None) for lag, value in means.items() if lag != "shuffled")  # fmt: skip
+    means, chances, users = measured(data, subject.seed)
+    draw_lags(subject, means, chances)
+    rows = tuple((str(lag), means[lag], chances[lag], _ratio(means[lag], chances[lag])) for lag in means)
     text = (
         "Mean number of other users who have both items of a pair of training interactions, by how far apart the two stand in a "
-        f"history; {shown(chance, 2)} in shuffled histories. Where near pairs are no more frequent, a filter along time mixes strangers."
+        "history; and in shuffled histories of the users who have such pairs (long histories have more of the far ones). Where near pairs are no more frequent, a filter along time mixes strangers."
     )
     blocks: list[Block] = [
         Text(text),
-        Table(("lag", "other users with both", "against shuffled"), rows, digits=2),
+        Table(("lag", "other users with both", "shuffled", "ratio"), rows, digits=2),
         Picture("locality", "Other users who have both items of a pair, by lag; dashed: shuffled histories"),
     ]
-    figures: dict[str, Any] = {"by_lag": means, "users": int(np.isfinite(users).sum())}
+    figures: dict[str, Any] = {"by_lag": means, "shuffled": chances, "users": int(np.isfinite(users).sum())}
     if subject.against is not None:
         gain = by_decile(subject, users)
         figures["gain"] = gain
@@ -44,16 +43,19 @@ def locality(subject: Subject) -> Part:
     return Part(Section("Locality", tuple(blocks)), figures)
 
 
-def measured(data: Prepared, seed: int) -> tuple[dict[str, float | None], np.ndarray]:
-    """(means by lag, None where no history has such a pair; each user's locality; NaN where a user has no two training items)."""
+Means = dict[str, float | None]  # by lag; None where no history has such a pair
+
+
+def measured(data: Prepared, seed: int) -> tuple[Means, Means, np.ndarray]:
+    """(means; the same users' in shuffled histories; each user's locality, NaN where there are no two training items)."""
     weights = cooccurrences(data)
     item = data.item[data.is_train()]
     start = np.r_[0, np.cumsum(data.train_end - data.start[:-1])]
     found = {str(lag): by_lag(weights, item, start, lag) for lag in LAGS}
-    found["shuffled"] = at_random(weights, item, start, seed)
-    means = {lag: float(total.sum() / n.sum()) if n.any() else None for lag, (total, n) in found.items()}
-    near, chance = (np.divide(total, n, where=n > 0, out=np.full(len(n), np.nan)) for total, n in (found["1"], found["shuffled"]))  # fmt: skip
-    return means, np.divide(near, chance, where=chance > 0, out=np.full(len(near), np.nan))
+    near, chance = (np.divide(total, n, where=n > 0, out=np.full(len(n), np.nan)) for total, n in (found["1"], at_random(weights, item, start, seed)))  # fmt: skip
+    means: Means = {lag: float(total.sum() / n.sum()) if n.any() else None for lag, (total, n) in found.items()}
+    chances: Means = {lag: float(np.nan_to_num(chance) @ n / n.sum()) if n.any() else None for lag, (_, n) in found.items()}  # fmt: skip
+    return means, chances, np.divide(near, chance, where=chance > 0, out=np.full(len(near), np.nan))
 
 
 def by_decile(subject: Subject, users: np.ndarray) -> list[dict[str, Any]]:
@@ -112,12 +114,15 @@ def gains(subject: Subject, found: list[dict[str, Any]]) -> list[Block]:
     ]  # fmt: skip
 
 
-def draw_lags(subject: Subject, means: dict[str, float | None]) -> None:
+def _ratio(value: float | None, chance: float | None) -> float | None:
+    return value / chance if value is not None and chance else None
+
+
+def draw_lags(subject: Subject, means: Means, chances: Means) -> None:
     figure, axis = picture.new()
-    known = [(lag, value) for lag in LAGS if (value := means[str(lag)]) is not None]
-    axis.plot(*(zip(*known, strict=True) if known else ([], [])), "o-", label="as they were")
-    if means["shuffled"] is not None:
-        axis.axhline(means["shuffled"], ls="--", color=picture.INK, lw=1, label="shuffled")
+    known = [lag for lag in LAGS if means[str(lag)] is not None]
+    axis.plot(known, [means[str(lag)] for lag in known], "o-", label="as they were")
+    axis.plot(known, [chances[str(lag)] for lag in known], "--", color=picture.INK, lw=1, label="shuffled")
     picture.logarithmic(axis.xaxis, LAGS, "{:d}")
     axis.set_ylim(0)
     picture.name(axis, "lag (items apart)", "other users with both (mean)")

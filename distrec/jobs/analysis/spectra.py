@@ -8,7 +8,8 @@ mean        the share of the constant in that
 
 Beside each stand white noise, and a state that does not change in time, by the same measure.
 Source: FreLLM4Rec's code for `published`.  Deviation: its graph is built of training interactions alone, and the held-out
-item that its last state stands for is left out, with that state.
+item that its last state stands for is left out, with that state; layers' states are taken as they are, where the published
+code passes SASRec's through its last norm (`scored` stands after the norm).
 
 Shapes: B users, T places, D channels, S stages (what the first layer reads, each layer, what scores take).
 """

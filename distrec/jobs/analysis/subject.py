@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from distrec import config as cfg
-from distrec.data import batches
+from distrec.data import batches, store
 from distrec.data.batches import Batch
 from distrec.data.prepared import Prepared
 from distrec.jobs.pages.page import Section
 
+_HOUSE = Path(__file__).parents[2]
 _TOGETHER = 64  # users read at once
 
 
@@ -44,6 +45,12 @@ class Subject:
         rows = rows[np.argsort(samples.lengths()[rows], kind="stable")]
         for low in range(0, len(rows), _TOGETHER):
             yield batches.collate(self.data, samples, rows[low : low + _TOGETHER]).to(self.device)
+
+
+def code() -> str:
+    """The hash of what works out an analysis: another one's figures may differ."""
+    files = [path for room in ("jobs/analysis", "freq") for path in sorted((_HOUSE / room).glob("*.py"))]
+    return store.digest([store.file_digest(path) for path in files])
 
 
 class Part(NamedTuple):

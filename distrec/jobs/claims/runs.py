@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from distrec import config as cfg
 from distrec.data import store
+from distrec.jobs.analysis.subject import code
 from distrec.jobs.claims.job import Job, config, parts
-from distrec.runtime import FAILED, REQUEUE, log, write_atomically
+from distrec.runtime import FAILED, REQUEUE, die_along, log, write_atomically
 
 _POLL = 0.5  # seconds
 _AGAIN = 10.0  # seconds until what another process was at work on is asked for again
@@ -41,7 +42,11 @@ class Planned:
         if not self.parts or not (self.folder / "analysis").exists():
             return [self.analyze] if self.parts else []
         made = store.read_stamp(self.folder / "analysis")["made_by"]
-        is_there = self.parts <= set(made["parts"]) and made["run"] == store.content(self.folder)
+        is_there = (
+            self.parts <= set(made["parts"])
+            and made["run"] == store.content(self.folder)
+            and made.get("code") == code()
+        )
         return [] if is_there else [self.analyze]
 
 
@@ -119,6 +124,7 @@ class Waiting:
                 stderr=file,
                 env=env,
                 start_new_session=True,
+                preexec_fn=die_along,
             )
         Path(file.name).rename(self._own)
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from jaxtyping import Float
 from scipy import stats
 
 from distrec.engine import metrics, paired
@@ -26,7 +27,7 @@ class Finding(NamedTuple):
 
 
 def findings(experiment: Experiment, runs: Sequence[Planned]) -> list[Finding]:
-    """Of metrics: intervals over users and seeds (two-level bootstrap); of figures: Student's over seeds."""
+    """With 95 % intervals: of metrics over users and seeds, of figures over seeds; of one seed none."""
     by_name = {name: [run for run in runs if run.name == name] for name in experiment.runs}
     found = []
     for judge in experiment.judge:
@@ -61,7 +62,7 @@ def section(experiment: Experiment, found: Sequence[Finding], users: int) -> Sec
     said = "; ".join(sentence(each) for each in found if not each.judge.aside)
     text = f"{verdict.capitalize()}: “{experiment.claim}” ({experiment.source}). Measured: {said}."
     asides = [Text(f"Beside: {'; '.join(sentence(each) for each in found if each.judge.aside)}.")]
-    power = f"{users:,} test users, seeds {seeds}. Intervals: 95 %, of metrics over users and seeds (bootstrap), of figures of an analysis over seeds (Student)."  # fmt: skip
+    power = f"{users:,} test users, seeds {seeds}. Intervals: 95 %, Student's, of metrics over users and seeds, of figures of an analysis over seeds; not corrected for several judges."  # fmt: skip
     rows: list[tuple[Cell, ...]] = []
     for each in found:
         low, high = each.interval or (None, None)
@@ -78,18 +79,38 @@ def sentence(each: Finding) -> str:
     return f"{each.judge.that}: {each.value:.4f}{interval}, claimed {bound}: {each.verdict}"
 
 
-def _metric(judge: Judge, by_name: Mapping[str, Sequence[Planned]]) -> tuple[float, tuple[float, float]]:
+def _metric(judge: Judge, by_name: Mapping[str, Sequence[Planned]]) -> tuple[float, tuple[float, float] | None]:
     assert judge.metric is not None
     names = [judge.of, *([judge.versus] if judge.versus else [])]
-    sizes = [len(by_name[name]) for name in names]
-    values = np.stack([_users(run, judge.metric) for name in names for run in by_name[name]])
-    draws = paired.resampled(values[None], sizes)[:, 0]
-    means = [part.mean() for part in np.split(values, np.cumsum(sizes)[:-1])]
+    return over_users_and_seeds(
+        judge, np.stack([[_users(run, judge.metric) for run in by_name[name]] for name in names])
+    )
+
+
+def over_users_and_seeds(judge: Judge, values: Float[np.ndarray, "V S U"]) -> tuple[float, tuple[float, float] | None]:
+    """(the quantity, its 95 % interval; of one seed none).
+
+    Users and seeds are both drawn: the variance of the mean over users (bootstrap, seeds averaged) and that of the mean
+    over seeds (those of a number go together); Student's t with Welch and Satterthwaite's degrees of freedom.
+    """
+    seeds = np.array([_told(judge, values[:, s].mean(1)) for s in range(values.shape[1])])
+    value = _told(judge, values.mean((1, 2)))
+    if len(seeds) < 2:
+        return value, None
+    draws = paired.resampled(values.mean(1)[None], [1] * len(values))[:, 0]
+    of_users = np.var([_told(judge, draw) for draw in draws], ddof=1)
+    of_seeds = seeds.var(ddof=1) / len(seeds)
+    total = of_users + of_seeds
+    freedom = (len(seeds) - 1) * total**2 / max(of_seeds**2, 1e-300)
+    half = float(stats.t.ppf(0.975, freedom) * np.sqrt(total))
+    return value, (value - half, value + half)
+
+
+def _told(judge: Judge, means: Float[np.ndarray, " V"]) -> float:
+    """The quantity from the mean of the run, and of the one it is held against."""
     if judge.versus is None:
-        return float(means[0]), paired.interval(draws[:, 0])
-    if judge.ratio:
-        return float(means[0] / means[1]), paired.interval(draws[:, 0] / np.maximum(draws[:, 1], 1e-12))
-    return float(means[0] - means[1]), paired.interval(draws[:, 0] - draws[:, 1])
+        return float(means[0])
+    return float(means[0] / max(means[1], 1e-12) if judge.ratio else means[0] - means[1])
 
 
 def _users(run: Planned, metric: str) -> np.ndarray:
