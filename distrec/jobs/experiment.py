@@ -16,10 +16,12 @@ Exit codes: 0 a verdict, whichever · 1 a run failed · 2 wrong usage or input �
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from distrec.data import store
+from distrec.engine import paired
 from distrec.jobs.claims import runs, verdict
 from distrec.jobs.claims.job import Job, load
 from distrec.jobs.comparison import figures, told, variants
@@ -47,7 +49,10 @@ def main(argv: Sequence[str]) -> int:
     made = {
         "runs": {str(each.folder): store.content(each.folder) for each in planned},
         "analyses": {str(each.folder): _analysis(each) for each in planned},
-        "experiment": store.digest(repr(job.experiment)),
+        "experiment": store.digest(repr(replace(job.experiment, jobs=1))),
+        "code": store.digest(
+            [store.file_digest(Path(str(part.__file__))) for part in (figures, paired, told, verdict)]
+        ),
     }
     if out.exists() and store.verify(out)["made_by"] != made:
         store.remove(out)

@@ -210,7 +210,7 @@ def as_table(figures: dict[str, dict[str, Any]], stages: list[str]) -> Table:
         means = own["stages"]
         low, high = own["lost_ci"]
         rows.append((title, means["noise"], means["constant"], means["input"], means[stages[-2]], means["scored"], own["shuffled"], f"{own['lost']:+.1%} ({low:+.1%} to {high:+.1%})"))  # fmt: skip
-    head = ("measure", "white noise", "constant", "input", f"last layer ({stages[-2].removeprefix('layer ')})", "scored", "last, shuffled", "lost from input to last layer (95 %)")  # fmt: skip
+    head = ("measure", "white noise", "constant", "input", f"last layer ({stages[-2].removeprefix('layer ')})", "scored", "last, shuffled", "lost from input to last layer (95 %; negative: gained)")  # fmt: skip
     return Table(head, tuple(rows), "Low-frequency energy (lowest quarter of frequencies)", digits=3)
 
 

@@ -121,9 +121,13 @@ def markdown(page: Page) -> str:
 
 
 def markdown_table(table: Table) -> str:
-    rows = [[shown(cell, table.digits).replace("|", "\\|").replace("\n", " ") for cell in row] for row in table.rows]
-    lines = [table.head, ["---"] * len(table.head), *rows]
+    rows = [[_cell(shown(cell, table.digits)) for cell in row] for row in table.rows]
+    lines = [[_cell(head) for head in table.head], ["---"] * len(table.head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def latex(table: Table) -> str:
