@@ -137,6 +137,7 @@ def test_another_s_artefact_that_is_broken_is_no_fault_while_the_own_is_there(pl
         links("tone")
 
 
+@pytest.mark.slow
 def test_vectors_of_a_file_are_known_by_its_bytes(place):
     shutil.copy(by_name("tone")["vectors"].folder / "vectors.safetensors", "v.safetensors")
     distrec("train", *ONCE, *TONE, "codes.vectors=v.safetensors", "out=file", cwd=place)

@@ -314,6 +314,7 @@ def test_changed_data_are_refused_and_moved_ones_only_said(small, finished, plac
         told("a", "b", "data.root=moved")
 
 
+@pytest.mark.slow
 def test_the_command(place):
     words = ["data.synthetic.users=120", "data.synthetic.items=150", "data.negatives=20"]
     for name in ("popularity", "markov"):

@@ -167,11 +167,11 @@ def listening(driver):
     ("words", "why"),
     [
         (["sweep.processes=999"], "this machine has"),
-        (["sweep.gpus=99"], "this machine has"),
-        (["sweep.nodes=2"], "wants a Ray cluster"),
+        pytest.param(["sweep.gpus=99"], "this machine has", marks=pytest.mark.slow),
+        pytest.param(["sweep.nodes=2"], "wants a Ray cluster", marks=pytest.mark.slow),
         (["--resume"], "holds no sweep to go on with"),
-        (["sweep.out=file"], "file: File exists"),
-        (["sweep.out=file/s"], "file/s: Not a directory"),
+        pytest.param(["sweep.out=file"], "file: File exists", marks=pytest.mark.slow),
+        pytest.param(["sweep.out=file/s"], "file/s: Not a directory", marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_starts(tmp_path, words, why):
