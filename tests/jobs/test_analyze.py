@@ -176,7 +176,7 @@ def test_a_language_model_and_codes_are_analysed_too(tmp_path):
     )
     assert "layer 2" in figures(tmp_path / "frellm")["spectra"]["low"]["time"]["stages"]
     tone = ["model.name=tone", "model.d_model=16", "model.d_ff=16", "model.d_kv=8", "model.n_heads=2", "model.n_layers=1",
-            "model.max_len=4", "codes.size=16", "model.beams=10"]  # fmt: skip
+            "model.max_len=4", "codes.size=16", "model.beams=10", "embed.encoder=builtin"]  # fmt: skip
     distrec("train", *SMALL, *tone, "out=tone", cwd=tmp_path)
     distrec("analyze", "out=tone", cwd=tmp_path)
     assert "codes' embeddings, mean" in figures(tmp_path / "tone")["items"]["below"]

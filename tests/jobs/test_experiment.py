@@ -119,12 +119,12 @@ def test_metrics_are_paired_over_users_and_seeds(runs):
 def test_where_nothing_is_true_one_verdict_in_twenty_is_given(of_seeds):
     """Differences of two and three seeds, with and without a spread between seeds."""
     rng, judge, decided = np.random.default_rng(0), Judge(that="x", of="a", versus="b", metric="mrr", above=0), 0
-    for trial in range(200):
+    for trial in range(100):
         seeds = 2 + trial % 2
         values = 0.1 + of_seeds * rng.standard_normal((2, seeds, 1)) + 0.3 * rng.standard_normal((2, 1, 300))
         value, interval = verdict.over_users_and_seeds(judge, values)
         decided += verdict.decided(judge, value, interval) != "undecided"
-    assert 2 <= decided <= 22  # 10 are expected
+    assert 1 <= decided <= 13  # 5 are expected
 
 
 def test_one_seed_decides_nothing():
