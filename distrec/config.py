@@ -5,7 +5,7 @@ command line, from a sweep or from a test.  `python -m distrec.config FILE… KE
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -123,6 +123,11 @@ def load(args: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Con
     Raises: ValueError, one line, naming the file or key, what is allowed and the nearest right key.
     """
     return _SCHEMA.load(args, overrides)
+
+
+def shared(job: Config) -> dict[str, Any]:
+    """Of a job with sections of its own (a sweep, an experiment): the config that all its runs share, as files hold it."""
+    return plain(Config(**{each.name: getattr(job, each.name) for each in fields(Config)}))
 
 
 def dump(config: Config) -> str:

@@ -37,13 +37,13 @@ class Schema(Generic[T]):
             key, equals, text = arg.partition("=")
             if equals and re.fullmatch(r"[\w.]+", key):
                 value = text if key in self._verbatim else _parse(text, f"the value of {key}")
-                _merge(tree, _nest(key, value))
+                merge(tree, _nest(key, value))
             elif arg.endswith((".yaml", ".yml")):
-                _merge(tree, _read(Path(arg)))
+                merge(tree, _read(Path(arg)))
             else:
                 raise ValueError(f"{arg!r} is neither FILE.yaml nor section.key=value (see --help)")
         for key, value in (overrides or {}).items():
-            _merge(tree, _nest(key, value))
+            merge(tree, _nest(key, value))
         for section, default in self._defaults.items():
             if isinstance(tree.get(section), dict):
                 tree[section].setdefault("name", default)
@@ -141,8 +141,8 @@ def _nest(key: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
-    """Merge in place.  Another `name` is another class of section: its earlier keys are dropped."""
+def merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
+    """Merge in place, what comes later wins.  Another `name` is another class of section: its earlier keys are dropped."""
     if "name" in other and other["name"] != tree.get("name", other["name"]):
         tree.clear()
     for key, value in other.items():
@@ -150,6 +150,6 @@ def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
             below = tree.setdefault(key, {})
             if not isinstance(below, dict):
                 below = tree[key] = {}
-            _merge(below, value)
+            merge(below, value)
         else:
             tree[key] = value

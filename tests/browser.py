@@ -57,8 +57,12 @@ def opened(browser, path, width=1440, height=900, **more):
     page.on("console", lambda message: complaints.append(f"console: {message.text}"))
     page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
     own = path.resolve().as_uri()
-    asked = lambda request: request.url != own and not request.url.startswith("data:")  # noqa: E731
-    page.on("request", lambda request: complaints.append(f"request: {request.url}") if asked(request) else None)
+
+    def note(request):
+        if request.url != own and not request.url.startswith("data:"):
+            complaints.append(f"request: {request.url}")
+
+    page.on("request", note)
     page.goto(own, wait_until="load")
     yield page, complaints
     context.close()

@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field
 from distrec import config as cfg
 from distrec import knobs
 from distrec.engine.metrics import per_user
-from distrec.settings import Schema, plain
+from distrec.settings import Schema
 
 Point = dict[str, Any]
 NAMES = tuple(per_user(np.ones(1)))
@@ -114,12 +114,6 @@ def load(args: list[str]) -> tuple[Job, dict[str, Dimension]]:
     return job, space
 
 
-def base(job: Job) -> dict[str, Any]:
-    """The config that all trials share, as files hold it."""
-    own = {each.name: getattr(job, each.name) for each in fields(cfg.Config)}
-    return plain(cfg.Config(**own))
-
-
 def grid(space: Mapping[str, Dimension]) -> Iterator[Point]:
     return (dict(zip(space, values, strict=True)) for values in itertools.product(*_values(space)))
 
@@ -182,7 +176,7 @@ def _check(job: Job, space: Mapping[str, Dimension]) -> None:
         if n > _MOST:
             raise ValueError(f"sweep.space has {n:,} points: a grid takes {_MOST:,}; sweep.search=tpe")
     points = list(grid(space)) if job.sweep.search == "grid" else drawn(space, 100, job.sweep.seed)
-    shared, refused = base(job), []
+    shared, refused = cfg.shared(job), []
     for point in points:
         try:
             cfg.load([], shared | {"seed": 0} | point)

@@ -26,10 +26,11 @@ from types import FrameType
 
 import yaml
 
+from distrec import config as cfg
 from distrec import knobs
 from distrec.runtime import DONE, FAILED, REQUEUE, log, run, write_atomically
 from tune import report
-from tune.space import Job, base, drawn, grid, load
+from tune.space import Job, drawn, grid, load
 from tune.trial import ENDED, Trial
 
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
     if sweep.address is None:
         cluster.check_machine(sweep, *cluster.machine())
-    shared = base(job)
+    shared = cfg.shared(job)
     enter(root, job, shared, resume)
     for told in report.ended(root) if resume else ():
         if told["status"] in ("failed", "refused"):  # another try

@@ -70,6 +70,10 @@ class Prepared:
         """Which interactions may reach anything trained, fitted or built."""
         return np.arange(len(self.item)) < np.repeat(self.train_end, np.diff(self.start))
 
+    def training(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " U1"]]:
+        """(the training items, user after user; where each user's begin, and the last one's end)."""
+        return self.item[self.is_train()], np.r_[0, np.cumsum(self.train_end - self.start[:-1])]
+
 
 def made_by(config: Data) -> dict[str, Any]:
     """What prepared data depends on: the config without places, the bytes of every input file, and the code that reads them."""

@@ -263,11 +263,11 @@ def test_the_polynomial_cut_is_near_the_exact_one(monkeypatch):
     dense = np.triu(rng.random((600, 600)) * (rng.random((600, 600)) < 0.02), 1)
     A, x = normalise(csr_array(dense + dense.T)), torch.from_numpy(rng.standard_normal((600, 6))).float()
     smooth = low_pass(A, x, 0.9, 3)
-    exact = retention.LowPass(A, smooth)(0.3)
+    exact = retention.LowPass(A)(smooth, 0.3)
     monkeypatch.setattr(big, "DENSE", 100)
     monkeypatch.setattr(retention, "DENSE", 100)
-    near = retention.LowPass(A, smooth)
+    near = retention.LowPass(A)
     assert not near.is_exact
-    assert float((near(0.3) - exact).norm() / exact.norm()) < 0.1
-    assert torch.equal(near(1.0), smooth)
-    assert not near(0.0).any()
+    assert float((near(smooth, 0.3) - exact).norm() / exact.norm()) < 0.1
+    assert torch.equal(near(smooth, 1.0), smooth)
+    assert not near(smooth, 0.0).any()

@@ -65,7 +65,7 @@ def test_a_verdict_takes_no_artefacts_place(tmp_path):
 
 def test_who_is_at_work_on_the_same_run_reads_its_own_log(tmp_path):
     """One is told that the other is busy, and asks again; the other's words do not hide it."""
-    run = runs.Planned("a", 0, tmp_path / "sasrec-1", ())
+    run = runs.Planned("a", 0, tmp_path / "sasrec-1", (), (), frozenset())
     first, second = (runs.Waiting(run, [("config",)]), runs.Waiting(run, [("no such job",)]))
     for each in (first, second):
         each.start(1)

@@ -48,7 +48,7 @@ def controls(subject: Subject) -> Part:
 
 def _histories(data: Prepared, before: np.ndarray, rng: np.random.Generator, is_tied: bool) -> np.ndarray:
     """Training interactions in random order within their user, or within those of the same time; held-out ones where they are."""
-    start = np.r_[0, np.cumsum(data.train_end - data.start[:-1])]
+    _, start = data.training()
     places = np.flatnonzero(before)
     order = np.arange(len(before))
     order[before] = places[shuffled_ties(start, data.time[places], rng) if is_tied else shuffled(start, rng)]

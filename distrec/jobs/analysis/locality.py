@@ -49,8 +49,7 @@ Means = dict[str, float | None]  # by lag; None where no history has such a pair
 def measured(data: Prepared, seed: int) -> tuple[Means, Means, np.ndarray]:
     """(means; the same users' in shuffled histories; each user's locality, NaN where there are no two training items)."""
     weights = cooccurrences(data)
-    item = data.item[data.is_train()]
-    start = np.r_[0, np.cumsum(data.train_end - data.start[:-1])]
+    item, start = data.training()
     found = {str(lag): by_lag(weights, item, start, lag) for lag in LAGS}
     near, chance = (np.divide(total, n, where=n > 0, out=np.full(len(n), np.nan)) for total, n in (found["1"], at_random(weights, item, start, seed)))  # fmt: skip
     means: Means = {lag: float(total.sum() / n.sum()) if n.any() else None for lag, (total, n) in found.items()}

@@ -57,20 +57,19 @@ def retention(subject: Subject) -> Part:
     other = np.random.default_rng(subject.seed).permutation(data.n_items)
     found: dict[str, list[float]] = {"lowest": [], "highest": [], "shuffled": []}
     bar = tqdm(total=3 * len(SHARES), desc="retention", unit="ranking", leave=False, delay=2)
-    projections = {"lowest": LowPass(A, table), "shuffled": LowPass(A, table[other])}
+    low_pass, strangers = LowPass(A), torch.from_numpy(other)
     for share in SHARES:
-        lowest = projections["lowest"](share)
         kept = {
-            "lowest": lowest,
-            "highest": table - projections["lowest"](1 - share),
-            "shuffled": torch.empty_like(table).index_copy_(0, torch.from_numpy(other), projections["shuffled"](share)),
+            "lowest": low_pass(table, share),
+            "highest": table - low_pass(table, 1 - share),
+            "shuffled": torch.empty_like(table).index_copy_(0, strangers, low_pass(table[strangers], share)),
         }
         for name, rows in kept.items():
             found[name].append(ndcg(subject, Fixed(states, rows, model.max_len)))
             bar.update()
     bar.close()
     draw(subject, found)
-    is_exact = projections["lowest"].is_exact
+    is_exact = low_pass.is_exact
     text = (
         "NDCG@10 of the validation split, history masked as in the run, after the item table was projected on a share of the item "
         "graph's frequencies. Without training anew: what a model could do that was trained on such a table is another question. "
@@ -83,24 +82,25 @@ def retention(subject: Subject) -> Part:
 
 
 class LowPass:
-    """x on the lowest share of the graph's frequencies."""
+    """Vectors on the lowest share of a graph's frequencies."""
 
-    def __init__(self, A: csr_array, x: Float[Tensor, "I D"]):
-        self.A, self.x, self.is_exact = A, x, len(x) <= DENSE
+    def __init__(self, A: csr_array):
+        self.A, self.is_exact = A, len(A.indptr) - 1 <= DENSE
         self._vectors = torch.from_numpy(dense(A)[1]) if self.is_exact else None
-        self._level = noise(A)
+        self._level = None if self.is_exact else noise(A)
 
-    def __call__(self, share: float) -> Float[Tensor, "I D"]:
+    def __call__(self, x: Float[Tensor, "I D"], share: float) -> Float[Tensor, "I D"]:
         if share >= 1:
-            return self.x
+            return x
         if share <= 0:
-            return torch.zeros_like(self.x)
+            return torch.zeros_like(x)
         if self._vectors is not None:
-            kept = self._vectors[:, : max(1, round(share * len(self.x)))]
-            return (kept @ (kept.T @ self.x.double())).float()
+            kept = self._vectors[:, : max(1, round(share * len(x)))]
+            return (kept @ (kept.T @ x.double())).float()
+        assert self._level is not None
         edge = float(self._level.quantiles(np.array([share]))[0])
         jackson = damped(chebyshev_coefficients(lambda f: (f <= edge).astype(float), _ORDER))
-        return chebyshev(self.A, self.x, jackson)
+        return chebyshev(self.A, x, jackson)
 
 
 def damped(coefficients: list[float]) -> list[float]:

@@ -82,8 +82,7 @@ def spectra(subject: Subject) -> Part:
 
 def cooccurrences(data: Prepared) -> csr_array:
     """How many users have both of two items, of training interactions alone."""
-    item = data.item[data.is_train()]
-    start = np.r_[0, np.cumsum(data.train_end - data.start[:-1])]
+    item, start = data.training()
     return cooccurrence(item, start, data.n_items, self_loops=False)
 
 

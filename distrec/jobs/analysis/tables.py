@@ -54,8 +54,7 @@ def item_spectra(subject: Subject) -> Part:
 
 def graph_of(data: Prepared) -> csr_array:
     """The normalised adjacency of all items: RᵀR of training interactions, the default of model.graph."""
-    item = data.item[data.is_train()]
-    start = np.r_[0, np.cumsum(data.train_end - data.start[:-1])]
+    item, start = data.training()
     return normalise(cooccurrence(item, start, data.n_items), in_place=True)
 
 

@@ -15,7 +15,7 @@ another run, with `ratio` the quotient.
 """
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -25,7 +25,7 @@ from distrec import config as cfg
 from distrec import knobs
 from distrec.jobs.analysis.parts import PARTS
 from distrec.jobs.comparison.figures import METRICS
-from distrec.settings import Schema, plain
+from distrec.settings import Schema, merge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +81,22 @@ def load(args: list[str]) -> Job:
         raise ValueError("an experiment's folder is experiment.out=DIR; each of its runs has its own")
     if len(set(own.seeds)) < len(own.seeds):
         raise ValueError(f"experiment.seeds={list(own.seeds)}: a seed stands twice")
+    _check_runs(job)
+    for name in [own.against, *(judge.of for judge in own.judge), *(judge.versus for judge in own.judge)]:
+        if name is not None and name not in own.runs:
+            raise ValueError(f"experiment has no run {name!r}: {', '.join(own.runs)}")
+    for judge in own.judge:
+        _check(judge)
+    if all(judge.aside for judge in own.judge):
+        raise ValueError("experiment.judge holds asides alone: nothing would decide the claim")
+    if own.metric not in METRICS:
+        raise ValueError(f"experiment.metric={own.metric}: it is one of {', '.join(METRICS)}")
+    return job
+
+
+def _check_runs(job: Job) -> None:
+    """Raise ValueError naming the first run that is no config, that of another, or measured otherwise."""
+    own = job.experiment
     known: dict[str, cfg.Config] = {}
     for name, different in own.runs.items():
         if not name:
@@ -102,16 +118,6 @@ def load(args: list[str]) -> Job:
                 raise ValueError(
                     f"experiment.runs, {name}: another {section} than {next(iter(own.runs))}: they could not be compared"
                 )
-    for name in [own.against, *(judge.of for judge in own.judge), *(judge.versus for judge in own.judge)]:
-        if name is not None and name not in own.runs:
-            raise ValueError(f"experiment has no run {name!r}: {', '.join(own.runs)}")
-    for judge in own.judge:
-        _check(judge)
-    if all(judge.aside for judge in own.judge):
-        raise ValueError("experiment.judge holds asides alone: nothing would decide the claim")
-    if own.metric not in METRICS:
-        raise ValueError(f"experiment.metric={own.metric}: it is one of {', '.join(METRICS)}")
-    return job
 
 
 def _check(judge: Judge) -> None:
@@ -135,23 +141,10 @@ def _check(judge: Judge) -> None:
 
 
 def config(job: Job, name: str, seed: int) -> cfg.Config:
-    """That of one run."""
-    own = {each.name: getattr(job, each.name) for each in fields(cfg.Config)}
-    shared = plain(cfg.Config(**own))
-    return cfg.load([], {**shared, **_without(shared, job.experiment.runs[name]), "seed": seed})
-
-
-def _without(shared: dict[str, Any], different: dict[str, Any]) -> dict[str, Any]:
-    """The sections that a run changes, merged; a section of another name begins anew."""
-    return {key: _merged(shared.get(key), value) for key, value in different.items()}
-
-
-def _merged(before: Any, now: Any) -> Any:
-    if not isinstance(before, dict) or not isinstance(now, dict):
-        return now
-    if "name" in now and now["name"] != before.get("name"):
-        return now
-    return {**before, **{key: _merged(before.get(key), value) for key, value in now.items()}}
+    """That of one run: what the file shares, and what the run changes of it."""
+    tree = cfg.shared(job)
+    merge(tree, job.experiment.runs[name])
+    return cfg.load([], {**tree, "seed": seed})
 
 
 def parts(job: Job) -> list[str]:

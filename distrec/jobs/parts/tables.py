@@ -126,11 +126,9 @@ def _graph(config: knobs.Graph, data: Prepared, known: Tensor, told: Tensor) -> 
         if config.self_loops:
             weights.setdiag(1)
         return graph.normalise(weights, in_place=True)
-    train = data.is_train()
-    item, time = data.item[train], data.time[train]
-    start = np.r_[0, np.cumsum(data.train_end - data.start[:-1])]
+    item, start = data.training()
     if config.source == "session":
-        start = graph.sessions(start, time, config.gap_hours * 3.6e9)
+        start = graph.sessions(start, data.time[data.is_train()], config.gap_hours * 3.6e9)
     weights = graph.cooccurrence(
         item,
         start,
