@@ -142,12 +142,21 @@ def chebyshev(A: csr_array, x: Float[Tensor, "I D"], coefficients: Sequence[floa
     Raises: ValueError when there is no coefficient.
     """
     first, *others = _some(coefficients)
-    A_, before = Adjacency(A, x), x.float()
-    y, last = first * before, before
-    for k, c in enumerate(others):
-        before, last = last, A_.add(before, last, -1 if k else 0, -2 if k else -1)
-        y = y + c * last
+    terms = chebyshev_terms(A, x)
+    y = first * next(terms)
+    for c, term in zip(others, terms, strict=False):
+        y = y + c * term
     return y.to(x.dtype)
+
+
+def chebyshev_terms(A: csr_array, x: Float[Tensor, "I D"]) -> Iterator[Float[Tensor, "I D"]]:
+    """T_0(L − I) x, T_1(L − I) x, …, without end, in fp32."""
+    A_, before = Adjacency(A, x), x.float()
+    yield before
+    last = A_.add(before, before, 0, -1)
+    while True:
+        yield last
+        before, last = last, A_.add(before, last, -1, -2)
 
 
 def chebyshev_coefficients(response: Callable[[np.ndarray], np.ndarray], order: int) -> list[float]:

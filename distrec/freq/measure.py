@@ -8,6 +8,8 @@ products with A, and no more memory than four tables of a chunk of channels.
 Shapes: I items, D channels, m nodes, P probes, b bands.
 """
 
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +18,12 @@ from jaxtyping import Float
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from distrec.freq.graph import Adjacency
+from distrec.freq.graph import Adjacency, chebyshev_coefficients, chebyshev_terms
 
 DENSE = 2048  # items up to which eigenvectors are worked out
+ORDER = 200  # of the polynomial that keeps a share of the frequencies
 _CHUNK = 32  # channels at once
+_TOGETHER = 4  # shares for which one row of products with A is worked out
 _PROBES = 32  # of white noise
 
 
@@ -45,28 +49,77 @@ class Measure(NamedTuple):
         ]
 
 
-def measure(A: csr_array, x: Float[Tensor, "I D"], steps: int = 60) -> Measure:
-    """The energy of the channels of x by frequency.   `steps`: of Lanczos, products with A for each chunk of channels.
+class Frequencies:
+    """Those of L = I − A.   `is_exact`: each is known with its eigenvector (small graphs); else they are told by Lanczos.
 
-    Raises: ValueError when the graph is of another catalogue, steps is below 2, or x is zero or not finite.
+    `steps`: of Lanczos, products with A for each chunk of channels.   Raises: ValueError when steps is below 2.
     """
-    if A.shape != (len(x), len(x)):
-        raise ValueError(f"a graph of shape {A.shape} cannot measure {len(x)} items: both must be of one catalogue")
-    if steps < 2:
-        raise ValueError(f"steps={steps}: at least 2")
-    if not bool(x.isfinite().all()) or not bool(x.any()):
-        raise ValueError("the vectors are zero or not finite: they have no energy to measure")
-    return _exact(A, x) if len(x) <= DENSE else lanczos(A, x, steps)
+
+    def __init__(self, A: csr_array, steps: int = 60, seed: int = 0):
+        if steps < 2:
+            raise ValueError(f"steps={steps}: at least 2")
+        self.A, self.n, self.steps, self.seed = A, len(A.indptr) - 1, steps, seed
+        self._basis = dense(A) if self.n <= DENSE else None
+        self.is_exact = self._basis is not None
+
+    def measure(self, x: Float[Tensor, "I D"]) -> Measure:
+        """The energy of the channels of x by frequency.
+
+        Raises: ValueError when the graph is of another catalogue, or x is zero or not finite.
+        """
+        self._check(x)
+        if not bool(x.isfinite().all()) or not bool(x.any()):
+            raise ValueError("the vectors are zero or not finite: they have no energy to measure")
+        if self._basis is None:
+            return lanczos(self.A, x, self.steps)
+        frequency, vectors = self._basis
+        energy = np.square(vectors.T @ x.double().numpy(force=True)).sum(1)
+        return Measure(frequency, energy / energy.sum(), True)
+
+    @cached_property
+    def noise(self) -> Measure:
+        """What white noise has: the density of the graph's frequencies."""
+        if self._basis is not None:
+            return Measure(self._basis[0], np.full(self.n, 1 / self.n), True)
+        generator = torch.Generator().manual_seed(self.seed)
+        return lanczos(self.A, torch.randn(self.n, _PROBES, generator=generator), self.steps)
+
+    def lowest(self, x: Float[Tensor, "I D"], shares: Sequence[float]) -> Iterator[Float[Tensor, "I D"]]:
+        """x on each of these shares of the frequencies, from the lowest up; on large graphs by a polynomial of degree ORDER.
+
+        Raises: ValueError when the graph is of another catalogue.
+        """
+        self._check(x)
+        for low in range(0, len(shares), _TOGETHER):
+            yield from self._lowest(x, np.array(shares[low : low + _TOGETHER]))
+
+    def _lowest(self, x: Tensor, shares: Float[np.ndarray, " s"]) -> list[Tensor]:
+        found = [x.float() if share >= 1 else torch.zeros_like(x, dtype=torch.float32) for share in shares]
+        inside = [(y, share) for y, share in zip(found, shares, strict=True) if 0 < share < 1]
+        if self._basis is not None:
+            vectors = torch.from_numpy(self._basis[1])
+            for y, share in inside:
+                basis = vectors[:, : max(1, round(share * self.n))]
+                y.copy_(basis @ (basis.mT @ x.double()))
+            return found
+        steps = [_step(edge) for edge in self.noise.quantiles(np.array([share for _, share in inside]))]
+        for weights, term in zip(np.transpose(steps), chebyshev_terms(self.A, x), strict=False):
+            for (y, _), weight in zip(inside, weights, strict=True):
+                y.add_(term, alpha=float(weight))
+        return found
+
+    def _check(self, x: Tensor) -> None:
+        if self.n != len(x):
+            raise ValueError(f"a graph of {self.n} items cannot measure {len(x)}: both must be of one catalogue")
 
 
-def noise(A: csr_array, steps: int = 60, seed: int = 0) -> Measure:
-    """What white noise has: the density of the graph's frequencies."""
-    n = len(A.indptr) - 1
-    if n <= DENSE:
-        frequency = dense(A)[0]
-        return Measure(frequency, np.full(n, 1 / n), True)
-    generator = torch.Generator().manual_seed(seed)
-    return lanczos(A, torch.randn(n, _PROBES, generator=generator), steps)
+def _step(edge: float) -> Float[np.ndarray, " c"]:
+    """Coefficients of 1 up to the edge and 0 above, with Jackson's factors: the polynomial does not swing beside it."""
+    found = chebyshev_coefficients(lambda f: (f <= edge).astype(float), ORDER)
+    n = len(found)
+    k = np.arange(n)
+    angle = np.pi / (n + 1)
+    return np.array(found) * ((n - k + 1) * np.cos(k * angle) + np.sin(k * angle) / np.tan(angle)) / (n + 1)
 
 
 def lanczos(A: csr_array, x: Float[Tensor, "I D"], steps: int) -> Measure:
@@ -103,12 +156,6 @@ def _quadrature(matrix: Adjacency, x: Tensor, steps: int) -> tuple[np.ndarray, n
     return nodes.flatten().numpy(force=True), (vectors[:, 0].square() * size.square()[:, None]).flatten().numpy(
         force=True
     )
-
-
-def _exact(A: csr_array, x: Tensor) -> Measure:
-    frequency, vectors = dense(A)
-    energy = np.square(vectors.T @ x.double().numpy(force=True)).sum(1)
-    return Measure(frequency, energy / energy.sum(), True)
 
 
 def dense(A: csr_array) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 Pictures and figures about a finished run, beside it in RUN/analysis: page.md, analysis.json, tables.tex, PNG and SVG.
 Reads training histories and the validation split, never the test split.
 
-  users=1000       the most histories that are read for spectra (drawn once, the same for every model of the same data)
+  users=1000       the most whose histories are read and ranked (drawn once, the same for every model of the same data)
   against=RUN      a run of the same data, whose gain is told by how local a user's history is (TFM on and off)
   steps=60         of Lanczos, where a graph has too many items for all its frequencies
   parts=…          some of: spectra, items, attention, retention, locality, controls, learnt, cost
@@ -14,7 +14,6 @@ Example:  distrec analyze out=runs/beauty
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,23 +40,28 @@ def main(argv: Sequence[str]) -> None:
     chosen = own["parts"].split(",")
     if wrong := [name for name in chosen if name not in PARTS]:
         raise ValueError(f"parts={wrong[0]}: no such part; known: {', '.join(PARTS)}")
-    made = made_by(out, {"users": _count(own, "users"), "steps": _count(own, "steps"), "parts": chosen, "against": own["against"]})  # fmt: skip
+    asked = {"users": _count(own, "users"), "steps": _count(own, "steps"), "parts": chosen, "against": own["against"]}
+    made = made_by(out, asked)
+    places = [f"{key}={value}" for key, value in given.items() if key != "out"]
+    with store.alone(out / FOLDER, Ranks()):
+        make(out, places, made)
+    print((out / FOLDER / "page.md").read_text(encoding="utf-8"))
+    print(f"analysis: {out / FOLDER}")
+
+
+def make(out: Path, places: Sequence[str], made: dict[str, Any]) -> None:
+    """The analysis of a run, unless all that is asked is there."""
     chosen = kept(out / FOLDER, made)
     if not chosen:
         log(f"{out / FOLDER} is there already")
-    else:
-        made["parts"] = chosen
-        places = [f"{key}={value}" for key, value in given.items() if key != "out"]
-        subject = partial(opened, out, places, made)
+        return
 
-        def replaced(folder: Path) -> None:
-            fill(subject(folder), chosen)
-            if (out / FOLDER).exists():  # what was there stays until there is another
-                store.remove(out / FOLDER)
+    def replaced(folder: Path) -> None:
+        fill(opened(out, places, made, folder), chosen)
+        if (out / FOLDER).exists():  # what was there stays until there is another
+            store.remove(out / FOLDER)
 
-        store.write(out / FOLDER, made, replaced)
-    print((out / FOLDER / "page.md").read_text(encoding="utf-8"))
-    print(f"analysis: {out / FOLDER}")
+    store.write(out / FOLDER, {**made, "parts": chosen}, replaced)
 
 
 def made_by(out: Path, asked: dict[str, Any]) -> dict[str, Any]:

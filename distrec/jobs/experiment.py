@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     planned = runs.planned(job)
     try:
         with Stop() as stop:
-            if not runs.carry_out(planned, job.experiment.jobs, stop):
+            if not runs.carry_out(planned, job.experiment.jobs, stop, partial(verdict.check, job.experiment)):
                 return runs.stopped()
     except runs.Lost as error:
         return runs.told(error)

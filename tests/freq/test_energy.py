@@ -107,7 +107,7 @@ def test_lanczos_is_the_dense_result(n):
     gaps = np.argsort(-np.diff(values))[:6]
     edges = np.sort(values[gaps] + np.diff(values)[gaps] / 2)
     for signal in (x, low_pass(A, x, 0.9, 3)):
-        exact = big.measure(A, signal)
+        exact = big.Frequencies(A).measure(signal)
         assert exact.is_exact
         near = big.lanczos(A, signal, n)
         np.testing.assert_allclose(near.below(edges), exact.below(edges), atol=1e-4)
@@ -117,14 +117,37 @@ def test_lanczos_is_the_dense_result(n):
 def test_a_large_graph_takes_lanczos_and_agrees(monkeypatch):
     A, x = sparse(700), torch.randn(700, 8, generator=torch.Generator().manual_seed(1))
     smooth = low_pass(A, x, 0.9, 4)
-    exact = big.measure(A, smooth), big.noise(A)
+    graph = big.Frequencies(A)
+    exact = graph.measure(smooth), graph.noise
     edges = exact[1].quantiles(np.array([0.25, 0.5, 0.75]))
     monkeypatch.setattr(big, "DENSE", 100)
-    near = big.measure(A, smooth), big.noise(A)
+    graph = big.Frequencies(A)
+    near = graph.measure(smooth), graph.noise
     assert not near[0].is_exact
     np.testing.assert_allclose(near[0].below(edges), exact[0].below(edges), atol=0.02)
     np.testing.assert_allclose(near[1].below(edges), [0.25, 0.5, 0.75], atol=0.02)
     assert exact[0].below(edges)[0] > 0.6  # smooth is low
+
+
+def test_the_lowest_shares_are_projections_and_a_polynomial_comes_near(monkeypatch):
+    A, x = sparse(600), torch.randn(600, 6, generator=torch.Generator().manual_seed(1))
+    smooth = low_pass(A, x, 0.9, 3)
+    shares = [0.0, 0.1, 0.3, 0.5, 0.7, 1.0]
+    vectors = torch.from_numpy(spectrum(A)[1])
+    oracle = [vectors[:, : round(s * 600)] @ (vectors[:, : round(s * 600)].T @ smooth.double()) for s in shares]
+    exact = list(big.Frequencies(A).lowest(smooth, shares))
+    for found, right in zip(exact, oracle, strict=True):
+        torch.testing.assert_close(found.double(), right, atol=1e-5, rtol=0)
+    monkeypatch.setattr(big, "DENSE", 100)
+    graph = big.Frequencies(A)
+    near = list(graph.lowest(smooth, shares))
+    assert not graph.is_exact
+    for found, right in zip(near[1:], oracle[1:], strict=True):
+        assert float((found - right).norm() / right.norm()) < 0.1
+    assert torch.equal(near[-1], smooth)
+    assert not near[0].any()
+    with pytest.raises(ValueError, match="one catalogue"):
+        next(graph.lowest(torch.ones(599, 1), shares))
 
 
 def test_a_channel_that_touches_one_frequency_ends_early():
@@ -139,8 +162,8 @@ def test_a_channel_that_touches_one_frequency_ends_early():
 def test_wrong_input_is_told():
     A = sparse(20)
     with pytest.raises(ValueError, match="one catalogue"):
-        big.measure(A, torch.ones(19, 1))
+        big.Frequencies(A).measure(torch.ones(19, 1))
     with pytest.raises(ValueError, match="no energy"):
-        big.measure(A, torch.zeros(20, 1))
+        big.Frequencies(A).measure(torch.zeros(20, 1))
     with pytest.raises(ValueError, match="at least 2"):
-        big.measure(A, torch.ones(20, 1), 1)
+        big.Frequencies(A, 1)

@@ -15,8 +15,9 @@ from distrec.data.item_codes import ItemCodes
 from distrec.engine.meter import flop_counter
 from distrec.jobs.analysis.attention import attention
 from distrec.jobs.analysis.cost import cost
-from distrec.jobs.analysis.learnt import learnt, short
+from distrec.jobs.analysis.learnt import learnt
 from distrec.jobs.analysis.subject import Subject
+from distrec.jobs.pages.learnt import blocks, curves, short
 from distrec.jobs.pages.page import Picture, Table, Text
 from distrec.models.attention import observe
 from distrec.models.baselines.counting import Popularity
@@ -38,8 +39,8 @@ def test_curves_of_what_was_learnt_start_before_the_first_step(small, tmp_path):
     journal(tmp_path, {"event": "train", "loss": 1}, *({"epoch": 2 * n, "learnt": facts[n]} for n in (0, 1)))
     part = learnt(subject(tmp_path, small))
     assert part.figures["sigma"] == {"": [(0, 3.0), (2, 2.0)]}
-    assert part.figures["rank@0.01"] == {"crfa.real 0": [(0, 7.0), (2, 8.0)]}
-    assert part.figures["cutoff"] == {"layer 1": [(0, 0.3), (2, 0.3)]}
+    assert part.figures["rank@0.01"] == {"crfa.real 1": [(0, 7.0), (2, 8.0)]}
+    assert part.figures["cutoff"] == {"layer 2": [(0, 0.3), (2, 0.3)]}
     table, *pictures = part.section.blocks
     assert isinstance(table, Table)
     assert table.rows[0] == ("σ of the Gaussian filter (tokens)", "", 3.0, 2.0, -1.0)
@@ -48,6 +49,14 @@ def test_curves_of_what_was_learnt_start_before_the_first_step(small, tmp_path):
     ]  # fmt: skip
     assert all((tmp_path / f"{block.name}.svg").is_file() for block in pictures)
     json.dumps(part.figures)
+
+
+def test_one_evaluation_gives_no_curve(tmp_path):
+    found = curves([{"event": "valid", "epoch": 1, "learnt": {"sigma": 3.0}}])
+    (table,) = blocks(found, tmp_path)
+    assert isinstance(table, Table)
+    assert table.rows == (("σ of the Gaussian filter (tokens)", "", 3.0, 3.0, 0.0),)
+    assert blocks(curves([{"event": "valid", "epoch": 1}]), tmp_path) == ()
 
 
 def test_a_model_that_learns_no_such_thing_says_so(small, tmp_path):
@@ -60,11 +69,11 @@ def test_a_model_that_learns_no_such_thing_says_so(small, tmp_path):
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
-        ("crfa.real.layers.0.attention.rpml", "crfa.real 0"),
-        ("encoder.layers.11.attention", "encoder 11"),
-        ("backbone.decoder.layers.3.self_attn", "backbone.decoder 3"),
-        ("blocks.1", "layer 1"),
-        ("layers.30", "layer 30"),
+        ("crfa.real.layers.0.attention.rpml", "crfa.real 1"),
+        ("encoder.layers.11.attention", "encoder 12"),
+        ("backbone.decoder.layers.3.self_attn", "backbone.decoder 4"),
+        ("blocks.1", "layer 2"),
+        ("layers.30", "layer 31"),
     ],
 )
 def test_names_of_layers_are_short(name, wanted):
@@ -99,12 +108,12 @@ def test_ranks_of_attention_are_those_of_each_user_s_own_places(small, tmp_path)
             wanted.append([[rank_of(matrix, tolerance) for matrix in own] for tolerance in (1e-2, 1e-6)])
             lengths.append(int(is_place.sum()))
     assert part.figures["users"] == len(wanted) == 40
-    found = part.figures["layers"]["layer 1"]["by_head"]
+    found = part.figures["layers"]["layer 2"]["by_head"]
     np.testing.assert_allclose([found["rank@0.01"], found["rank@1e-06"]], np.mean(wanted, 0))
     assert found["n"] == [pytest.approx(np.mean(lengths))] * 2
     assert min(lengths) < max(lengths)  # so that padding matters
     assert all(1 <= rank <= np.mean(lengths) for rank in found["effective_rank"])
-    decay = part.figures["layers"]["layer 1"]["decay"]
+    decay = part.figures["layers"]["layer 2"]["decay"]
     assert decay[0] == pytest.approx(1)
     assert decay == sorted(decay, reverse=True) or max(lengths) > min(lengths)
     assert [type(block) for block in part.section.blocks] == [Text, Table, Table, Picture]
@@ -116,9 +125,9 @@ def test_a_tone_s_ranks_stand_beside_those_before_and_those_of_m(small, tmp_path
     model = tone_of(small)
     part = attention(subject(tmp_path, small, model))
     layers = part.figures["layers"]
-    assert list(layers) == ["crfa.real 0", "crfa.real 1", "crfa.imaginary 0", "crfa.imaginary 1"]
+    assert list(layers) == ["crfa.real 1", "crfa.real 2", "crfa.imaginary 1", "crfa.imaginary 2"]
     matrix = model.crfa.real.layers[0].attention.rpml.matrix.detach()
-    own = layers["crfa.real 0"]
+    own = layers["crfa.real 1"]
     assert own["softplus(M)"]["rank@0.01"] == rank_of(torch.nn.functional.softplus(matrix).double().numpy(), 1e-2)
     assert own["by_head"]["n"] == [13.0, 13.0]  # 24 tokens: 13 frequencies
     assert set(own["by_head"]) >= {"before.rank@0.01", "rank@1e-06", "before.effective_rank", "kept"}
@@ -127,7 +136,7 @@ def test_a_tone_s_ranks_stand_beside_those_before_and_those_of_m(small, tmp_path
     assert len(table.head) == len(table.rows[0]) == 12
     assert len(by_head.rows) == 8
     plain = attention(subject(tmp_path, small, tone_of(small, agf=False, crfa=False, rpml=False)))
-    assert "kept" not in plain.figures["layers"]["encoder 0"]["by_head"]
+    assert "kept" not in plain.figures["layers"]["encoder 1"]["by_head"]
     assert [len(block.head) for block in plain.section.blocks if isinstance(block, Table)] == [5, 6]
     counting = attention(subject(tmp_path, small, Popularity(small)))
     assert counting.figures == {}

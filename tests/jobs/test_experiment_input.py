@@ -1,14 +1,14 @@
 """What an experiment refuses before it trains anything."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import yaml
-from tqdm import tqdm
 
 from distrec.data import store
 from distrec.jobs import experiment
-from distrec.jobs.claims import job, runs
+from distrec.jobs.claims import job, runs, verdict
 
 JUDGE = {"that": "t", "of": "a", "metric": "ndcg@10", "above": 0}
 FIGURE = {"that": "t", "of": "a", "figure": ["spectra", "low"], "above": 0}
@@ -72,6 +72,57 @@ def test_who_is_at_work_on_the_same_run_reads_its_own_log(tmp_path):
     while first.code() is None or second.code() is None:
         time.sleep(0.1)
     with pytest.raises(runs.Lost, match="no such job"):
-        second.judge(tqdm(disable=True), [])
-    assert first.judge(tqdm(disable=True), [])
+        second.judge()
+    assert first.judge()
     assert [path.name for path in tmp_path.iterdir()] == ["sasrec-1.log"]
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """In place of distrec: a command that ends at once, or, where it is slow, in a minute."""
+    script = tmp_path / "command"
+    script.write_text('#!/bin/sh\ncase "$*" in *slow*) exec sleep 60;; *bad*) exit 3;; esac\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(runs.sys, "executable", str(script))
+    monkeypatch.setattr(runs, "_GRACE", 5)
+
+    def planned(*names):
+        return [runs.Planned(name, 0, tmp_path / f"sasrec-{name}", (name,), (), frozenset()) for name in names]
+
+    return planned
+
+
+def test_each_run_is_checked_when_it_is_done(commands):
+    seen = []
+    assert runs.carry_out(commands("a", "b", "c"), 2, lambda: False, lambda run: seen.append(run.name))
+    assert sorted(seen) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "told"), [("wrong", ValueError, "no such figure"), ("bad", runs.Lost, "bad")]
+)
+def test_what_fails_stops_the_others_at_once(commands, tmp_path, name, error, told):
+    def check(run):
+        raise ValueError("no such figure")
+
+    began = time.monotonic()
+    with pytest.raises(error, match=told):
+        runs.carry_out(commands("slow", name, "never"), 2, lambda: False, check)
+    assert time.monotonic() - began < 20
+    assert sorted(path.name for path in tmp_path.glob("*.log")) == sorted(["sasrec-slow.log", f"sasrec-{name}.log"])
+
+
+def test_a_stop_ends_what_is_at_work(commands):
+    began = time.monotonic()
+    assert not runs.carry_out(commands("slow", "slow2"), 2, lambda: time.monotonic() > began + 1)
+    assert time.monotonic() - began < 20
+
+
+def test_a_missing_figure_is_told_once_a_run_of_it_is_there(tmp_path):
+    own = loaded(tmp_path, {"a": {}, "b": {"model": {"dropout": 0.4}}}, FIGURE).experiment
+    run = runs.Planned("a", 0, tmp_path / "run", (), (), frozenset())
+    (run.folder / "analysis").mkdir(parents=True)
+    (run.folder / "analysis/analysis.json").write_text('{"spectra": {"high": 1}}')
+    with pytest.raises(ValueError, match="no figure spectra → low"):
+        verdict.check(own, run)
+    verdict.check(own, replace(run, name="b"))  # of which nothing is asked

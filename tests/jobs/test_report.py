@@ -14,7 +14,7 @@ from commands import distrec
 
 from distrec.data import store
 from distrec.jobs import report
-from distrec.jobs.pages import curves, html, page, picture
+from distrec.jobs.pages import html, page, picture
 from distrec.jobs.pages.page import Cards, Page, Picture, Section, Table, Text
 
 SMALL = ["data.synthetic.users=120", "data.synthetic.items=150", "data.negatives=20"]
@@ -365,20 +365,6 @@ def test_the_command_ends_with_2_and_one_line(place):
     refused = distrec("report", "sasrec", cwd=place, code=2)
     assert refused.stderr.startswith("error: sasrec is corrupt: test.json")
     assert len(refused.stderr.splitlines()) == 1
-
-
-def test_what_was_learnt_stands_together_by_kind(tmp_path):
-    learnt = [{"sigma": 3.0 + n, "cutoff.0": 0.3, "cutoff.1": 0.2 + n, "a.0.rank@0.01": 5} for n in range(3)]
-    journal = [{"event": "valid", "epoch": n + 1, "learnt": each} for n, each in enumerate(learnt)]
-    found = curves.of_learnt(journal, tmp_path)
-    assert [each.caption.split(" by ")[0] for each in found] == [
-        "Learnt sigma",
-        "Learnt cutoff.*",
-        "Learnt a.*.rank@0.01",
-    ]
-    assert found[1].caption.endswith("Last: 0.3, 2.2.")
-    assert all((tmp_path / f"{each.name}.svg").is_file() for each in found)
-    assert curves.of_learnt(journal[:1], tmp_path) == []
 
 
 def test_a_heavy_picture_comes_as_pixels(tmp_path):

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distrec.freq.spectrum import TOLERANCES, counted, ranks
-from distrec.jobs.analysis.learnt import short
 from distrec.jobs.analysis.subject import Part, Subject
 from distrec.jobs.pages import picture
+from distrec.jobs.pages.learnt import short
 from distrec.jobs.pages.page import Cell, Picture, Section, Table, Text
 from distrec.models.attention import Seen, observe
 

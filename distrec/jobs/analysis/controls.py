@@ -21,7 +21,7 @@ _DRAWS = 3
 
 
 def controls(subject: Subject) -> Part:
-    data = subject.data
+    data = subject.drawn
     before = np.arange(int(data.start[-1])) < np.repeat(data.train_end, np.diff(data.start))
     orders = {
         "as they were": [np.arange(len(before))],
@@ -38,8 +38,8 @@ def controls(subject: Subject) -> Part:
         for name, draws in found.items()
     )
     text = (
-        f"{moved:.1%} of training interactions have the time of the one before them in their history, so that their order says nothing sure. Means of "
-        f"{_DRAWS} shuffles; a model that is as good on shuffled histories does not use their order, and a filter along time cannot help it."
+        f"{moved:.1%} of training interactions have the time of the one before them in their history, so that their order says nothing sure. {subject.n_drawn:,} users, "
+        f"means of {_DRAWS} shuffles; a model that is as good on shuffled histories does not use their order, and a filter along time cannot help it."
     )
     head = ("histories", "HR@10, validation", "NDCG@10, validation", "std of NDCG@10 over shuffles")
     figures = {name: {metric: [draw[i] for draw in draws] for i, metric in enumerate(_METRICS)} for name, draws in found.items()}  # fmt: skip

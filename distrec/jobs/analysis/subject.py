@@ -1,7 +1,8 @@
 """What the parts of an analysis work on, and what each hands back."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,8 @@ _TOGETHER = 64  # users read at once
 class Subject:
     """A run with the weights of its best checkpoint.
 
-    `out`: its folder; `folder`: where pictures go; `users`: the most histories that are read, the same for every model
-    of the same data and seed; `steps`: of Lanczos on large graphs; `against`: another run, of the same data.
+    `out`: its folder; `folder`: where pictures go; `users`: the most who are read and ranked, the same for every
+    model of the same data and seed; `steps`: of Lanczos on large graphs; `against`: another run, of the same data.
     """
 
     out: Path
@@ -37,14 +38,26 @@ class Subject:
     against: Path | None = None
     seed: int = 0
 
+    @cached_property
+    def drawn(self) -> Prepared:
+        """The data, where the users who were drawn are the only ones with a validation target."""
+        users, _ = self.data.targets("valid")
+        rng = np.random.default_rng([self.seed, self.data.n_users])
+        chosen = users[rng.permutation(len(users))[: self.users]]
+        end = self.data.train_end.copy()
+        end[chosen] = self.data.valid_end[chosen]
+        return replace(self.data, valid_end=end)
+
+    @property
+    def n_drawn(self) -> int:
+        return len(self.drawn.targets("valid")[0])
+
     def batches(self) -> Iterator[Batch]:
         """Histories before the validation target, of users drawn once, the longest window that the model reads."""
-        samples = batches.evaluation(self.data, "valid", self.model.max_len)
-        rng = np.random.default_rng([self.seed, self.data.n_users])
-        rows = np.sort(rng.permutation(len(samples))[: self.users])
-        rows = rows[np.argsort(samples.lengths()[rows], kind="stable")]
+        samples = batches.evaluation(self.drawn, "valid", self.model.max_len)
+        rows = np.argsort(samples.lengths(), kind="stable")
         for low in range(0, len(rows), _TOGETHER):
-            yield batches.collate(self.data, samples, rows[low : low + _TOGETHER]).to(self.device)
+            yield batches.collate(self.drawn, samples, rows[low : low + _TOGETHER]).to(self.device)
 
 
 def code() -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distrec.data.prepared import Prepared
 from distrec.freq.graph import cooccurrence, normalise
-from distrec.freq.measure import Measure, measure, noise
+from distrec.freq.measure import Frequencies, Measure
 from distrec.jobs.analysis.subject import Part, Subject
 from distrec.jobs.pages import picture
 from distrec.jobs.pages.page import Picture, Section, Table, Text
@@ -26,11 +26,11 @@ def item_spectra(subject: Subject) -> Part:
     signals = dict(vectors(subject.model))
     if not signals:
         return Part(Section(TITLE, (Text("This model has no vectors of items."),)), {})
-    A = graph_of(subject.data)
-    level = noise(A, subject.steps, subject.seed)
+    graph = Frequencies(graph_of(subject.data), subject.steps, subject.seed)
+    level = graph.noise
     edges = level.quantiles(SHARES)
-    found = {name: measure(A, x.float().cpu(), subject.steps) for name, x in signals.items()}
-    constant = measure(A, torch.ones(subject.data.n_items, 1), subject.steps)
+    found = {name: graph.measure(x.float().cpu()) for name, x in signals.items()}
+    constant = graph.measure(torch.ones(subject.data.n_items, 1))
     lines = {**found, "the same vector for all": constant, "white noise": level}
     figures = {name: dict(zip(map(str, SHARES), each.below(edges).tolist(), strict=True)) for name, each in lines.items()}  # fmt: skip
     draw(subject, lines, level)
@@ -40,7 +40,7 @@ def item_spectra(subject: Subject) -> Part:
         else f"by Lanczos, {subject.steps} steps, so that shares are known to a hundredth or so"
     )
     text = (
-        f"Graph: users who have both of two items, training interactions, {A.nnz:,} edges; {how}. Frequencies are ranked so that "
+        f"Graph: users who have both of two items, training interactions, {graph.A.nnz:,} edges; {how}. Frequencies are ranked so that "
         "white noise has as much below each rank as there are frequencies."
     )
     head = ("vectors", *(f"lowest {share:.0%}" for share in SHARES))
@@ -49,7 +49,7 @@ def item_spectra(subject: Subject) -> Part:
         "item_energy",
         "Energy of item vectors below each frequency of the item graph; the diagonal is white noise's share",
     )
-    return Part(Section(TITLE, (Text(text), table, seen)), {"below": figures, "edges": A.nnz, "is_exact": level.is_exact})  # fmt: skip
+    return Part(Section(TITLE, (Text(text), table, seen)), {"below": figures, "edges": graph.A.nnz, "is_exact": level.is_exact})  # fmt: skip
 
 
 def graph_of(data: Prepared) -> csr_array:

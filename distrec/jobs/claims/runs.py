@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -73,31 +72,41 @@ def planned(job: Job) -> list[Planned]:
     return found
 
 
-def carry_out(runs: Sequence[Planned], jobs: int, stop: Callable[[], bool]) -> bool:
-    """Train and analyse what is not there yet; False when a signal stopped it.   Raises: Lost naming a run that failed.
+def carry_out(
+    runs: Sequence[Planned], jobs: int, stop: Callable[[], bool], check: Callable[[Planned], None] = lambda run: None
+) -> bool:
+    """Train and analyse what is not there yet; False when a signal stopped it.   `check`: of each run that is done.
 
     Where two need what neither has (codes, a SASRec) the first makes it, and the other asks again.
+    Raises: Lost naming a run that failed; what `check` raises.
     """
-    waiting = [Waiting(run, run.left()) for run in runs]
+    waiting = [each for each in (Waiting(run, run.left()) for run in runs) if each.left]
+    left = {each.run for each in waiting}
     busy: list[Waiting] = []
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    with tqdm(total=len(waiting), desc="runs", unit="run") as bar:
-        bar.update(sum(not each.left for each in waiting))
-        waiting = [each for each in waiting if each.left]
-        while waiting or busy:
-            if stop():
-                for each in busy:
-                    each.end()
-                return False
-            for each in [each for each in waiting if each.not_before <= time.monotonic()][: jobs - len(busy)]:
-                waiting.remove(each)
-                busy.append(each)
-                each.start(threads)
-            for each in [each for each in busy if each.code() is not None]:
-                busy.remove(each)
-                if not each.judge(bar, busy):
-                    waiting.append(each)
-            time.sleep(_POLL)
+    with tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="runs", unit="run") as bar:
+        try:
+            for run in runs:
+                if run not in left:
+                    check(run)
+            while waiting or busy:
+                if stop():
+                    return False
+                for each in [each for each in waiting if each.not_before <= time.monotonic()][: jobs - len(busy)]:
+                    waiting.remove(each)
+                    busy.append(each)
+                    each.start(threads)
+                for each in [each for each in busy if each.code() is not None]:
+                    busy.remove(each)
+                    if each.judge():
+                        check(each.run)
+                        bar.update()
+                    else:
+                        waiting.append(each)
+                time.sleep(_POLL)
+        finally:
+            for each in busy:
+                each.end()
     return True
 
 
@@ -143,8 +152,8 @@ class Waiting:
             self._process.wait()
         self._own.replace(self._log)
 
-    def judge(self, bar: Any, others: Sequence["Waiting"]) -> bool:
-        """Whether nothing is left to do.   Raises: Lost."""
+    def judge(self) -> bool:
+        """Whether nothing is left to do, once its command has ended.   Raises: Lost."""
         code, text = self.code(), self._own.read_text(encoding="utf-8", errors="replace")
         is_busy = code != 0 and f"error: {store.BUSY}" in text  # it lost a race, and says so before it does anything
         if is_busy:
@@ -153,15 +162,12 @@ class Waiting:
             self._own.replace(self._log)
         if code == 0:
             del self.left[0]
-            bar.update(not self.left)
             return not self.left
         lines = [line for line in text.splitlines() if line.strip()]
         why = next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "")
         if is_busy:
             self.not_before = time.monotonic() + _AGAIN
             return False
-        for other in others:
-            other.end()
         raise Lost(f"{self.run.name}, seed {self.run.seed}: {' '.join(self.left[0])} ended with code {code}: {why}")
 
 

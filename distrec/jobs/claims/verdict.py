@@ -36,6 +36,13 @@ def findings(experiment: Experiment, runs: Sequence[Planned]) -> list[Finding]:
     return found
 
 
+def check(experiment: Experiment, run: Planned) -> None:
+    """Raise ValueError when a figure that is asked of a run is not in its analysis."""
+    for judge in experiment.judge:
+        if judge.figure and run.name in (judge.of, judge.versus):
+            _quantity(run, judge)
+
+
 def decided(judge: Judge, value: float, interval: tuple[float, float] | None) -> str:
     """Confirmed where the whole interval is on the claim's side of its bound, refuted where it is on the other."""
     if interval is None or not np.isfinite(value):

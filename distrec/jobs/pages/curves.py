@@ -1,6 +1,5 @@
 """Pictures of a run: what its journal tells over training, and where its targets stood."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from distrec.jobs.pages.page import Picture
 
 Lines = Sequence[Mapping[str, Any]]
 _SIZE = (4.8, 3.0)  # inches: readable on a phone
-_MOST = 12  # lines of a picture that have names
 
 
 def of_training(journal: Lines, folder: Path) -> list[Picture]:
@@ -62,29 +60,6 @@ def of_validation(journal: Lines, folder: Path) -> list[Picture]:
 def best_of(lines: Lines) -> Mapping[str, Any]:
     """The evaluation whose checkpoint is kept: the first of the highest NDCG@10."""
     return max(lines, key=lambda line: line["ndcg@10"])
-
-
-def of_learnt(journal: Lines, folder: Path) -> list[Picture]:
-    """What the model's own parameters say, by epoch; those of several layers together."""
-    lines = [line for line in journal if line.get("event") == "valid" and line.get("learnt")]
-    families: dict[str, list[str]] = {}
-    for name in dict.fromkeys(name for line in lines for name in line["learnt"]) if len(lines) > 1 else ():
-        head, at, tolerance = name.partition("@")
-        families.setdefault(re.sub(r"\.\d+(?=\.|$)", ".*", head) + at + tolerance, []).append(name)
-    return [_family(lines, family, names, n, folder) for n, (family, names) in enumerate(families.items())]
-
-
-def _family(lines: Lines, family: str, names: Sequence[str], n: int, folder: Path) -> Picture:
-    figure, axes = picture.new(*_SIZE)
-    for i, name in enumerate(names):
-        points = [(line["epoch"], line["learnt"][name]) for line in lines if name in line["learnt"]]
-        label = name if len(names) > 1 and i < _MOST else None
-        axes.plot(*zip(*points, strict=True), marker=".", label=label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    last = ", ".join(_short(lines[-1]["learnt"][name]) for name in names[:_MOST] if name in lines[-1]["learnt"])
-    caption = f"Learnt {family} by epoch. Last: {last}{' …' if len(names) > _MOST else ''}."
-    head, at, tolerance = family.replace(".*", "").partition("@")
-    return _kept(figure, axes, "epoch", head.rpartition(".")[2] + at + tolerance, f"learnt{n}", caption, folder)
 
 
 def of_ranks(ranks: pl.DataFrame, titles: Mapping[str, str], folder: Path) -> list[Picture]:

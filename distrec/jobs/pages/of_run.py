@@ -12,7 +12,7 @@ import yaml
 from distrec import config as cfg
 from distrec.data import prepared, store
 from distrec.engine import metrics
-from distrec.jobs.pages import curves
+from distrec.jobs.pages import curves, learnt
 from distrec.jobs.pages.page import Block, Cards, Cell, Page, Section, Table, Text
 from distrec.jobs.pages.run_facts import RunFacts
 
@@ -26,7 +26,7 @@ def page(run: RunFacts, folder: Path) -> Page:
         Section("Summary", _summary(run)),
         Section("Test figures", _figures(run)),
         Section("Training", _training(run, folder)),
-        Section("What was learnt", _learnt(run, folder)),
+        Section("What was learnt", learnt.blocks(learnt.curves(run.journal), folder)),
         Section("Where the targets stand", _ranks(run, folder)),
         Section("By length of history", _groups(run, folder)),
         Section("Config", _config(run)),
@@ -132,13 +132,6 @@ def _figures(run: RunFacts) -> tuple[Block, ...]:
 
 def _training(run: RunFacts, folder: Path) -> tuple[Block, ...]:
     return (*curves.of_validation(run.journal, folder), *curves.of_training(run.journal, folder))
-
-
-def _learnt(run: RunFacts, folder: Path) -> tuple[Block, ...]:
-    pictures = curves.of_learnt(run.journal, folder)
-    last = run.figures.get("learnt") or {}
-    table = Table(("Parameter", "Value"), tuple(last.items()), "Of the checkpoint that was tested.") if last else None
-    return (*pictures, *([table] if table else []))
 
 
 def _ranks(run: RunFacts, folder: Path) -> tuple[Block, ...]:
