@@ -18,7 +18,7 @@ from jaxtyping import Float
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from distrec.freq.graph import Adjacency, chebyshev_coefficients, chebyshev_terms
+from distrec.freq.polynomial import Adjacency, chebyshev_coefficients, chebyshev_terms
 
 DENSE = 2048  # items up to which eigenvectors are worked out
 ORDER = 200  # of the polynomial that keeps a share of the frequencies

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from beam import timed
 
-from distrec.freq import graph
+from distrec.freq import graph, polynomial
 
 LENGTH, DIMS, ALPHA = 20, 64, 0.7
 MIB = 2**20
@@ -52,7 +52,7 @@ def measure(n_items: int, n_edges: int, rounds: int) -> dict[str, float]:
     A = graph.normalise(W, in_place=True)
     took["normalise"], peaks["normalise"] = time.perf_counter() - began, resident("VmHWM") - before
     began = time.perf_counter()
-    y = graph.low_pass(A, x, ALPHA)
+    y = polynomial.low_pass(A, x, ALPHA)
     took["filter"], peaks["filter"] = time.perf_counter() - began, resident("VmHWM") - before
     print(f"{n_items:,} items, {len(item):,} interactions, {A.nnz:,} edges of {own / MIB:,.0f} MiB")
     for name in took:
@@ -64,7 +64,7 @@ def measure(n_items: int, n_edges: int, rounds: int) -> dict[str, float]:
     linked = np.diff(A.indptr) > 0
     np.testing.assert_allclose(y.numpy()[linked], ((1 - ALPHA) * x.numpy() + ALPHA * bare)[linked], atol=1e-4)
     del y, bare
-    times = timed({"low_pass": lambda: graph.low_pass(A, x, ALPHA), "scipy": lambda: A @ x.numpy()}, rounds)
+    times = timed({"low_pass": lambda: polynomial.low_pass(A, x, ALPHA), "scipy": lambda: A @ x.numpy()}, rounds)
     for name, value in times.items():
         print(f"{name:<10} {value:7.2f} s   {A.nnz * DIMS * 2 / value / 1e9:.1f} GFlop/s")
     peak = peaks["filter"]
@@ -93,7 +93,7 @@ def sequences(n_items: int, n_edges: int, seed: int = 0) -> tuple[np.ndarray, np
 def warm_up() -> None:
     """What libraries load and set aside at first use is none of the graph's memory."""
     A = graph.normalise(graph.cooccurrence(np.arange(1000), np.array([0, 1000]), 1000))
-    graph.low_pass(A, torch.ones(1000, DIMS), ALPHA)
+    polynomial.low_pass(A, torch.ones(1000, DIMS), ALPHA)
 
 
 def resident(name: str) -> int:

@@ -33,7 +33,7 @@ from distrec.data import batches
 from distrec.data import prepared as data
 from distrec.data.item_codes import ItemCodes
 from distrec.data.raw import synthetic
-from distrec.freq import graph
+from distrec.freq import graph, polynomial
 
 Work = Callable[[], object]
 
@@ -66,7 +66,7 @@ def building(n: int, _: Path) -> Work:
 def filtering(n: int, _: Path) -> Work:
     adjacency = building(n, _)()
     x = torch.randn(n // 10, 64)
-    return lambda: graph.low_pass(adjacency, x, ALPHA)
+    return lambda: polynomial.low_pass(adjacency, x, ALPHA)
 
 
 def clustering(n: int, _: Path) -> Work:

@@ -8,7 +8,8 @@ from scipy.sparse import csr_array
 
 from distrec.freq import measure as big
 from distrec.freq.energy import bands, cosines, eigenvectors, lowest, power
-from distrec.freq.graph import low_pass, normalise
+from distrec.freq.graph import normalise
+from distrec.freq.polynomial import low_pass
 
 
 def weights(*shape, seed=0):

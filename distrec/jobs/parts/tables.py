@@ -20,7 +20,7 @@ from torch import Tensor
 from distrec import knobs
 from distrec.data import store, vectors
 from distrec.data.prepared import Prepared
-from distrec.freq import graph
+from distrec.freq import graph, polynomial
 from distrec.jobs.embed import embed
 from distrec.jobs.parts import llm
 from distrec.jobs.parts.work import Work
@@ -107,7 +107,7 @@ def _fill(folder: Path, run: Path, text: Path, config: knobs.Graph, data: Prepar
     made = {"collaborative": known, "text": told}
     if config.glpf_alpha > 0:
         adjacency = _graph(config, data, known, told)
-        made = {name: graph.low_pass(adjacency, x, config.glpf_alpha, config.order) for name, x in made.items()}
+        made = {name: polynomial.low_pass(adjacency, x, config.glpf_alpha, config.order) for name, x in made.items()}
         isolated = int((np.diff(adjacency.indptr) == 0).sum())
         log(f"graph: {adjacency.nnz:,} edges, {isolated:,} items without any (they keep their vectors)")
         if config.source in ("interactions", "session"):
