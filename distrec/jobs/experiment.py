@@ -23,6 +23,7 @@ from pathlib import Path
 from distrec.data import store
 from distrec.engine import paired
 from distrec.jobs.claims import runs, verdict
+from distrec.jobs.claims import told as claim
 from distrec.jobs.claims.job import Job, load
 from distrec.jobs.comparison import figures, told, variants
 from distrec.jobs.pages import page
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         "analyses": {str(each.folder): _analysis(each) for each in planned},
         "experiment": store.digest(repr(replace(job.experiment, jobs=1))),
         "code": store.digest(
-            [store.file_digest(Path(str(part.__file__))) for part in (figures, paired, told, verdict)]
+            [store.file_digest(Path(str(part.__file__))) for part in (claim, figures, paired, told, verdict)]
         ),
     }
     if out.exists() and store.verify(out)["made_by"] != made:
@@ -85,8 +86,8 @@ def fill(folder: Path, job: Job, planned: Sequence[runs.Planned], found: Sequenc
     measured = figures.figures(found, against, own.metric)
     findings = verdict.findings(own, planned)
     compared = told.page(found, measured, against, own.metric)
-    first = verdict.section(own, findings, measured["full"]["users"])
-    page.write(folder, page.Page(own.claim, (first, *compared.sections)))
+    first = claim.section(own, findings, measured["full"]["users"])
+    page.write(folder, page.Page(own.claim, (first, *compared.sections, *claim.analyses(planned, folder))))
     told.draw(folder, measured["full"], against, own.metric)
     verdicts = [
         {"that": each.judge.that, "value": each.value if math.isfinite(each.value) else None, "interval": each.interval, "verdict": each.verdict, "aside": each.judge.aside}

@@ -203,6 +203,7 @@ def test_an_experiment_goes_on_after_a_kill_and_refuses_what_was_changed(tmp_pat
     assert [each["verdict"] for each in told["findings"]][1] in ("confirmed", "undecided")
     assert told["findings"][1]["value"] == pytest.approx(1)
     assert told["verdict"] in done.stdout.lower()
+    assert {"run0-energy_by_layer.svg", "run1-energy_by_layer.png"} <= {path.name for path in out.iterdir()}
     assert len(list(tmp_path.glob("experiments/runs/*/stamp.json"))) == 4
     stamp = (out / "stamp.json").read_bytes()
     distrec("experiment", file(tmp_path), cwd=tmp_path)

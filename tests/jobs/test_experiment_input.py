@@ -8,7 +8,9 @@ import yaml
 
 from distrec.data import store
 from distrec.jobs import experiment
-from distrec.jobs.claims import job, runs, verdict
+from distrec.jobs.claims import job, runs, told, verdict
+from distrec.jobs.pages import page
+from distrec.jobs.pages.page import Picture, Section, Text
 
 JUDGE = {"that": "t", "of": "a", "metric": "ndcg@10", "above": 0}
 FIGURE = {"that": "t", "of": "a", "figure": ["spectra", "low"], "above": 0}
@@ -126,3 +128,29 @@ def test_a_missing_figure_is_told_once_a_run_of_it_is_there(tmp_path):
     with pytest.raises(ValueError, match="no figure spectra → low"):
         verdict.check(own, run)
     verdict.check(own, replace(run, name="b"))  # of which nothing is asked
+
+
+def test_a_verdict_shows_what_its_runs_were_analysed_for(tmp_path):
+    """Of the first seed of each run, the parts that judges ask for; pictures come along under names of their own."""
+
+    def fill(folder):
+        for kind in ("svg", "png"):
+            (folder / f"seen.{kind}").write_text(folder.name)
+        sections = tuple(Section(name, (Text(name), Picture("seen", "a picture"))) for name in ("Energy", "Cost"))
+        page.write(folder, page.Page("Analysis", sections))
+
+    planned = [
+        runs.Planned(name, seed, tmp_path / f"{name}{seed}", (), (), frozenset({"spectra"}))
+        for seed in (3, 1)
+        for name in ("a", "b")
+    ]
+    for run in planned:
+        store.write(run.folder / "analysis", {"parts": ["spectra", "cost"], "run": run.name}, fill)
+    (tmp_path / "out").mkdir()
+    found = list(told.analyses(planned, tmp_path / "out"))
+    assert [section.title for section in found] == ["a, seed 3: Energy", "b, seed 3: Energy"]
+    assert [section.blocks[1].name for section in found] == ["run0-seen", "run1-seen"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        f"run{n}-seen.{kind}" for n in (0, 1) for kind in ("png", "svg")
+    ]
+    assert not list(told.analyses([replace(run, parts=frozenset()) for run in planned], tmp_path / "out"))

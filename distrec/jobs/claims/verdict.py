@@ -12,7 +12,6 @@ from scipy import stats
 from distrec.engine import metrics, paired
 from distrec.jobs.claims.job import Experiment, Judge
 from distrec.jobs.claims.runs import Planned
-from distrec.jobs.pages.page import Cell, Section, Table, Text
 
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
 
@@ -60,30 +59,6 @@ def overall(found: Sequence[Finding]) -> str:
     if REFUTED in verdicts:
         return REFUTED
     return CONFIRMED if set(verdicts) == {CONFIRMED} else UNDECIDED
-
-
-def section(experiment: Experiment, found: Sequence[Finding], users: int) -> Section:
-    """The claim, the verdict in a paragraph, and each quantity."""
-    verdict = overall(found)
-    seeds = ", ".join(map(str, experiment.seeds))
-    said = "; ".join(sentence(each) for each in found if not each.judge.aside)
-    text = f"{verdict.capitalize()}: “{experiment.claim}” ({experiment.source}). Measured: {said}."
-    asides = [Text(f"Beside: {'; '.join(sentence(each) for each in found if each.judge.aside)}.")]
-    power = f"{users:,} test users, seeds {seeds}. Intervals: 95 %, Student's, of metrics over users and seeds, of figures of an analysis over seeds; not corrected for several judges."  # fmt: skip
-    rows: list[tuple[Cell, ...]] = []
-    for each in found:
-        low, high = each.interval or (None, None)
-        bound = f"> {each.judge.above:g}" if each.judge.above is not None else f"< {each.judge.below:g}"
-        rows.append((each.judge.that, each.value, low, high, bound, each.verdict + " (aside)" * each.judge.aside))
-    table = Table(("what is said", "measured", "95 % from", "to", "claimed", "verdict"), tuple(rows))
-    is_aside = any(each.judge.aside for each in found)
-    return Section("Verdict", (Text(text, "verdict"), *(asides if is_aside else ()), Text(power), table))
-
-
-def sentence(each: Finding) -> str:
-    interval = f" ({each.interval[0]:.4f} to {each.interval[1]:.4f})" if each.interval else " (no interval)"
-    bound = f"above {each.judge.above:g}" if each.judge.above is not None else f"below {each.judge.below:g}"
-    return f"{each.judge.that}: {each.value:.4f}{interval}, claimed {bound}: {each.verdict}"
 
 
 def _metric(judge: Judge, by_name: Mapping[str, Sequence[Planned]]) -> tuple[float, tuple[float, float] | None]:
