@@ -1,6 +1,6 @@
 """Is one model better than another on the same test users?  Intervals, a randomisation test, and what it could have found.
 
-Shapes: U users, S runs (seeds; of several variants one after the other), V variants, M metrics, C comparisons, R draws.
+Shapes: U users, S seeds, V variants, M metrics, C comparisons, R draws.
 """
 
 from collections.abc import Sequence
@@ -15,30 +15,34 @@ MANY_USERS = 50_000  # beyond, sums over users are taken as normal
 _CELLS = 2**22  # numbers drawn at once
 
 
-def resampled(
-    values: Float[np.ndarray, "M S U"], sizes: Sequence[int], draws: int = RESAMPLES, seed: int = 0
-) -> Float[np.ndarray, "R M V"]:
-    """Bootstrap draws of each variant's mean over its runs and all users; `sizes`: how many runs each variant has.
-
-    Two levels: users are drawn with replacement, the same ones for all variants, so that differences stay paired; and
-    each variant's runs are.  Quantiles over the first axis are intervals.
+def resampled(values: Float[np.ndarray, "M V U"], draws: int = RESAMPLES, seed: int = 0) -> Float[np.ndarray, "R M V"]:
+    """Bootstrap draws of each variant's mean over users, the same users for all variants: differences stay paired.
 
     Deviation: for more than MANY_USERS users the mean over drawn users is drawn from its normal limit, N(mean, Σ / U) with
-    Σ the runs' covariance over users.  The runs' share of the variance is (S − 1) / S of its unbiased estimate, as in every
-    bootstrap; of one run it is nothing.
+    Σ the variants' covariance over users.
     """
-    rng, own = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
-    parts = (own.multinomial(n, np.full(n, 1 / n), draws) / n for n in sizes)  # each run's weight in its variant
-    n_users = values.shape[2]
-    means = _limit(values, draws, rng) if n_users > MANY_USERS else _drawn(values, draws, rng)
-    groups = np.split(means, np.cumsum(sizes)[:-1], axis=2)
-    return np.stack([np.einsum("rms,rs->rm", group, part) for group, part in zip(groups, parts, strict=True)], 2)
+    rng = np.random.default_rng([seed, 0])
+    return _limit(values, draws, rng) if values.shape[2] > MANY_USERS else _drawn(values, draws, rng)
 
 
-def interval(draws: Float[np.ndarray, " R"], level: float = 0.95) -> tuple[float, float]:
-    """The middle part of the draws."""
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def interval(
+    value: float, draws: Float[np.ndarray, " R"], seeds: Sequence[Float[np.ndarray, " _"]] = (), level: float = 0.95
+) -> tuple[float, float]:
+    """Of a quantity for which users and seeds were drawn.
+
+    `draws`: the quantity of resampled users, seeds averaged.  `seeds`: its values by seed; of a sum of independent parts
+    those of each.  A part of one seed shows no variance; where there is no other, the interval is the middle of the draws.
+
+        Var = Var draws + Σ s² / S,   value ± t · Var^½,   t Student's with Welch and Satterthwaite's degrees of freedom
+    """
+    parts = [(each.var(ddof=1) / len(each), len(each) - 1) for each in seeds if len(each) > 1]
+    total = draws.var(ddof=1) + sum(variance for variance, _ in parts)
+    if not parts or not total:
+        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+    freedom = total**2 / max(sum(variance**2 / n for variance, n in parts), 1e-300)
+    half = float(stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(total))
+    return value - half, value + half
 
 
 def sign_flip(differences: Float[np.ndarray, "C U"], draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " C"]:
@@ -89,26 +93,26 @@ def detectable(difference: Float[np.ndarray, " U"], level: float = 0.05, power: 
     return float(z * difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else float("nan")
 
 
-def _drawn(values: Float[np.ndarray, "M S U"], draws: int, rng: np.random.Generator) -> Float[np.ndarray, "R M S"]:
-    """Each run's mean over drawn users."""
-    m, s, n_users = values.shape
-    columns = values.reshape(m * s, n_users).T
+def _drawn(values: Float[np.ndarray, "M V U"], draws: int, rng: np.random.Generator) -> Float[np.ndarray, "R M V"]:
+    """Each variant's mean over drawn users."""
+    m, v, n_users = values.shape
+    columns = values.reshape(m * v, n_users).T
     rows, means = max(1, _CELLS // n_users), []
     for low in range(0, draws, rows):
         n = min(rows, draws - low)
         places = rng.integers(n_users, size=(n, n_users)) + n_users * np.arange(n)[:, None]
         often = np.bincount(places.ravel(), minlength=n * n_users).reshape(n, n_users)
         means.append(often.astype(np.float64) @ columns / n_users)
-    return np.concatenate(means).reshape(draws, m, s)
+    return np.concatenate(means).reshape(draws, m, v)
 
 
-def _limit(values: Float[np.ndarray, "M S U"], draws: int, rng: np.random.Generator) -> Float[np.ndarray, "R M S"]:
-    m, s, n_users = values.shape
-    means = np.empty((draws, m, s))
+def _limit(values: Float[np.ndarray, "M V U"], draws: int, rng: np.random.Generator) -> Float[np.ndarray, "R M V"]:
+    m, v, n_users = values.shape
+    means = np.empty((draws, m, v))
     for i, each in enumerate(values):
         weight, axes = np.linalg.eigh(np.atleast_2d(np.cov(each, bias=True)) / n_users)
         root = (axes * np.sqrt(np.maximum(weight, 0))) @ axes.T
-        means[:, i] = each.mean(1) + rng.standard_normal((draws, s)) @ root
+        means[:, i] = each.mean(1) + rng.standard_normal((draws, v)) @ root
     return means
 
 

@@ -75,11 +75,11 @@ def test_what_should_be_found_is_found_as_often_as_announced():
 
 def test_comparisons_do_not_depend_on_the_block_in_which_they_are_drawn(monkeypatch):
     d, values = cloud(3, 101) + 0.1, cloud(2, 3, 101)
-    whole, means = paired.sign_flip(d, 1000), paired.resampled(values, (1, 2), 50)
+    whole, means = paired.sign_flip(d, 1000), paired.resampled(values, 50)
     assert whole[1] == paired.sign_flip(d[1:2], 1000)[0]
     monkeypatch.setattr(paired, "_CELLS", 900)
     assert np.array_equal(paired.sign_flip(d, 1000), whole)
-    assert np.allclose(paired.resampled(values, (1, 2), 50), means, atol=1e-12)
+    assert np.allclose(paired.resampled(values, 50), means, atol=1e-12)
     assert not np.array_equal(paired.sign_flip(d, 1000, seed=1), whole)
 
 
@@ -91,40 +91,56 @@ def test_holm_by_hand():
     assert paired.holm(np.array([0.3])).tolist() == [0.3]
 
 
-def test_users_and_runs_are_resampled_as_brute_force_does():
-    """All 3^3 draws of users times all 2^2 of runs, each as likely."""
-    values = cloud(1, 3, 3)
-    values[0, 1] += 2  # a seed that did better with everybody
-    first, second = values[0, :2], values[0, 2:]
-    wanted = np.array(
-        [
-            (first[list(runs)][:, list(users)].mean(), second[:, list(users)].mean())
-            for users in itertools.product(range(3), repeat=3)
-            for runs in itertools.product(range(2), repeat=2)
-        ]
-    )
-    found = paired.resampled(values, (2, 1), 100_000)[:, 0]
+def test_users_are_resampled_as_brute_force_does():
+    """All 4^4 draws of users, each as likely."""
+    values = cloud(1, 2, 4)
+    wanted = np.array([values[0][:, list(users)].mean(1) for users in itertools.product(range(4), repeat=4)])
+    found = paired.resampled(values, 100_000)[:, 0]
     assert found.mean(0) == pytest.approx(wanted.mean(0), abs=0.01)
     assert np.cov(found.T) == pytest.approx(np.cov(wanted.T, bias=True), abs=0.01)
     for q in (0.1, 0.5, 0.9):  # a discrete law: its steps, to the nearest one
-        low, high = (np.quantile(wanted, q + e, axis=0) for e in (-0.04, 0.04))
+        low, high = (np.quantile(wanted, q + e, axis=0) for e in (-0.02, 0.02))
         assert (np.quantile(found, q, axis=0) >= low - 1e-9).all()
         assert (np.quantile(found, q, axis=0) <= high + 1e-9).all()
 
 
 def test_one_run_has_the_interval_that_a_run_reports():
     rank = np.random.default_rng(0).geometric(0.05, 3000).astype(float)
-    values = metrics.per_user(rank)["ndcg@10"][None, None]
-    found = paired.interval(paired.resampled(values, (1,))[:, 0, 0])
+    values = metrics.per_user(rank)["ndcg@10"]
+    draws = paired.resampled(values[None, None])[:, 0, 0]
+    found = paired.interval(values.mean(), draws, [values.mean(keepdims=True)])
     assert found == pytest.approx(metrics.summarise(rank, 2000)["ndcg@10_ci"], abs=1.5e-3)
+
+
+def test_seeds_alone_have_student_s_and_welch_s_intervals():
+    """Where users hardly differ: scipy's intervals of one sample, and of the difference of two."""
+    one, two, flat = cloud(4) + 3, 2 * cloud(3, seed=1), 1e-9 * cloud(2000)
+    low, high = stats.t.interval(0.95, 3, one.mean(), stats.sem(one))
+    assert paired.interval(one.mean(), flat, [one]) == pytest.approx((low, high))
+    wanted = stats.ttest_ind(one, two, equal_var=False).confidence_interval()
+    assert paired.interval(one.mean() - two.mean(), flat, [one, two]) == pytest.approx((wanted.low, wanted.high))
+    assert paired.interval(1.0, np.ones(9), [np.ones(3)]) == (1, 1)
+
+
+@pytest.mark.parametrize("of_seeds", [0.0, 0.02, 0.2])
+def test_intervals_over_users_and_seeds_hold_the_truth(of_seeds):
+    rng, held = np.random.default_rng(0), 0
+    for trial in range(200):
+        noise = (
+            of_seeds * rng.standard_normal((3, 1)) + rng.standard_normal((1, 150)) + 0.3 * rng.standard_normal((3, 150))
+        )
+        draws = paired.resampled(noise.mean(0)[None, None], 300, trial)[:, 0, 0]
+        low, high = paired.interval(noise.mean(), draws, [noise.mean(1)])
+        held += low <= 0 <= high
+    assert 0.90 <= held / 200 <= 0.995
 
 
 def test_many_users_take_the_normal_limit(monkeypatch):
     values = (np.random.default_rng(0).random((2, 4, 5000)) < 0.2).astype(float)
     values[:, 1] = values[:, 0]  # a singular covariance
-    drawn = paired.resampled(values, (2, 2), 4000)
+    drawn = paired.resampled(values, 4000)
     monkeypatch.setattr(paired, "MANY_USERS", 4999)
-    limit = paired.resampled(values, (2, 2), 4000)
+    limit = paired.resampled(values, 4000)
     assert not np.array_equal(limit, drawn)
     for q in (0.025, 0.5, 0.975):
         assert np.quantile(limit, q, 0) == pytest.approx(np.quantile(drawn, q, 0), abs=8e-4)
@@ -136,7 +152,7 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
     held = 0
     for trial in range(200):
         d = rng.exponential(size=(1, 1, 120)) - 1
-        low, high = paired.interval(paired.resampled(d, (1,), 400, trial)[:, 0, 0])
+        low, high = paired.interval(d.mean(), paired.resampled(d, 400, trial)[:, 0, 0])
         held += low <= 0 <= high
     assert 0.90 <= held / 200 <= 0.985
 
@@ -149,4 +165,4 @@ def test_users_are_counted_to_rounding():
 def test_a_million_users_fit(monkeypatch):
     d = (np.random.default_rng(0).random((2, 1_000_000)) < 0.5).astype(float) - 0.5
     assert (paired.sign_flip(d) > 1e-4).all()
-    assert paired.resampled(d[None], (1, 1)).shape == (2000, 1, 2)
+    assert paired.resampled(d[None]).shape == (2000, 1, 2)

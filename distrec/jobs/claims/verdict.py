@@ -70,22 +70,13 @@ def _metric(judge: Judge, by_name: Mapping[str, Sequence[Planned]]) -> tuple[flo
 
 
 def over_users_and_seeds(judge: Judge, values: Float[np.ndarray, "V S U"]) -> tuple[float, tuple[float, float] | None]:
-    """(the quantity, its 95 % interval; of one seed none).
-
-    Users and seeds are both drawn: the variance of the mean over users (bootstrap, seeds averaged) and that of the mean
-    over seeds (those of a number go together); Student's t with Welch and Satterthwaite's degrees of freedom.
-    """
+    """(the quantity, its 95 % interval; of one seed none); runs of the same seed go together."""
     seeds = np.array([_told(judge, values[:, s].mean(1)) for s in range(values.shape[1])])
     value = _told(judge, values.mean((1, 2)))
     if len(seeds) < 2:
         return value, None
-    draws = paired.resampled(values.mean(1)[None], [1] * len(values))[:, 0]
-    of_users = np.var([_told(judge, draw) for draw in draws], ddof=1)
-    of_seeds = seeds.var(ddof=1) / len(seeds)
-    total = of_users + of_seeds
-    freedom = (len(seeds) - 1) * total**2 / max(of_seeds**2, 1e-300)
-    half = float(stats.t.ppf(0.975, freedom) * np.sqrt(total))
-    return value, (value - half, value + half)
+    draws = np.array([_told(judge, draw) for draw in paired.resampled(values.mean(1)[None])[:, 0]])
+    return value, paired.interval(value, draws, [seeds])
 
 
 def _told(judge: Judge, means: Float[np.ndarray, " V"]) -> float:

@@ -27,67 +27,73 @@ def figures(variants: Sequence[Variant], against: str, metric: str) -> dict[str,
 def _protocol(
     variants: Sequence[Variant], ranks: list[Float[np.ndarray, " U"]], against: str, metric: str
 ) -> dict[str, Any]:
-    sizes = [len(variant.runs) for variant in variants]
-    ends = np.cumsum(sizes)
-    means, draws = _measured(ranks, sizes)
-    told: dict[str, Any] = {}
-    for v, variant in enumerate(variants):
-        own = {name: values[ends[v] - sizes[v] : ends[v]] for name, values in means.items()}
-        told[variant.name] = {name: _over_seeds(values, draws[name][:, v]) for name, values in own.items()}
     names = [variant.name for variant in variants]
-    each = [metrics.per_user(rank)[metric] for rank in ranks]
-    averaged = np.stack([np.mean(part, 0) for part in _split(each, sizes)])
-    spread = draws[metric] - draws[metric][:, [names.index(against)]]
+    means, draws = _measured(ranks, [len(variant.runs) for variant in variants])
+    told = {
+        name: {each: _over_seeds(means[each][v], draws[each][:, v]) for each in METRICS} for v, name in enumerate(names)
+    }
     return {
         "users": len(ranks[0]),
         "variants": told,
-        "comparisons": _comparisons(names, averaged, spread, names.index(against)),
+        "comparisons": _comparisons(variants, ranks, names.index(against), metric, draws[metric]),
     }
 
 
 def _measured(ranks: list[Float[np.ndarray, " U"]], sizes: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(each run's mean, bootstrap draws of each variant's mean) by metric; as many metrics at once as memory allows."""
+    """(each seed's mean by variant, bootstrap draws of each variant's mean) by metric; as many metrics at once as memory allows."""
     means: dict[str, Any] = {}
     draws: dict[str, Any] = {}
-    at_once = max(1, _CELLS // (len(ranks) * len(ranks[0])))
+    at_once = max(1, _CELLS // (len(sizes) * len(ranks[0])))
     for low in range(0, len(METRICS), at_once):
         names = METRICS[low : low + at_once]
-        values = np.empty((len(names), len(ranks), len(ranks[0])))
-        for s, rank in enumerate(ranks):
-            found = metrics.per_user(rank)
-            values[:, s] = [found[name] for name in names]
-        drawn = paired.resampled(values, sizes)
-        for i, name in enumerate(names):
-            means[name], draws[name] = values[i].mean(1), drawn[:, i]
+        averaged = np.empty((len(names), len(sizes), len(ranks[0])))
+        for v, own in enumerate(_split(ranks, sizes)):
+            found = [metrics.per_user(rank) for rank in own]
+            for i, name in enumerate(names):
+                averaged[i, v] = np.mean([each[name] for each in found], 0)
+                means.setdefault(name, []).append(np.array([each[name].mean() for each in found]))
+        drawn = paired.resampled(averaged)
+        draws |= {name: drawn[:, i] for i, name in enumerate(names)}
     return means, draws
 
 
 def _over_seeds(values: Float[np.ndarray, " S"], draws: Float[np.ndarray, " R"]) -> dict[str, Any]:
+    mean = float(values.mean())
     return {
-        "mean": float(values.mean()),
+        "mean": mean,
         "std": float(values.std(ddof=1)) if len(values) > 1 else None,
-        "interval": paired.interval(draws),
+        "interval": paired.interval(mean, draws, [values]),
         "seeds": values.tolist(),
     }
 
 
 def _comparisons(
-    names: Sequence[str], averaged: Float[np.ndarray, "V U"], draws: Float[np.ndarray, "R V"], reference: int
+    variants: Sequence[Variant],
+    ranks: list[Float[np.ndarray, " U"]],
+    reference: int,
+    metric: str,
+    draws: Float[np.ndarray, "R V"],
 ) -> dict[str, Any]:
     """Every variant but the reference with it."""
-    others = [v for v in range(len(names)) if v != reference]
+    others = [v for v in range(len(variants)) if v != reference]
     if not others:
         return {}
+    by_run = [metrics.per_user(rank)[metric] for rank in ranks]
+    values = [np.stack(own) for own in _split(by_run, [len(variant.runs) for variant in variants])]
+    averaged = np.stack([own.mean(0) for own in values])
     differences = averaged[others] - averaged[reference]
     p = paired.sign_flip(differences)
     table: dict[str, Any] = {}
     for v, difference, own, adjusted in zip(others, differences, p, paired.holm(p), strict=True):
         better, worse, equal = paired.counts(difference)
         mean, before = float(difference.mean()), float(averaged[reference].mean())
-        table[names[v]] = {
+        of_seeds = values[v].mean(1), values[reference].mean(1)
+        is_paired = _numbers(variants[v]) == _numbers(variants[reference])
+        seeds = [of_seeds[0] - of_seeds[1]] if is_paired else of_seeds
+        table[variants[v].name] = {
             "difference": mean,
             "relative": mean / before if before else None,
-            "interval": paired.interval(draws[:, v]),
+            "interval": paired.interval(mean, draws[:, v] - draws[:, reference], seeds),
             "p": float(own),
             "p_holm": float(adjusted),
             "better": better,
@@ -97,6 +103,10 @@ def _comparisons(
             "detectable": paired.detectable(difference) if len(difference) > 1 else None,
         }
     return table
+
+
+def _numbers(variant: Variant) -> list[int]:
+    return [run.config.seed for run in variant.runs]
 
 
 def _split(values: list[Any], sizes: Sequence[int]) -> list[list[Any]]:

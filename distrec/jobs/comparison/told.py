@@ -134,13 +134,15 @@ def _verdict(found: Mapping[str, Any], against: str, metric: str) -> str:
 
 def _notes(variants: Sequence[Variant], found: Mapping[str, Any], metric: str) -> tuple[Text, ...]:
     users, several = found["users"], any(len(variant.runs) > 1 for variant in variants)
-    interval = (
-        f"Intervals are of {paired.RESAMPLES:,} bootstrap draws of users, the same for all variants, "
-        + ("and of each variant's seeds. " if several else "and no more than that: each variant has one seed, and nothing is known of others. ")
-        + ("Few seeds make them too narrow: of S seeds they show (S − 1) / S of the variance between runs, of one seed none." if several else "")
-    )  # fmt: skip
+    interval = f"Intervals: {paired.RESAMPLES:,} bootstrap draws of users, the same for all variants"
+    interval += (
+        "; with them the spread between seeds (runs of the same seed paired where variants have the same seeds), by Student's t: "
+        "few seeds make them wide. A variant of one seed shows nothing of others."
+        if several
+        else ", and no more than that: each variant has one seed, and nothing is known of others."
+    )
     if not found["comparisons"]:
-        return (Text(interval.strip()),)
+        return (Text(interval),)
     if users > paired.MANY_USERS:
         how = f"the normal limit of a sign-flip randomisation test (more than {paired.MANY_USERS:,} users)"
     else:
@@ -156,7 +158,7 @@ def _notes(variants: Sequence[Variant], found: Mapping[str, Any], metric: str) -
         f"spread of the paired differences of these {users:,} users (2.80 standard errors; before Holm's correction). A "
         "difference that is not shown may be as large as that."
     )
-    return Text(test), Text(interval.strip()), Text(power)
+    return Text(test), Text(interval), Text(power)
 
 
 def _provenance(variants: Sequence[Variant]) -> Section:
