@@ -24,13 +24,14 @@ from datasets.arrow_writer import ArrowWriter
 from jaxtyping import Int
 
 from distrec.data import split, statistics, store
-from distrec.data.raw import lines, sources, synthetic
+from distrec.data.raw import layout, lines, sources, synthetic, table
 from distrec.knobs import Data
 from distrec.runtime import log
 from distrec.settings import plain
 
 Split = Literal["valid", "test"]
 _RULES: dict[str, split.Rule] = {"amazon": "first", "lastfm": "first", "sequences": "keep", "synthetic": "keep"}
+_READS = (layout, lines, sources, split, statistics, synthetic, table)
 _RAW_LOGS = ("movielens", "amazon", "lastfm")
 
 
@@ -81,7 +82,7 @@ def made_by(config: Data) -> dict[str, Any]:
     for place in ("root", "path", "items", "catalogue"):
         del asked[place]
     files = [[path.name, store.file_digest(path)] for path in sources.input_files(config)]
-    code = [store.file_digest(Path(str(module.__file__))) for module in (lines, sources, split, statistics, synthetic)]
+    code = [store.file_digest(Path(str(module.__file__))) for module in _READS]
     return {"config": asked, "inputs": files, "code": store.digest([*code, store.file_digest(Path(__file__))])}
 
 

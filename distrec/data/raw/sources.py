@@ -6,29 +6,14 @@ so that nothing is cut off before it is ordered.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from distrec.data.raw import download, lines, synthetic
+from distrec.data.raw import download, lines, synthetic, table
+from distrec.data.raw.layout import Raw, no_items
 from distrec.knobs import Data
-
-
-@dataclass
-class Raw:
-    """What a reader found.  `dropped` counts what a rule removed, by the rule's name."""
-
-    interactions: pl.DataFrame  # user: str, item: str, time: i64 (absent where the source has none)
-    items: pl.DataFrame  # item: str, then attributes as text
-    files: list[Path] = field(default_factory=list)
-    dropped: dict[str, int] = field(default_factory=dict)
-    ticks: int = 1  # of `time`, per second, as the reader found it
-
-    @property
-    def has_time(self) -> bool:
-        return "time" in self.interactions.columns
 
 
 def read(config: Data) -> Raw:
@@ -129,7 +114,7 @@ def _amazon(config: Data) -> Raw:
     schema = {"reviewerID": pl.String, "asin": pl.String, "unixReviewTime": pl.Int64}
     names = {"reviewerID": "user", "asin": "item", "unixReviewTime": "time"}
     table = lines.read_json_lines(reviews, schema, filled=["reviewerID", "asin"]).rename(names)
-    items = _amazon_items(metadata[0], set(table["item"].unique())) if metadata else _no_items()
+    items = _amazon_items(metadata[0], set(table["item"].unique())) if metadata else no_items()
     return Raw(table, items, [reviews, *metadata])
 
 
@@ -204,97 +189,13 @@ def _sequences(config: Data) -> Raw:
     long = lists.explode(["item_ids", "timestamps"] if has_time else ["item_ids"])
     long = long.rename({"user_id": "user", "item_ids": "item", **({"timestamps": "time"} if has_time else {})})
     lines.require(long, "item", pl.col("item") == "", path, "is an empty item id (two blanks in a row?)")
-    items = _no_items()
+    items = no_items()
     if rest:
         known = [name for name in _header(rest[0]) if name != "item_id"]
         items = lines.read_delimited(rest[0], ["item_id", *known], "\t", header=True, filled=["item_id"])
         items = items.drop("line").rename({"item_id": "item"}).with_columns(pl.col(known).fill_null(""))
         items = items.rename({"attributes": "category"}, strict=False).rename({"genres": "category"}, strict=False)
     return Raw(_timed(long, path) if has_time else long, items, [path, *rest])
-
-
-def _table_files(config: Data) -> list[Path]:
-    if config.path is None or not config.path.is_file():
-        raise ValueError(
-            f"data.path={config.path}: no such file; a table source needs one CSV, TSV, Parquet or JSONL file"
-        )
-    return [config.path, *([config.items] if config.items else [])]
-
-
-def _table(config: Data) -> Raw:
-    """Any CSV, TSV, Parquet or JSONL file with named columns (`data.columns`)."""
-    path, *rest = _table_files(config)
-    names = config.columns
-    if len({names.user, names.item, names.time}) < 3:
-        raise ValueError("data.columns: user, item and time are three different columns")
-    table = _open(path, [names.user, names.item, names.time])
-    table = table.rename({names.user: "user", names.item: "item", names.time: "time"})
-    time_, ticks = _ticks(table, path, names.time_unit)
-    table = table.with_columns(pl.col("user", "item").cast(pl.String), time_)
-    items = _no_items()
-    if rest:
-        items = _open(rest[0], [names.item_key]).drop("line").rename({names.item_key: "item"})
-        items = items.select(_as_text(items[name]) for name in items.columns)
-    return Raw(table, items, [path, *rest], ticks=ticks)
-
-
-def _as_text(column: pl.Series) -> pl.Series:
-    """Any attribute as text; lists are joined by a bar."""
-    if isinstance(column.dtype, pl.List):
-        column = column.list.eval(pl.element().cast(pl.String)).list.join("|")
-    return column.cast(pl.String).fill_null("")
-
-
-def _open(path: Path, needed: list[str]) -> pl.DataFrame:
-    """The whole table for item attributes, the needed columns for interactions, plus `line`."""
-    kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1]
-    try:
-        match kind:
-            case "parquet":
-                scan = pl.scan_parquet(path)
-            case "csv":
-                scan = pl.scan_csv(path, infer_schema=False)
-            case "tsv":
-                scan = pl.scan_csv(path, separator="\t", infer_schema=False, quote_char=None)
-            case "jsonl" | "json" | "ndjson":
-                if len(needed) > 1:
-                    return lines.read_json_lines(path, dict.fromkeys(needed, pl.String))
-                scan = pl.scan_ndjson(path, infer_schema_length=None)
-            case _:
-                raise ValueError(
-                    f"{path}: .{kind} is not known; a table is .csv, .tsv, .parquet or .jsonl (and .gz of the texts)"
-                )
-        have = scan.collect_schema().names()
-        if absent := [name for name in needed if name not in have]:
-            raise ValueError(f"{path}, line 1: no column {absent[0]!r}; found: {', '.join(have)} (set data.columns)")
-        keep = needed if len(needed) > 1 else have
-        return (
-            scan.select(keep).with_row_index("line", offset=1 if kind == "parquet" else 2).collect(engine="streaming")
-        )
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
-    except OSError as error:  # a damaged gzip stream
-        raise ValueError(f"{path}: {error}; fetch the file again") from None
-
-
-def _ticks(table: pl.DataFrame, path: Path, unit: str) -> tuple[pl.Series, int]:
-    """The time column as whole numbers, and how many of them make a second; from numbers, dates or ISO texts."""
-    column = table["time"]
-    if column.dtype == pl.String:
-        numbers = column.cast(pl.Float64, strict=False)
-        dates = column.str.to_datetime(strict=False, time_unit="ms", time_zone="UTC")
-        parsed = numbers if numbers.null_count() <= dates.null_count() else dates
-        unread = pl.col("parsed").is_null() & pl.col("time").is_not_null()
-        lines.require(table.with_columns(parsed=parsed), "time", unread, path, "is neither a number nor an ISO date")
-        column = parsed
-    if column.dtype in (pl.Date, pl.Datetime):
-        return column.cast(pl.Datetime("us")).dt.epoch("us").rename("time"), 10**6
-    if not column.dtype.is_numeric():
-        raise ValueError(f"{path}: the time column holds {column.dtype}; give epoch numbers, dates or ISO texts")
-    ticks = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
-    if column.dtype.is_float() and ticks < 10**6:
-        column, ticks = column * (10**6 // ticks), 10**6
-    return column.cast(pl.Int64, strict=False).rename("time"), ticks
 
 
 def _timed(table: pl.DataFrame, path: Path) -> pl.DataFrame:
@@ -336,10 +237,6 @@ def _header(path: Path) -> list[str]:
     return first.partition(b"\n")[0].decode().strip("\r\ufeff").split("\t")
 
 
-def _no_items() -> pl.DataFrame:
-    return pl.DataFrame(schema={"item": pl.String, "title": pl.String})
-
-
 def _text(value: object) -> str:
     return " ".join(str(value).split()) if value else ""
 
@@ -350,12 +247,12 @@ _READERS: dict[str, Callable[[Data], Raw]] = {
     "movielens": _movielens,
     "amazon": _amazon,
     "lastfm": _lastfm,
-    "table": _table,
+    "table": table.read,
 }
 _FILES: dict[str, Callable[[Data], list[Path]]] = {
     "sequences": _sequences_files,
     "movielens": _movielens_files,
     "amazon": _amazon_files,
     "lastfm": _lastfm_files,
-    "table": _table_files,
+    "table": table.files,
 }
