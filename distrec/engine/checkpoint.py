@@ -183,7 +183,7 @@ class Checkpoints:
             store.verify(path)
             if name := json.loads((path / "state.json").read_text())["best_checkpoint"]:
                 return name
-        raise ValueError(f"{self.folder} holds no evaluated checkpoint yet")
+        raise ValueError(f"{self.folder} holds no evaluated checkpoint: none was written yet, or they were removed")
 
     def _found(self) -> list[Path]:
         """Latest first."""

@@ -109,9 +109,19 @@ def _stored(folder: Path) -> Chapter:
 
 
 def _commands(folders: Sequence[Path], argv: Sequence[str]) -> str:
-    """Those that make the parts of this page, and the page."""
-    analysed = [["distrec", "analyze", f"out={folder}"] for folder in folders if (folder / "analysis" / PAGE).is_file()]
+    """Those that make the parts of this page, and the page; of the run that an analysis was held against only the hash is known."""
+    analysed = [
+        ["distrec", "analyze", f"out={folder}", *_settings(folder / "analysis")]
+        for folder in folders
+        if _is_run(folder) and (folder / "analysis" / PAGE).is_file()
+    ]
     return "\n".join(map(shlex.join, [*analysed, ["distrec", "report", *argv]]))
+
+
+def _settings(analysis: Path) -> list[str]:
+    made = store.read_stamp(analysis)["made_by"]
+    told = {**made, "parts": ",".join(made.get("parts", ()))}
+    return [f"{key}={told[key]}" for key in ("users", "steps", "parts") if told.get(key)]
 
 
 if __name__ == "__main__":

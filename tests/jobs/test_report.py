@@ -376,6 +376,24 @@ def test_a_heavy_picture_comes_as_pixels(tmp_path):
     assert "image/png" in html.document("x", [html.Chapter(told, tmp_path)])
 
 
+def test_a_wide_picture_has_a_row_of_its_own(tmp_path):
+    for stem, width in (("panorama", 9.0), ("usual", 5.0)):
+        figure, axes = picture.new(width, 3.3)
+        axes.plot([1, 2])
+        picture.save(figure, tmp_path, stem)
+        told = Page("x", (Section("x", (Picture(stem, "x"),)),))
+        assert ('<figure class="panorama">' in html.document("x", [html.Chapter(told, tmp_path)])) == (
+            stem == "panorama"
+        )
+
+
+def test_the_command_of_an_analysis_makes_the_same_one(place):
+    analysed = artefact(place / "sasrec/analysis", run=store.content(place / "sasrec"), users=7, steps=60, parts=["spectra", "cost"])  # fmt: skip
+    report.main(["sasrec"])
+    assert "distrec analyze out=sasrec users=7 steps=60 parts=spectra,cost\n" in text(place / "sasrec/report.html")
+    assert analysed.is_dir()
+
+
 def test_a_page_is_read_as_it_was_written(tmp_path):
     told = Page(
         "x", (*HOSTILE.sections, Section("y", (Table(("a", "b"), (("x", 1), ("y", 2.5), ("z", None), ("q", True))),)))

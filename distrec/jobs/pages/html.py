@@ -16,6 +16,7 @@ from distrec.jobs.pages.page import Block, Cards, Cell, Page, Picture, Section, 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _HEAVY = 400_000  # bytes of an SVG; above it the PNG is shown
 _SEAM = re.compile(r"(?<=[^\W\d])([._/=])(?=\w)")  # where a long key or path may go on in the next line
+_SIZE = re.compile(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"')
 _NUMBER = re.compile(r"[-−+±<≤\d.,%\[\] ]*\d[-–−+±\d.,%e\[\] ]*|–")  # an interval and a range, too
 
 
@@ -147,11 +148,18 @@ def _picture(picture: Picture, folder: Path) -> str:
     data, kind = _image(picture.name, folder)
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     caption = escape(picture.caption)
-    form = kind.partition("+")[0]
-    return (
-        f'<figure><img class="{form}" src="{source}" alt="{caption}"><figcaption aria-hidden="true">{caption}'
-        "</figcaption></figure>"
-    )
+    image = f'<img class="{kind.partition("+")[0]}" src="{source}" alt="{caption}">'
+    below = f'<figcaption aria-hidden="true">{caption}</figcaption>'
+    if not _is_panorama(picture.name, folder):
+        return f"<figure>{image}{below}</figure>"
+    box = f'<div class="wide" tabindex="0" role="region" aria-label="{caption}">{image}</div>'
+    return f'<figure class="panorama">{box}{below}</figure>'
+
+
+def _is_panorama(name: str, folder: Path) -> bool:
+    """Whether it wants a row of its own, and on a phone a box that scrolls."""
+    size = _SIZE.search((folder / f"{name}.svg").read_bytes()[:4096])
+    return size is not None and float(size[1]) > 2 * float(size[2])
 
 
 def _image(name: str, folder: Path) -> tuple[bytes, str]:
