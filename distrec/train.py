@@ -22,7 +22,7 @@ from pathlib import Path
 
 from distrec import config as cfg
 from distrec.data import prepared
-from distrec.engine import outcome
+from distrec.engine.evaluation import outcome
 from distrec.engine.launch import join
 from distrec.jobs.codes.artefact import Collapsed
 from distrec.jobs.parts.training import train

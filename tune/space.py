@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 
 from distrec import config as cfg
 from distrec import knobs
-from distrec.engine.metrics import per_user
+from distrec.engine.evaluation.metrics import per_user
 from distrec.settings import Schema
 
 Point = dict[str, Any]

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from distrec.data import batches
 from distrec.data.prepared import Prepared
-from distrec.engine import metrics, scoring
 from distrec.engine.checkpoint import Checkpoints, Progress
-from distrec.engine.meter import Meter
+from distrec.engine.costs.meter import Meter
+from distrec.engine.evaluation import metrics, scoring
 from distrec.engine.parallel import spread, stage
 from distrec.knobs import Score, Train
 from distrec.runtime import Journal, Ranks, Stopped, log

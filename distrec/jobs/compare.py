@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from distrec.data import store
-from distrec.engine import paired
+from distrec.engine.evaluation import paired
 from distrec.jobs.comparison import figures, told, variants
 from distrec.jobs.comparison.variants import Run, Variant
 from distrec.jobs.pages import page

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distrec import config as cfg
-from distrec.engine import outcome
+from distrec.engine.evaluation import outcome
 from distrec.engine.launch import join
 from distrec.jobs.parts.assemble import best_of
 from distrec.runtime import Ranks, run

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from distrec.data import store
-from distrec.engine import paired
+from distrec.engine.evaluation import paired
 from distrec.jobs.claims import runs, verdict
 from distrec.jobs.claims import told as claim
 from distrec.jobs.claims.job import Job, load

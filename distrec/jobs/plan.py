@@ -24,8 +24,8 @@ from tempfile import TemporaryDirectory
 from distrec import config as cfg
 from distrec import knobs
 from distrec.engine import compatibility
-from distrec.engine.budget import Device
 from distrec.engine.checkpoint import KEEP
+from distrec.engine.costs.budget import Device
 from distrec.jobs.parts.estimate import GIB, Cluster, Model, Plan, device, plan, rehearsed
 from distrec.jobs.parts.sizing import Sizes, decoder, samples_of, sizes, stored
 from distrec.runtime import DONE, FAILED, log, run

@@ -32,10 +32,10 @@ from distrec.data import histories
 from distrec.data.batches import Batch
 from distrec.data.histories import Histories
 from distrec.data.prepared import Prepared
-from distrec.engine import scoring
+from distrec.engine.evaluation import scoring
+from distrec.engine.evaluation.listing import best_generated, best_scored
+from distrec.engine.evaluation.shelf import Shelf
 from distrec.engine.launch import join
-from distrec.engine.listing import best_generated, best_scored
-from distrec.engine.shelf import Shelf
 from distrec.jobs.parts.assemble import best_of
 from distrec.models.ranking import CHUNK
 from distrec.runtime import Ranks, log, run

@@ -18,7 +18,7 @@ from decoders import CLASSES, saved, two_steps
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data.batches import Batch
-from distrec.engine.rehearsal import Rehearsal
+from distrec.engine.costs.rehearsal import Rehearsal
 from distrec.jobs.parts.sizing import weights
 from distrec.models.backbone import Backbone
 from distrec.models.build import sketch

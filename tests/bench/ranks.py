@@ -16,8 +16,8 @@ import time
 
 import torch
 
-from distrec.engine import scoring
-from distrec.engine.exact import exact_ranks
+from distrec.engine.evaluation import scoring
+from distrec.engine.evaluation.exact import exact_ranks
 from distrec.models.ranking import by_table
 from distrec.runtime import Ranks
 

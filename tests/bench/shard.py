@@ -19,8 +19,8 @@ import time
 import torch
 import torch.distributed as dist
 
-from distrec.engine import exact
-from distrec.engine.shelf import Shelf
+from distrec.engine.evaluation import exact
+from distrec.engine.evaluation.shelf import Shelf
 from distrec.models.ranking import PIECE, TableModel
 from distrec.runtime import Ranks
 

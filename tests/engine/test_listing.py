@@ -3,7 +3,7 @@
 import torch
 
 from distrec.data.batches import Batch
-from distrec.engine.listing import best_generated
+from distrec.engine.evaluation.listing import best_generated
 
 
 class Searched:

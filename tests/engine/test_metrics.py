@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from distrec.engine import metrics
+from distrec.engine.evaluation import metrics
 
 
 def test_ndcg_and_hits_equal_scikit_learn_s():

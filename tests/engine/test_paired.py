@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distrec.engine import metrics, paired
+from distrec.engine.evaluation import metrics, paired
 
 
 def cloud(*shape, seed=0):

@@ -11,7 +11,7 @@ from loops import SASREC, fit, losses, trainer
 from ranks import run_on
 
 from distrec.data import store
-from distrec.engine import exact, scoring
+from distrec.engine.evaluation import exact, scoring
 from distrec.models import ranking
 from distrec.models.build import build
 from distrec.runtime import Ranks

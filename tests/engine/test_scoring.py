@@ -7,7 +7,7 @@ from brute import brute
 from ranks import run_on
 
 from distrec import knobs
-from distrec.engine import exact, metrics, scoring
+from distrec.engine.evaluation import exact, metrics, scoring
 from distrec.models.build import build
 from distrec.runtime import Ranks
 

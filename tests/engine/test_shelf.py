@@ -12,7 +12,7 @@ from ranks import run_on
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import histories
-from distrec.engine import exact, scoring, shelf
+from distrec.engine.evaluation import exact, scoring, shelf
 from distrec.jobs import recommend
 from distrec.models import ranking
 from distrec.models.build import build

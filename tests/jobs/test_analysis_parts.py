@@ -12,7 +12,7 @@ from distrec import config as cfg
 from distrec import knobs
 from distrec.data import batches
 from distrec.data.item_codes import ItemCodes
-from distrec.engine.meter import flop_counter
+from distrec.engine.costs.meter import flop_counter
 from distrec.jobs.analysis.attention import attention
 from distrec.jobs.analysis.cost import cost
 from distrec.jobs.analysis.learnt import learnt

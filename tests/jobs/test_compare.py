@@ -12,7 +12,7 @@ from scipy import stats
 
 from distrec import config as cfg
 from distrec.data import store
-from distrec.engine import metrics
+from distrec.engine.evaluation import metrics
 from distrec.jobs import compare
 from distrec.jobs.pages import page
 from distrec.jobs.parts import training

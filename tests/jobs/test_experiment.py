@@ -16,7 +16,7 @@ import yaml
 from commands import distrec
 
 from distrec.data import store
-from distrec.engine import metrics
+from distrec.engine.evaluation import metrics
 from distrec.jobs.claims import job as claims
 from distrec.jobs.claims import verdict
 from distrec.jobs.claims.job import Judge

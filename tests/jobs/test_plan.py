@@ -9,8 +9,8 @@ from decoders import CLASSES, saved
 
 from distrec import config as cfg
 from distrec.data import batches, prepared
-from distrec.engine import budget
-from distrec.engine.budget import DEVICES, Weights
+from distrec.engine.costs import budget
+from distrec.engine.costs.budget import DEVICES, Weights
 from distrec.jobs import plan
 from distrec.jobs.parts import estimate, sizing
 from distrec.runtime import DONE, FAILED

@@ -19,7 +19,7 @@ MODELS = {
     ],
 }  # fmt: skip
 IN_SMALL_CHUNKS = """
-from distrec.engine import exact
+from distrec.engine.evaluation import exact
 from distrec.jobs.__main__ import main
 from distrec.models import ranking
 

@@ -9,7 +9,7 @@ import torch
 
 from distrec import knobs
 from distrec.data import batches
-from distrec.engine import metrics, scoring
+from distrec.engine.evaluation import metrics, scoring
 from distrec.models.build import build
 from distrec.runtime import Ranks
 

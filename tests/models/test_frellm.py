@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data.batches import Batch
-from distrec.engine import scoring
+from distrec.engine.evaluation import scoring
 from distrec.runtime import Ranks
 
 ITEMS = 60

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from distrec import knobs
 from distrec.data.batches import Batch
 from distrec.data.item_codes import ItemCodes
-from distrec.engine import scoring
+from distrec.engine.evaluation import scoring
 from distrec.models.blocks import Agf, Attention, Crfa, Rpml
 from distrec.models.tone import Tone
 from distrec.runtime import Ranks

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from distrec.data.prepared import Prepared
-from distrec.engine import scoring
-from distrec.engine.metrics import per_user
+from distrec.engine.evaluation import scoring
+from distrec.engine.evaluation.metrics import per_user
 from distrec.freq.locality import shuffled, shuffled_ties
 from distrec.jobs.analysis.subject import Part, Subject
 from distrec.jobs.pages.page import Section, Table, Text

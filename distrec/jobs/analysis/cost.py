@@ -10,8 +10,8 @@ from torch import Tensor
 
 from distrec.data import batches
 from distrec.data.batches import Batch
-from distrec.engine import anatomy
-from distrec.engine.rehearsal import Ledger
+from distrec.engine.costs import anatomy
+from distrec.engine.costs.rehearsal import Ledger
 from distrec.jobs.analysis.subject import Part, Subject
 from distrec.jobs.pages import picture
 from distrec.jobs.pages.page import Picture, Section, Table, Text

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from distrec.data.prepared import Prepared
-from distrec.engine.metrics import per_user
+from distrec.engine.evaluation.metrics import per_user
 from distrec.freq.locality import LAGS, at_random, by_lag
 from distrec.jobs.analysis.spectra import cooccurrences
 from distrec.jobs.analysis.subject import Part, Subject

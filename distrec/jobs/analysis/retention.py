@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distrec.data.batches import Batch
-from distrec.engine import scoring
-from distrec.engine.metrics import per_user
+from distrec.engine.evaluation import scoring
+from distrec.engine.evaluation.metrics import per_user
 from distrec.freq.measure import ORDER, Frequencies
 from distrec.jobs.analysis.subject import Part, Subject
 from distrec.jobs.analysis.tables import graph_of

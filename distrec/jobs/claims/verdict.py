@@ -9,7 +9,7 @@ import polars as pl
 from jaxtyping import Float
 from scipy import stats
 
-from distrec.engine import metrics, paired
+from distrec.engine.evaluation import metrics, paired
 from distrec.jobs.claims.job import Experiment, Judge
 from distrec.jobs.claims.runs import Planned
 

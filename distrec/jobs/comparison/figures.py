@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from distrec.engine import metrics, paired
+from distrec.engine.evaluation import metrics, paired
 from distrec.jobs.comparison.variants import Run, Variant
 
 METRICS = tuple(metrics.per_user(np.ones(1)))

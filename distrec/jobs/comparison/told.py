@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distrec.data import store
-from distrec.engine import paired
+from distrec.engine.evaluation import paired
 from distrec.jobs.comparison.figures import seeds_of
 from distrec.jobs.comparison.variants import Run, Variant, told_apart
 from distrec.jobs.pages import picture

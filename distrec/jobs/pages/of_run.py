@@ -11,7 +11,7 @@ import yaml
 
 from distrec import config as cfg
 from distrec.data import prepared, store
-from distrec.engine import metrics
+from distrec.engine.evaluation import metrics
 from distrec.jobs.pages import curves, learnt
 from distrec.jobs.pages.page import Block, Cards, Cell, Page, Section, Table, Text
 from distrec.jobs.pages.run_facts import RunFacts

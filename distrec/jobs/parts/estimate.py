@@ -11,12 +11,12 @@ from pydantic import ConfigDict, Field
 
 from distrec import config as cfg
 from distrec import knobs
-from distrec.engine import budget
-from distrec.engine.budget import CONTEXT, DEVICES, SLACK, Device, Weights
-from distrec.engine.exact import CHUNK
-from distrec.engine.meter import matmul_speed
-from distrec.engine.rehearsal import Ranked, Rehearsal
-from distrec.engine.scoring import BLOCK
+from distrec.engine.costs import budget
+from distrec.engine.costs.budget import CONTEXT, DEVICES, SLACK, Device, Weights
+from distrec.engine.costs.meter import matmul_speed
+from distrec.engine.costs.rehearsal import Ranked, Rehearsal
+from distrec.engine.evaluation.exact import CHUNK
+from distrec.engine.evaluation.scoring import BLOCK
 from distrec.jobs.parts.sizing import Sizes, sketched, weights
 
 GIB = 2**30

@@ -11,8 +11,8 @@ from torch import nn
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import batches, prepared
-from distrec.engine.budget import Weights
-from distrec.engine.scoring import BLOCK
+from distrec.engine.costs.budget import Weights
+from distrec.engine.evaluation.scoring import BLOCK
 from distrec.jobs.codes.fit import code_size
 from distrec.jobs.parts import llm
 from distrec.models.build import sketch

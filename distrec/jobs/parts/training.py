@@ -17,8 +17,9 @@ from torch import Tensor
 from distrec import config as cfg
 from distrec.data import batches, store
 from distrec.data.prepared import Prepared
-from distrec.engine import compatibility, outcome
+from distrec.engine import compatibility
 from distrec.engine.checkpoint import Checkpoints
+from distrec.engine.evaluation import outcome
 from distrec.engine.parallel import stage
 from distrec.engine.trainer import Trainer
 from distrec.jobs.parts.assemble import COUNTING, assemble, parts_of

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from distrec.data import batches
 from distrec.data.prepared import Prepared, Split
-from distrec.engine.exact import CHUNK, Mask, exact_ranks
-from distrec.engine.shelf import Shelf
+from distrec.engine.evaluation.exact import CHUNK, Mask, exact_ranks
+from distrec.engine.evaluation.shelf import Shelf
 from distrec.knobs import Score
 from distrec.runtime import Ranks, Stopped
 

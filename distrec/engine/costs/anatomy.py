@@ -14,7 +14,7 @@ from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distrec.engine.meter import flop_counter
+from distrec.engine.costs.meter import flop_counter
 from distrec.models.parts import Parts
 
 REST = "rest"

@@ -10,7 +10,7 @@ import polars as pl
 import torch
 
 from distrec.data.prepared import Prepared, Split
-from distrec.engine import metrics, scoring
+from distrec.engine.evaluation import metrics, scoring
 from distrec.knobs import Score
 from distrec.runtime import Ranks, write_atomically
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from distrec.data.batches import Batch
-from distrec.engine.meter import flop_counter
+from distrec.engine.costs.meter import flop_counter
 from distrec.models.ranking import TableModel, by_table
 
 Flops = dict[torch.dtype, int]

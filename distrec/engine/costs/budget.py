@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from distrec.engine.costs.rehearsal import Flops
 from distrec.engine.parallel import BUCKET
-from distrec.engine.rehearsal import Flops
 
 _LIVE = 10**9  # weights that ZeRO-3 holds at once (DeepSpeed's stage3_max_live_parameters)
 

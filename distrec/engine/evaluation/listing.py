@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distrec.data.batches import Batch
-from distrec.engine.shelf import Shelf
+from distrec.engine.evaluation.shelf import Shelf
 from distrec.models.ranking import top_items
 
 _LADDER = 32  # searches are widened by multiples of it
