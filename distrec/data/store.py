@@ -45,8 +45,10 @@ def folder(root: Path, stage: str, made_by: Mapping[str, Any]) -> Path:
     return root / f"{stage}-{digest({'stage': stage, **made_by})[:12]}"
 
 
-def write(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
+def write(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None], replace: bool = False) -> Path:
     """Let `fill` write files into a temporary folder, stamp and fsync it, then rename it to `target`.
+
+    `replace`: what is there gives way at the last moment.
 
     A crash at any instant leaves `target` absent or complete.
 
@@ -69,6 +71,8 @@ def write(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None]
                 path.chmod(usual)  # safetensors writes for the owner alone
             _fsync(path)
         _fsync(scratch)
+        if replace and target.exists():
+            remove(target)
         try:
             scratch.rename(target)
         except OSError as error:
@@ -89,7 +93,7 @@ def verify(target: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, 
     first input that differs from `made_by`.
     """
     stamp = _unseal(target)
-    if stamp["artefact"] != target.name:
+    if stamp["artefact"] != Path(os.path.abspath(target)).name:
         raise ValueError(f"{target} holds {stamp['artefact']}: it was moved or renamed; remove it")
     present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()} - {STAMP}
     for name in sorted(present ^ set(stamp["files"])):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.polynomial.chebyshev import chebval
 from scipy.sparse import csr_array
 from torch import Tensor
 
@@ -22,9 +23,17 @@ from distrec.freq.polynomial import Adjacency, chebyshev_coefficients, chebyshev
 
 DENSE = 2048  # items up to which eigenvectors are worked out
 ORDER = 200  # of the polynomial that keeps a share of the frequencies
+EQUAL = 1e-5  # frequencies so near are one
 _CHUNK = 32  # channels at once
 _TOGETHER = 4  # shares for which one row of products with A is worked out
 _PROBES = 32  # of white noise
+
+
+class Edges(NamedTuple):
+    """Frequencies, and the share of what lies at just this one that counts as below: many items may have it in common."""
+
+    frequency: Float[np.ndarray, " b"]
+    inside: Float[np.ndarray, " b"]
 
 
 class Measure(NamedTuple):
@@ -34,19 +43,28 @@ class Measure(NamedTuple):
     energy: Float[np.ndarray, " m"]
     is_exact: bool
 
-    def below(self, edges: Float[np.ndarray, " b"]) -> Float[np.ndarray, " b"]:
-        """The share of the energy below each of some frequencies."""
-        order = np.argsort(self.frequency, kind="stable")
-        total = np.r_[0, self.energy[order].cumsum()]
-        return total[np.searchsorted(self.frequency[order], edges, side="left")]
+    def below(self, edges: Edges) -> Float[np.ndarray, " b"]:
+        """The share of the energy below each of some edges."""
+        low, high = self._around(edges.frequency)
+        return low + edges.inside * (high - low)
 
-    def quantiles(self, shares: Float[np.ndarray, " b"]) -> Float[np.ndarray, " b"]:
-        """The frequencies below which these shares of the energy lie."""
+    def quantiles(self, shares: Float[np.ndarray, " b"]) -> Edges:
+        """The edges below which these shares of the energy lie."""
         order = np.argsort(self.frequency, kind="stable")
         total = self.energy[order].cumsum()
-        return self.frequency[order][
-            np.searchsorted(total / total[-1] + 1e-12, shares, side="right").clip(max=len(order) - 1)
-        ]
+        places = np.searchsorted(total / total[-1] + 1e-12, shares, side="right").clip(max=len(order) - 1)
+        frequency = self.frequency[order][places]
+        low, high = self._around(frequency)
+        return Edges(frequency, ((shares - low) / np.maximum(high - low, 1e-300)).clip(0, 1))
+
+    def _around(self, frequency: Float[np.ndarray, " b"]) -> tuple[Float[np.ndarray, " b"], Float[np.ndarray, " b"]]:
+        """The energy below these frequencies, without and with what lies at them."""
+        order = np.argsort(self.frequency, kind="stable")
+        known, total = self.frequency[order], np.r_[0, self.energy[order].cumsum()]
+        return (
+            total[np.searchsorted(known, frequency - EQUAL, side="left")],
+            total[np.searchsorted(known, frequency + EQUAL, side="right")],
+        )
 
 
 class Frequencies:
@@ -85,25 +103,48 @@ class Frequencies:
         return lanczos(self.A, torch.randn(self.n, _PROBES, generator=generator), self.steps)
 
     def lowest(self, x: Float[Tensor, "I D"], shares: Sequence[float]) -> Iterator[Float[Tensor, "I D"]]:
-        """x on each of these shares of the frequencies, from the lowest up; on large graphs by a polynomial of degree ORDER.
+        """x on about these shares of the frequencies, from the lowest up: a frequency is kept with all that have it, or not at all.
 
+        On large graphs by a polynomial of degree ORDER, whose edge is soft; `response` tells what is kept.
         Raises: ValueError when the graph is of another catalogue.
         """
         self._check(x)
         for low in range(0, len(shares), _TOGETHER):
-            yield from self._lowest(x, np.array(shares[low : low + _TOGETHER]))
+            yield from self._lowest(x, [self._edge(share) for share in shares[low : low + _TOGETHER]])
 
-    def _lowest(self, x: Tensor, shares: Float[np.ndarray, " s"]) -> list[Tensor]:
-        found = [x.float() if share >= 1 else torch.zeros_like(x, dtype=torch.float32) for share in shares]
-        inside = [(y, share) for y, share in zip(found, shares, strict=True) if 0 < share < 1]
+    def response(self, share: float) -> Float[np.ndarray, " m"]:
+        """What `lowest` leaves of each of `noise`'s frequencies: a factor."""
+        edge = self._edge(share)
+        if self.is_exact or np.isinf(edge):
+            return (self.noise.frequency < edge).astype(float)
+        return chebval(2 * self.noise.frequency / self._top - 1, _step(edge, self._top))
+
+    def _edge(self, share: float) -> float:
+        """The gap between frequencies that is nearest to where this share of white noise lies below."""
+        if not 0 < share < 1:
+            return np.inf if share else -np.inf
+        order = np.argsort(self.noise.frequency, kind="stable")
+        known, total = self.noise.frequency[order], self.noise.energy[order].cumsum()
+        gaps = np.flatnonzero(np.r_[np.diff(known) > EQUAL, True])
+        last = gaps[np.abs(total[gaps] - share).argmin()]
+        return float(known[last : last + 2].mean()) if last < len(known) - 1 else np.inf
+
+    @cached_property
+    def _top(self) -> float:
+        """No frequency lies above it; Lanczos finds the highest from below."""
+        return min(2.0, 1.01 * float(self.noise.frequency.max()))
+
+    def _lowest(self, x: Tensor, edges: Sequence[float]) -> list[Tensor]:
+        found = [x.float() if edge == np.inf else torch.zeros_like(x, dtype=torch.float32) for edge in edges]
+        inside = [(y, edge) for y, edge in zip(found, edges, strict=True) if np.isfinite(edge)]
         if self._basis is not None:
-            vectors = torch.from_numpy(self._basis[1])
-            for y, share in inside:
-                basis = vectors[:, : max(1, round(share * self.n))]
+            frequency, vectors = self._basis
+            for y, edge in inside:
+                basis = torch.from_numpy(vectors[:, frequency < edge])
                 y.copy_(basis @ (basis.mT @ x.double()))
             return found
-        steps = [_step(edge) for edge in self.noise.quantiles(np.array([share for _, share in inside]))]
-        for weights, term in zip(np.transpose(steps), chebyshev_terms(self.A, x), strict=False):
+        steps = [_step(edge, self._top) for _, edge in inside]
+        for weights, term in zip(np.transpose(steps), chebyshev_terms(self.A, x, self._top), strict=False):
             for (y, _), weight in zip(inside, weights, strict=True):
                 y.add_(term, alpha=float(weight))
         return found
@@ -113,9 +154,9 @@ class Frequencies:
             raise ValueError(f"a graph of {self.n} items cannot measure {len(x)}: both must be of one catalogue")
 
 
-def _step(edge: float) -> Float[np.ndarray, " c"]:
+def _step(edge: float, top: float) -> Float[np.ndarray, " c"]:
     """Coefficients of 1 up to the edge and 0 above, with Jackson's factors: the polynomial does not swing beside it."""
-    found = chebyshev_coefficients(lambda f: (f <= edge).astype(float), ORDER)
+    found = chebyshev_coefficients(lambda frequency: (frequency <= edge).astype(float), ORDER, top)
     n = len(found)
     k = np.arange(n)
     angle = np.pi / (n + 1)

@@ -1,7 +1,7 @@
 """distrec analyze out=RUN [users=1000] [against=RUN] [steps=60] [parts=spectra,…]
 
 Pictures and figures about a finished run, beside it in RUN/analysis: page.md, analysis.json, tables.tex, PNG and SVG.
-Reads training histories and the validation split, never the test split.
+Reads training histories and the validation split; of the test split nothing but, with `against`, the ranks of both runs.
 
   users=1000       the most whose histories are read and ranked (drawn once, the same for every model of the same data)
   against=RUN      a run of the same data, whose gain is told by how local a user's history is (TFM on and off)
@@ -21,7 +21,7 @@ from distrec import config as cfg
 from distrec.data import store
 from distrec.engine.launch import join
 from distrec.jobs.analysis.parts import PARTS
-from distrec.jobs.analysis.subject import Subject, code
+from distrec.jobs.analysis.subject import SETTINGS, Subject, code
 from distrec.jobs.pages import page
 from distrec.jobs.parts.assemble import best_of
 from distrec.runtime import Ranks, log, run
@@ -32,14 +32,14 @@ _PLACES = ("data.root", "data.path", "data.items", "model.codes", "model.backbon
 
 def main(argv: Sequence[str]) -> None:
     given: dict[str, str] = {key: value for key, _, value in (arg.partition("=") for arg in argv)}
-    own = {"users": "1000", "against": "", "steps": "60", "parts": ",".join(PARTS)}
+    own = {key: str(value) for key, value in SETTINGS.items()} | {"parts": ",".join(PARTS)}
     own |= {key: given.pop(key) for key in own if key in given}
     out = Path(given.get("out", ""))
     if other := [key for key in given if key not in ("out", *_PLACES)]:
         raise ValueError(f"analyze takes out, {', '.join(own)} and the places of the data, not {other[0]}")
-    chosen = own["parts"].split(",")
-    if wrong := [name for name in chosen if name not in PARTS]:
+    if wrong := [name for name in own["parts"].split(",") if name not in PARTS]:
         raise ValueError(f"parts={wrong[0]}: no such part; known: {', '.join(PARTS)}")
+    chosen = [name for name in PARTS if name in own["parts"].split(",")]
     asked = {"users": _count(own, "users"), "steps": _count(own, "steps"), "parts": chosen, "against": own["against"]}
     made = made_by(out, asked)
     places = [f"{key}={value}" for key, value in given.items() if key != "out"]
@@ -56,12 +56,10 @@ def make(out: Path, places: Sequence[str], made: dict[str, Any]) -> None:
         log(f"{out / FOLDER} is there already")
         return
 
-    def replaced(folder: Path) -> None:
+    def filled(folder: Path) -> None:
         fill(opened(out, places, made, folder), chosen)
-        if (out / FOLDER).exists():  # what was there stays until there is another
-            store.remove(out / FOLDER)
 
-    store.write(out / FOLDER, {**made, "parts": chosen}, replaced)
+    store.write(out / FOLDER, {**made, "parts": chosen}, filled, replace=True)
 
 
 def made_by(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
@@ -75,13 +73,23 @@ def made_by(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     stamps = {name: store.content(folder) for name, folder in runs.items()}
     if len({store.read_stamp(folder)["made_by"]["data"] for folder in runs.values()}) > 1:
         raise ValueError(f"against={asked['against']} is about other data than {out}")
+    protocols = [_protocol(folder) for folder in runs.values()]
+    if other := [key for key in protocols[0] | protocols[-1] if protocols[0].get(key) != protocols[-1].get(key)]:
+        told = " and ".join(f"{folder}: {each.get(other[0])}" for folder, each in zip(runs.values(), protocols, strict=True))  # fmt: skip
+        raise ValueError(f"against={asked['against']} was tested by another protocol, {other[0]} ({told})")
     return {**asked, **stamps, "code": code()}
+
+
+def _protocol(run: Path) -> dict[str, Any]:
+    """How targets were ranked, but for what may differ between models."""
+    told = json.loads((run / "test.json").read_text(encoding="utf-8"))["protocol"]
+    return {key: value for key, value in told.items() if key not in ("bootstrap", "ranks")}
 
 
 def kept(folder: Path, made: dict[str, Any]) -> list[str]:
     """The parts that are to be made: none where all are there, else what is asked for with what was there.
 
-    An analysis with other settings, or of a run that was here before, gives way.
+    What was analysed with other settings, or of a run that was here before, is analysed again.
     """
     if not folder.exists():
         return made["parts"]
@@ -89,8 +97,10 @@ def kept(folder: Path, made: dict[str, Any]) -> list[str]:
     same = {**before, "parts": made["parts"]} == made
     if same and set(made["parts"]) <= set(before["parts"]):
         return []
-    log(f"{folder} holds " + ("other parts" if same else "an analysis with other settings") + ": made anew")
-    wanted = {*made["parts"], *(before["parts"] if same else ())}
+    log(
+        f"{folder} holds " + ("other parts" if same else "an analysis with other settings") + ": all of it is made anew"
+    )
+    wanted = {*made["parts"], *before["parts"]}
     return [name for name in PARTS if name in wanted]
 
 
@@ -111,8 +121,10 @@ def fill(subject: Subject, chosen: Sequence[str]) -> None:
         part = PARTS[name](subject)
         sections.append(part.section)
         figures[name] = part.figures
-    page.write(subject.folder, page.Page(f"Analysis of {subject.out.name}", tuple(sections)))
-    (subject.folder / "analysis.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    page.write(subject.folder, page.Page(f"Analysis of {subject.out.resolve().name}", tuple(sections)))
+    (subject.folder / "analysis.json").write_text(
+        json.dumps(page.finite(figures), indent=1, allow_nan=False), encoding="utf-8"
+    )
 
 
 def _count(given: dict[str, str], key: str) -> int:

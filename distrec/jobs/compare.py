@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from distrec.data import store
-from distrec.engine.evaluation import paired
+from distrec.engine.evaluation import metrics, paired
 from distrec.jobs.comparison import figures, told, variants
 from distrec.jobs.comparison.variants import Run, Variant
 from distrec.jobs.pages import page
@@ -90,7 +90,9 @@ def _made_by(found: Sequence[Variant], against: str, metric: str) -> dict[str, A
         "against": against,
         "metric": metric,
         "links": store.digest([_state(run) for run in runs]),
-        "code": store.digest([store.file_digest(Path(str(part.__file__))) for part in (figures, paired, told, page)]),
+        "code": store.digest(
+            [store.file_digest(Path(str(part.__file__))) for part in (figures, metrics, paired, told, variants, page)]
+        ),
     }
 
 

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from distrec.data import store
-from distrec.engine.evaluation import paired
+from distrec.engine.evaluation import metrics, paired
 from distrec.jobs.claims import runs, verdict
 from distrec.jobs.claims import told as claim
 from distrec.jobs.claims.job import Job, load
@@ -52,7 +52,10 @@ def main(argv: Sequence[str]) -> int:
         "analyses": {str(each.folder): _analysis(each) for each in planned},
         "experiment": store.digest(repr(replace(job.experiment, jobs=1))),
         "code": store.digest(
-            [store.file_digest(Path(str(part.__file__))) for part in (claim, figures, paired, told, verdict)]
+            [
+                store.file_digest(Path(str(part.__file__)))
+                for part in (claim, figures, metrics, paired, told, variants, verdict)
+            ]
         ),
     }
     if out.exists() and store.verify(out)["made_by"] != made:
@@ -73,10 +76,11 @@ def check(out: Path) -> None:
 def _analysis(each: runs.Planned) -> str | None:
     """Its hash, every byte read again."""
     folder = each.folder / "analysis"
-    if not folder.exists():
+    if not each.parts:
         return None
-    if store.verify(folder)["made_by"].get("run") != store.content(each.folder):
-        raise ValueError(f"{folder} is about another run than {each.folder}: remove it")
+    store.verify(folder)
+    if each.left():
+        raise ValueError(f"{folder} is not the analysis that was made: give the command again")
     return store.content(folder)
 
 

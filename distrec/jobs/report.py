@@ -109,7 +109,7 @@ def _stored(folder: Path) -> Chapter:
 
 
 def _commands(folders: Sequence[Path], argv: Sequence[str]) -> str:
-    """Those that make the parts of this page, and the page; of the run that an analysis was held against only the hash is known."""
+    """Those that make the parts of this page, and the page."""
     analysed = [
         ["distrec", "analyze", f"out={folder}", *_settings(folder / "analysis")]
         for folder in folders
@@ -121,7 +121,7 @@ def _commands(folders: Sequence[Path], argv: Sequence[str]) -> str:
 def _settings(analysis: Path) -> list[str]:
     made = store.read_stamp(analysis)["made_by"]
     told = {**made, "parts": ",".join(made.get("parts", ()))}
-    return [f"{key}={told[key]}" for key in ("users", "steps", "parts") if told.get(key)]
+    return [f"{key}={told[key]}" for key in ("users", "steps", "parts", "against") if told.get(key)]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 
 from distrec.freq import measure as big
 from distrec.freq.energy import bands, cosines, eigenvectors, lowest, power
-from distrec.freq.graph import normalise
+from distrec.freq.graph import cooccurrence, normalise
 from distrec.freq.polynomial import low_pass
 
 
@@ -106,7 +106,7 @@ def test_lanczos_is_the_dense_result(n):
     A, x = sparse(n), torch.randn(n, 40, generator=torch.Generator().manual_seed(1))
     values = spectrum(A)[0]
     gaps = np.argsort(-np.diff(values))[:6]
-    edges = np.sort(values[gaps] + np.diff(values)[gaps] / 2)
+    edges = big.Edges(np.sort(values[gaps] + np.diff(values)[gaps] / 2), np.zeros(6))
     for signal in (x, low_pass(A, x, 0.9, 3)):
         exact = big.Frequencies(A).measure(signal)
         assert exact.is_exact
@@ -151,13 +151,50 @@ def test_the_lowest_shares_are_projections_and_a_polynomial_comes_near(monkeypat
         next(graph.lowest(torch.ones(599, 1), shares))
 
 
+def shared(users, n=600, seed=0):
+    """Fewer users than items: so many frequencies are one; and some items stand alone."""
+    rng = np.random.default_rng(seed)
+    items = [rng.permutation(n - 60)[:20] for _ in range(users)]
+    return normalise(cooccurrence(np.concatenate(items), np.arange(users + 1) * 20, n), in_place=True)
+
+
+@pytest.mark.parametrize("most", [2048, 100])
+def test_what_lies_at_a_common_frequency_is_split_by_rank(monkeypatch, most):
+    A, x = shared(150), torch.randn(600, 64, generator=torch.Generator().manual_seed(2))
+    monkeypatch.setattr(big, "DENSE", most)
+    graph, shares = big.Frequencies(A), np.array([0.02, 0.1, 0.3, 0.5, 0.75, 0.9])
+    edges = graph.noise.quantiles(shares)
+    assert graph.noise.below(edges) == pytest.approx(shares, abs=1e-9)
+    assert graph.measure(x).below(edges) == pytest.approx(shares, abs=0.02)
+
+
+def test_common_frequencies_are_kept_with_all_that_have_them_or_not_at_all(monkeypatch):
+    A, x = shared(150), torch.randn(600, 64, generator=torch.Generator().manual_seed(2))
+    values, vectors = spectrum(A)
+    exact = big.Frequencies(A)
+    shares = [0.02, 0.2, 0.6, 0.9]
+    for share, found in zip(shares, exact.lowest(x, shares), strict=True):
+        response = exact.response(share)
+        kept = int(response.sum())
+        basis = torch.from_numpy(vectors[:, :kept])
+        torch.testing.assert_close(found.double(), basis @ (basis.T @ x.double()), atol=1e-5, rtol=0)
+    alone, below = int((values < 1e-5).sum()), int((values < 1 - 1e-5).sum())
+    assert [int(exact.response(share).sum()) for share in shares] == [alone, 120, below, 600]
+    assert alone >= 60
+    monkeypatch.setattr(big, "DENSE", 100)
+    near = big.Frequencies(A)
+    for share, found in zip(shares, near.lowest(x, shares), strict=True):
+        told = near.noise.energy @ near.response(share) ** 2
+        assert float(found.square().sum() / x.square().sum()) == pytest.approx(told, abs=0.02)
+
+
 def test_a_channel_that_touches_one_frequency_ends_early():
     A = sparse(60)
     value, vectors = spectrum(A)
     x = torch.from_numpy(vectors[:, [20]]).float()
     found = big.lanczos(A, x, 20)
-    assert found.below(np.array([value[20] - 1e-3]))[0] == pytest.approx(0, abs=1e-4)
-    assert found.below(np.array([value[20] + 1e-3]))[0] == pytest.approx(1, abs=1e-4)
+    around = big.Edges(value[[20, 20]] + np.array([-1e-3, 1e-3]), np.zeros(2))
+    assert found.below(around) == pytest.approx([0, 1], abs=1e-4)
 
 
 def test_wrong_input_is_told():

@@ -17,6 +17,7 @@ from distrec import knobs
 from distrec.data import store
 from distrec.jobs import analyze
 from distrec.jobs.analysis import controls, locality, spectra
+from distrec.jobs.analysis.attention import attention
 from distrec.jobs.analysis.subject import Subject
 from distrec.jobs.analysis.tables import graph_of
 from distrec.jobs.pages import page
@@ -112,10 +113,16 @@ def test_it_is_made_once_and_anew_when_settings_change(place, monkeypatch):
     assert (place / "run/analysis/stamp.json").read_bytes() == stamp
     shutil.copytree(place / "run", place / "copy")
     monkeypatch.chdir(place)
-    analyze.main(["out=copy", "parts=locality"])
-    assert list(figures(place / "copy")) == ["locality"]
+    store.remove(place / "copy/analysis")
+    analyze.main(["out=copy", "parts=learnt,locality,learnt"])
+    assert list(figures(place / "copy")) == ["locality", "learnt"]
     analyze.main(["out=copy", "parts=controls"])
-    assert list(figures(place / "copy")) == ["locality", "controls"]
+    assert list(figures(place / "copy")) == ["locality", "controls", "learnt"]
+    analyze.main(["out=copy", "parts=learnt", "users=60"])
+    assert list(figures(place / "copy")) == ["locality", "controls", "learnt"]  # with the other settings
+    assert store.read_stamp(place / "copy/analysis")["made_by"]["users"] == 60
+    monkeypatch.chdir(place / "copy")
+    analyze.main(["out=.", "parts=learnt", "users=60"])
 
 
 @pytest.mark.parametrize(
@@ -254,6 +261,35 @@ def test_histories_are_cut_to_their_own_places(subject):
         assert torch.equal(items[0], batch.items[row, -length:])
         alone = subject.model.states(batch.items[row : row + 1, -length:], torch.ones(1, length, dtype=torch.bool))
         torch.testing.assert_close(states[-3, 0].float(), alone[0], atol=1e-5, rtol=1e-4)
+
+
+def test_another_protocol_is_no_run_to_be_held_against(place, monkeypatch):
+    monkeypatch.chdir(place)
+    distrec("train", *SASREC, "seed=2", "score.mask_history=false", "train.epochs=1", "out=unmasked", cwd=place)
+    with pytest.raises(ValueError, match="another protocol, history"):
+        analyze.main(["out=run", "against=unmasked", "parts=locality"])
+
+
+@pytest.mark.parametrize("users", [1000, 10**6])
+def test_attention_is_looked_at_however_few_users_there_are(subject, users):
+    assert attention(replace(subject, users=users)).figures["users"] >= min(128, subject.n_drawn)
+
+
+def test_short_histories_and_one_user_are_told_not_fallen_over(subject):
+    data = subject.data
+    short = replace(subject, data=replace(data, train_end=np.minimum(data.train_end, data.start[:-1] + 3)))
+    assert spectra.spectra(short).figures == {}
+    one = np.flatnonzero(data.train_end - data.start[:-1] >= spectra.LEAST)[0]
+    end = np.where(np.arange(data.n_users) == one, data.valid_end, data.train_end)
+    analyze.fill(replace(subject, data=replace(data, valid_end=end)), ["spectra"])
+    json.loads((subject.folder / "analysis.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_controls_of_data_without_times_shuffle_no_ties(subject):
+    part = controls.controls(replace(subject, data=replace(subject.data, time=np.zeros_like(subject.data.time))))
+    assert part.figures["tied"] is None
+    assert "ties shuffled" not in part.figures
+    assert "The data have no times" in part.section.blocks[0].text
 
 
 def test_two_at_once_on_a_run_are_one_after_the_other(place):

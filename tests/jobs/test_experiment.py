@@ -113,6 +113,8 @@ def test_metrics_are_paired_over_users_and_seeds(runs):
     assert ratio.value == pytest.approx(means["better"] / means["plain"])
     assert ratio.verdict == "refuted"
     assert found(runs, of="plain", versus="plain", metric="hr@10", above=0).value == 0
+    nothing = Judge(that="x", of="a", versus="b", ratio=True, metric="mrr", above=0)
+    assert np.isnan(verdict.over_users_and_seeds(nothing, np.stack([np.ones((2, 9)), np.zeros((2, 9))]))[0])
 
 
 @pytest.mark.parametrize("of_seeds", [0.0, 0.03])
@@ -144,6 +146,8 @@ def test_figures_have_students_interval_over_seeds_of_the_same_number(runs):
     assert difference.interval[1] - difference.interval[0] < 1e-6  # seeds go with their own
     part = found(runs, of="plain", figure=("spectra", "low", "0"), part=("spectra", "low", "1"), above=0)
     assert part.value == pytest.approx(0.105)
+    constant = found(runs, of="plain", figure=("spectra", "low", "1"), above=0)
+    assert (constant.interval, constant.verdict) == (None, "undecided")  # nothing is known of its spread
     with pytest.raises(ValueError, match="no figure spectra → high"):
         found(runs, of="plain", figure=("spectra", "high"), above=0)
 

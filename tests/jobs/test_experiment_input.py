@@ -8,6 +8,7 @@ import yaml
 
 from distrec.data import store
 from distrec.jobs import experiment
+from distrec.jobs.analysis.subject import SETTINGS, code
 from distrec.jobs.claims import job, runs, told, verdict
 from distrec.jobs.pages import page
 from distrec.jobs.pages.page import Picture, Section, Text
@@ -128,6 +129,16 @@ def test_a_missing_figure_is_told_once_a_run_of_it_is_there(tmp_path):
     with pytest.raises(ValueError, match="no figure spectra → low"):
         verdict.check(own, run)
     verdict.check(own, replace(run, name="b"))  # of which nothing is asked
+
+
+def test_an_analysis_with_other_settings_is_made_again(tmp_path):
+    run = runs.Planned("a", 0, tmp_path / "run", ("train",), ("analyze",), frozenset({"cost"}))
+    store.write(run.folder / "sub", {}, lambda folder: None)
+    store.stamp_files(run.folder, {}, [])
+    made = {"parts": ["spectra", "cost"], "run": store.content(run.folder), "code": code(), **SETTINGS}
+    for more, left in (({}, []), ({"users": 5}, [("analyze",)]), ({"against": "x"}, [("analyze",)])):
+        store.write(run.folder / "analysis", {**made, **more}, lambda folder: None, replace=True)
+        assert run.left() == left
 
 
 def test_a_verdict_shows_what_its_runs_were_analysed_for(tmp_path):

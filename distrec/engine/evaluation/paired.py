@@ -33,6 +33,8 @@ def interval(
     `draws`: the quantity of resampled users, seeds averaged.  `seeds`: its values by seed; of a sum of independent parts
     those of each.  A part of one seed shows no variance; where there is no other, the interval is the middle of the draws.
 
+    On the wide side: what a seed does to some users is in both terms.
+
         Var = Var draws + Σ s² / S,   value ± t · Var^½,   t Student's with Welch and Satterthwaite's degrees of freedom
     """
     parts = [(each.var(ddof=1) / len(each), len(each) - 1) for each in seeds if len(each) > 1]

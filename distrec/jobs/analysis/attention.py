@@ -102,7 +102,7 @@ def _layers(subject: Subject) -> tuple[list[Layer], int]:
 
 def _spread(subject: Subject) -> Iterator[Any]:
     """Batches of some _USERS users, of histories as short and as long as any."""
-    every = max(1, round(subject.users / _USERS))
+    every = max(1, subject.n_drawn // _USERS)
     return (batch for i, batch in enumerate(subject.batches()) if i % every == every // 2)
 
 

@@ -23,23 +23,25 @@ _DRAWS = 3
 def controls(subject: Subject) -> Part:
     data = subject.drawn
     before = np.arange(int(data.start[-1])) < np.repeat(data.train_end, np.diff(data.start))
-    orders = {
-        "as they were": [np.arange(len(before))],
-        "ties shuffled": [_histories(data, before, np.random.default_rng([subject.seed, i]), is_tied=True) for i in range(_DRAWS)],
-        "shuffled": [_histories(data, before, np.random.default_rng([subject.seed, i]), is_tied=False) for i in range(_DRAWS)],
-    }  # fmt: skip
+    has_times = bool(np.ptp(data.time[before]))
+    kinds = {**({"ties shuffled": True} if has_times else {}), "shuffled": False}
+    orders = {"as they were": [np.arange(len(before))]} | {
+        name: [_histories(data, before, np.random.default_rng([subject.seed, i]), is_tied) for i in range(_DRAWS)]
+        for name, is_tied in kinds.items()
+    }
     found = {
         name: [_accuracy(subject, replace(data, item=data.item[order])) for order in each]
         for name, each in orders.items()
     }
-    moved = _tied(data, before)
+    moved = _tied(data, before) if has_times else None
     rows = tuple(
         (name, *(float(np.mean([draw[i] for draw in draws])) for i in range(len(_METRICS))), _spread(draws))
         for name, draws in found.items()
     )
+    ties = "The data have no times." if moved is None else f"{moved:.1%} of training interactions have the time of the one before them in their history, so that their order says nothing sure."  # fmt: skip
     text = (
-        f"{moved:.1%} of training interactions have the time of the one before them in their history, so that their order says nothing sure. {subject.n_drawn:,} users, "
-        f"means of {_DRAWS} shuffles; a model that is as good on shuffled histories does not use their order, and a filter along time cannot help it."
+        f"{ties} {subject.n_drawn:,} users, means of {_DRAWS} shuffles; a model that is as good on shuffled histories does not "
+        "use their order, and a filter along time cannot help it."
     )
     head = ("histories", "HR@10, validation", "NDCG@10, validation", "std of NDCG@10 over shuffles")
     figures = {name: {metric: [draw[i] for draw in draws] for i, metric in enumerate(_METRICS)} for name, draws in found.items()}  # fmt: skip

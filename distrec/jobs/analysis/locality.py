@@ -107,7 +107,7 @@ def gains(subject: Subject, found: list[dict[str, Any]]) -> list[Block]:
         for row in found
     )
     return [
-        Text(f"Difference to {subject.against.name if subject.against else ''}, NDCG@10 on test, by how local a user's history is (1: as in shuffled histories)."),
+        Text(f"Difference to {subject.against.resolve().name if subject.against else ''}, NDCG@10 on test, by how local a user's history is (1: as in shuffled histories)."),
         Table(head, rows),
         Picture("gain_by_locality", "Difference of NDCG@10 between the two runs by decile of the users' locality, with 95 % intervals"),
     ]  # fmt: skip

@@ -61,13 +61,17 @@ def retention(subject: Subject) -> Part:
     draw(subject, found)
     text = (
         f"NDCG@10 of the validation split, {subject.n_drawn:,} users, history masked as in the run, after the item table was projected on a "
-        "share of the item graph's frequencies. Without training anew: what a model could do that was trained on such a table is another question. "
+        "share of the item graph's frequencies (of one that many share, all or none). Without training anew: what a model could do that was trained on such a table is another question. "
         + ("The projection is exact." if graph.is_exact else f"The projection is a polynomial of degree {ORDER}: its edge is soft.")
     )  # fmt: skip
-    rows = tuple((f"{share:.0%}", *(found[name][i] for name in found)) for i, share in enumerate(SHARES))
-    head = ("share kept", "lowest frequencies", "highest", "lowest, items shuffled (control)")
+    energy = graph.noise.energy / graph.noise.energy.sum()
+    noise = [float(energy @ graph.response(share) ** 2) for share in SHARES]
+    rows = tuple(
+        (f"{share:.0%}", *(found[name][i] for name in found), f"{noise[i]:.1%}") for i, share in enumerate(SHARES)
+    )
+    head = ("share kept", "lowest frequencies", "highest", "lowest, items shuffled (control)", "white noise kept by the lowest")  # fmt: skip
     seen = Picture("retention", "Accuracy against the share of graph frequencies kept: lowest, highest, and a space of the same size that knows nothing of the items")  # fmt: skip
-    return Part(Section(TITLE, (Text(text), Table(head, rows), seen)), {"share": list(SHARES), **found, "is_exact": graph.is_exact})  # fmt: skip
+    return Part(Section(TITLE, (Text(text), Table(head, rows), seen)), {"share": list(SHARES), **found, "noise": noise, "is_exact": graph.is_exact})  # fmt: skip
 
 
 @torch.no_grad()

@@ -90,7 +90,7 @@ def cooccurrences(data: Prepared) -> csr_array:
 def gathered(subject: Subject, weights: csr_array) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(columns user, measure, stage, low; by measure the mean energy by band of each stage, over the users who have frequencies in it)."""
     columns: dict[str, list[np.ndarray]] = {"user": [], "measure": [], "stage": [], "low": []}
-    total: dict[str, Any] = {"graph": 0.0, "time": 0.0}
+    total = {measure: np.zeros((len(subject.model.layers) + 2 + len(LINES), _BANDS)) for measure in ("graph", "time")}
     n = np.zeros(_BANDS)
     drawn = torch.Generator().manual_seed(subject.seed)
     for batch, order in tqdm(list(_orders(subject)), desc="spectra", unit="batch", leave=False, delay=2):

@@ -15,7 +15,12 @@ from distrec.data.batches import Batch
 from distrec.data.prepared import Prepared
 from distrec.jobs.pages.page import Section
 
+SETTINGS = {"users": 1000, "steps": 60, "against": ""}  # of an analysis, where nothing else is asked
 _HOUSE = Path(__file__).parents[2]
+_CODE = (
+    "jobs/analysis/*.py", "freq/*.py", "engine/evaluation/*.py", "engine/costs/anatomy.py", "jobs/pages/learnt.py",
+    "models/attention.py", "models/hooks.py", "models/parts.py",
+)  # fmt: skip
 _TOGETHER = 64  # users read at once
 
 
@@ -62,7 +67,7 @@ class Subject:
 
 def code() -> str:
     """The hash of what works out an analysis: another one's figures may differ."""
-    files = [path for room in ("jobs/analysis", "freq") for path in sorted((_HOUSE / room).glob("*.py"))]
+    files = [path for pattern in _CODE for path in sorted(_HOUSE.glob(pattern))]
     return store.digest([store.file_digest(path) for path in files])
 
 

@@ -7,6 +7,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from distrec import knobs
 from distrec.data.prepared import Prepared
 from distrec.freq.graph import cooccurrence, normalise
 from distrec.freq.measure import Frequencies, Measure
@@ -23,7 +24,9 @@ SHARES = np.array([0.01, 0.05, 0.1, 0.25, 0.5, 0.75])
 
 def item_spectra(subject: Subject) -> Part:
     """How much of the items' vectors lies at low frequencies of the graph that G-LPF filters on by default."""
-    signals = dict(vectors(subject.model))
+    own = subject.config.model
+    is_filtered = isinstance(own, knobs.Frellm) and own.graph.glpf_alpha > 0
+    signals = dict(vectors(subject.model, ", filtered on the graph" if is_filtered else ""))
     if not signals:
         return Part(Section(TITLE, (Text("This model has no vectors of items."),)), {})
     graph = Frequencies(graph_of(subject.data), subject.steps, subject.seed)
@@ -37,7 +40,7 @@ def item_spectra(subject: Subject) -> Part:
     how = (
         "exact"
         if level.is_exact
-        else f"by Lanczos, {subject.steps} steps, so that shares are known to a hundredth or so"
+        else f"by Lanczos, {subject.steps} steps: shares are known to about {1.5 / subject.steps:.2f}"
     )
     text = (
         f"Graph: users who have both of two items, training interactions, {graph.A.nnz:,} edges; {how}. Frequencies are ranked so that "
@@ -59,11 +62,11 @@ def graph_of(data: Prepared) -> csr_array:
 
 
 @torch.no_grad()
-def vectors(model: object) -> Iterator[tuple[str, Tensor]]:
-    """What a model knows of every item, by name."""
+def vectors(model: object, filtered: str) -> Iterator[tuple[str, Tensor]]:
+    """What a model knows of every item, by name; `filtered`: what is added where they went through the graph filter."""
     if isinstance(model, Frellm):
-        yield "collaborative vectors", model.table.collaborative
-        yield "text vectors", model.table.text
+        yield f"collaborative vectors{filtered}", model.table.collaborative
+        yield f"text vectors{filtered}", model.table.text
     if isinstance(model, TableModel):
         yield "item table", model.item_vectors(slice(0, model.n_items))
     if isinstance(model, Tone):

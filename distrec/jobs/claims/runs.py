@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from distrec import config as cfg
 from distrec.data import store
-from distrec.jobs.analysis.subject import code
+from distrec.jobs.analysis.subject import SETTINGS, code
 from distrec.jobs.claims.job import Job, config, parts
 from distrec.runtime import FAILED, REQUEUE, die_along, log, write_atomically
 
@@ -40,9 +41,10 @@ class Planned:
             return [self.train, *([self.analyze] if self.parts else [])]
         if not self.parts or not (self.folder / "analysis").exists():
             return [self.analyze] if self.parts else []
-        made = store.read_stamp(self.folder / "analysis")["made_by"]
+        made: Mapping[str, Any] = store.read_stamp(self.folder / "analysis")["made_by"]
         is_there = (
             self.parts <= set(made["parts"])
+            and {key: made.get(key) for key in SETTINGS} == SETTINGS
             and made["run"] == store.content(self.folder)
             and made.get("code") == code()
         )

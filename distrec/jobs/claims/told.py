@@ -19,7 +19,7 @@ def section(experiment: Experiment, found: Sequence[Finding], users: int) -> Sec
     said = "; ".join(sentence(each) for each in found if not each.judge.aside)
     text = f"{verdict.capitalize()}: “{experiment.claim}” ({experiment.source}). Measured: {said}."
     asides = [Text(f"Beside: {'; '.join(sentence(each) for each in found if each.judge.aside)}.")]
-    power = f"{users:,} test users, seeds {seeds}. Intervals: 95 %, Student's, of metrics over users and seeds, of figures of an analysis over seeds; not corrected for several judges."  # fmt: skip
+    power = f"Metrics: {users:,} test users; figures: of each run's analysis; seeds {seeds}. Intervals: 95 %, Student's, of metrics over users and seeds, of figures over seeds (none where all seeds have the same); not corrected for several judges."  # fmt: skip
     rows: list[tuple[Cell, ...]] = []
     for each in found:
         low, high = each.interval or (None, None)

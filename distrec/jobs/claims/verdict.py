@@ -1,6 +1,7 @@
 """What the runs say to each thing that a claim says: confirmed, refuted, or undecided at this power."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -83,7 +84,9 @@ def _told(judge: Judge, means: Float[np.ndarray, " V"]) -> float:
     """The quantity from the mean of the run, and of the one it is held against."""
     if judge.versus is None:
         return float(means[0])
-    return float(means[0] / max(means[1], 1e-12) if judge.ratio else means[0] - means[1])
+    if not judge.ratio:
+        return float(means[0] - means[1])
+    return float(means[0] / means[1]) if means[1] else math.nan
 
 
 def _users(run: Planned, metric: str) -> np.ndarray:
@@ -99,7 +102,7 @@ def _figure(judge: Judge, by_name: Mapping[str, Sequence[Planned]]) -> tuple[flo
         with np.errstate(divide="ignore", invalid="ignore"):
             own = own / other if judge.ratio else own - other
     mean = float(own.mean())
-    if len(own) < 2 or not np.isfinite(mean):
+    if len(own) < 2 or not np.isfinite(mean) or not np.ptp(own):
         return mean, None
     half = float(stats.t.ppf(0.975, len(own) - 1) * own.std(ddof=1) / np.sqrt(len(own)))
     return mean, (mean - half, mean + half)

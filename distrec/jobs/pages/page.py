@@ -170,12 +170,17 @@ def _plain(block: Block) -> dict[str, Any]:
     kind = next(name for name, each in _KINDS.items() if isinstance(block, each))
     fields = {name: getattr(block, name) for name in block.__dataclass_fields__ if name != "kind"}
     if isinstance(block, Table):
-        fields["rows"] = [[_finite(cell) for cell in row] for row in block.rows]
+        fields["rows"] = finite(block.rows)
     return {"block": kind, **fields, **({"kind": block.kind} if isinstance(block, Text) else {})}
 
 
-def _finite(cell: Cell) -> Cell:
-    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
+def finite(tree: Any) -> Any:
+    """A tree as JSON holds it: null for what is no finite number."""
+    if isinstance(tree, dict):
+        return {key: finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def _block(block: str, **fields: Any) -> Block:
