@@ -70,6 +70,7 @@ def test_what_should_be_found_is_found_as_often_as_announced():
     assert true == pytest.approx((1.959964 + 0.841621) / np.sqrt(200), rel=0.02)
     share = (paired.sign_flip(d + true, draws=999) <= 0.05).mean()
     assert share == pytest.approx(0.8, abs=0.07)
+    assert paired.detectable(np.array([1.0, -1.0])) == pytest.approx(1.959964 + 0.841621)
     assert np.isnan(paired.detectable(np.ones(1)))
 
 
@@ -77,10 +78,30 @@ def test_comparisons_do_not_depend_on_the_block_in_which_they_are_drawn(monkeypa
     d, values = cloud(3, 101) + 0.1, cloud(2, 3, 101)
     whole, means = paired.sign_flip(d, 1000), paired.resampled(values, 50)
     assert whole[1] == paired.sign_flip(d[1:2], 1000)[0]
-    monkeypatch.setattr(paired, "_CELLS", 900)
+    monkeypatch.setattr(paired, "_CELLS", 1100)
     assert np.array_equal(paired.sign_flip(d, 1000), whole)
     assert np.allclose(paired.resampled(values, 50), means, atol=1e-12)
     assert not np.array_equal(paired.sign_flip(d, 1000, seed=1), whole)
+    assert not np.allclose(paired.resampled(values, 50, seed=1), means)
+
+
+@pytest.mark.parametrize(("users", "many"), [(9, 10), (60, 100), (60, 50)])
+def test_p_does_not_depend_on_the_unit(users, many, monkeypatch):
+    monkeypatch.setattr(paired, "MANY_USERS", many)
+    d = cloud(3, users) + 0.2
+    for unit in (1e-12, 1e12):
+        assert paired.sign_flip(unit * d) == pytest.approx(paired.sign_flip(d), rel=1e-9)
+
+
+def test_sums_that_differ_by_rounding_are_equal():
+    d = np.array([1.0, 2, 3, 4, -5, 6, 7])
+    assert paired.sign_flip(d[None] / 10) == paired.sign_flip(d[None])
+
+
+def test_as_many_patterns_as_draws_are_enumerated():
+    d = cloud(2, 7) + 0.3
+    assert np.array_equal(paired.sign_flip(d, 128), paired.sign_flip(d))
+    assert not np.array_equal(paired.sign_flip(d, 127), paired.sign_flip(d))
 
 
 def test_holm_by_hand():
@@ -120,6 +141,9 @@ def test_seeds_alone_have_student_s_and_welch_s_intervals():
     wanted = stats.ttest_ind(one, two, equal_var=False).confidence_interval()
     assert paired.interval(one.mean() - two.mean(), flat, [one, two]) == pytest.approx((wanted.low, wanted.high))
     assert paired.interval(1.0, np.ones(9), [np.ones(3)]) == (1, 1)
+    narrow = stats.t.interval(0.5, 3, one.mean(), stats.sem(one))
+    assert paired.interval(one.mean(), flat, [one], 0.5) == pytest.approx(narrow)
+    assert paired.interval(2.0, np.arange(5.0), level=0.5) == (1, 3)
 
 
 @pytest.mark.parametrize("of_seeds", [0.0, 0.02, 0.2])
@@ -160,6 +184,7 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
 def test_users_are_counted_to_rounding():
     third = np.array([0.1 + 0.2, 0.3, 1.0, 0.0]) - np.array([0.3, 0.3, 0.5, 0.5])
     assert paired.counts(third) == (1, 1, 2)
+    assert paired.counts(-third) == (1, 1, 2)
 
 
 def test_a_million_users_fit(monkeypatch):

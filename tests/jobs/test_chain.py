@@ -10,7 +10,8 @@ from decoders import saved
 
 from distrec import config as cfg
 from distrec.data import store
-from distrec.jobs.parts.chain import chain, opened
+from distrec.jobs.embed import encoder_digest
+from distrec.jobs.parts.chain import RUN_FILES, chain, opened
 
 SMALL = ["data.synthetic.users=120", "data.synthetic.items=150", "data.negatives=20", "score.bootstrap=0"]
 ONCE = [*SMALL, "train.epochs=1"]
@@ -61,6 +62,12 @@ def flip(file):
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     return whole
+
+
+def restamp(folder, *without, **made):
+    """Its stamp says something else of what made it, and names fewer files."""
+    stamp = store.read_stamp(folder)
+    store.stamp_files(folder, {**stamp["made_by"], **made}, [name for name in stamp["files"] if name not in without])
 
 
 @pytest.mark.parametrize("run", WHOLE)
@@ -156,6 +163,118 @@ def test_a_checkpoint_of_another_run_is_not_taken(place):
         links("tone")
 
 
+@pytest.mark.parametrize("part", ["item_table", "checkpoints/step-*"])
+@pytest.mark.parametrize("run", ["frellm", "artefacts/sasrec-*"])
+def test_no_part_of_another_run_is_taken(place, run, part):
+    restamp(max(place.glob(f"{run}/{part}")), **{"train.lr": 7})
+    with pytest.raises(ValueError, match=r"is stale: made with train\.lr=7"):
+        links("frellm")
+
+
+def test_the_best_checkpoint_is_read_where_a_later_one_stands(place):
+    best = by_name("tone")["checkpoint"].folder
+    state, made = {"best_checkpoint": best.name}, store.read_stamp(best)["made_by"]
+    store.write(
+        best.with_name("step-99999999-0009"), made, lambda at: (at / "state.json").write_text(json.dumps(state))
+    )
+    whole = flip(best / "optimizer.safetensors")
+    with pytest.raises(ValueError, match=rf"{best.name} is corrupt: optimizer\.safetensors"):
+        links("tone")
+    (best / "optimizer.safetensors").write_bytes(whole)
+    assert by_name("tone")["checkpoint"].folder == best
+    shutil.rmtree(best)
+    assert by_name("tone")["checkpoint"].state == "not at hand"
+
+
+def test_codes_that_extend_others_are_followed_to_both(place):
+    own = by_name("tone")["codes"].folder
+    first = own.with_name("codes-first")
+    store.write(first, {"vectors": "of the first"}, lambda at: (at / "codes.safetensors").write_text("first"))
+    restamp(own, extends=store.content(first))
+    found = [(link.name, link.state) for link in links("tone")]
+    assert found.count(("codes", "verified")) == 2
+    assert found.count(("vectors", "not at hand")) == 1
+    flip(first / "codes.safetensors")
+    with pytest.raises(ValueError, match=r"codes-first is corrupt: codes\.safetensors"):
+        links("tone")
+
+
+@pytest.mark.parametrize("part", ["item tables", "SASRec run"])
+def test_what_was_made_on_other_data_says_so(place, part):
+    folder = by_name("frellm")[part].folder
+    for stamp in sorted(folder.rglob("stamp.json")):
+        restamp(stamp.parent, data="of others")
+    data = [(link.content, link.state) for link in links("frellm") if link.name == "prepared data"]
+    assert len(data) == 2
+    assert ("of others", "not at hand") in data
+
+
+def test_vectors_of_no_encoder_have_none(place):
+    restamp(by_name("tone")["vectors"].folder, encoder=None)
+    assert "text encoder" not in by_name("tone")
+
+
+def test_an_encoder_is_known_by_what_is_read_of_it(place):
+    folder = by_name("tone")["text encoder"].folder
+    (folder / "notes.md").write_text("read by people only")
+    stamp = store.read_stamp(folder)
+    store.stamp_files(folder, stamp["made_by"], [*stamp["files"], "notes.md"])
+    assert by_name("tone")["text encoder"].folder == folder
+
+
+def test_a_language_model_is_found_among_the_artefacts(place):
+    shutil.copytree("llm", "artefacts/llm-0")
+    restamp(by_name("tone")["vectors"].folder, encoder=encoder_digest(Path("llm")))
+    assert by_name("tone")["text encoder"].folder == Path("artefacts/llm-0")
+    flip(place / "llm/model.safetensors")
+    assert by_name("frellm")["language model"].folder == Path("artefacts/llm-0")
+
+
+@pytest.mark.parametrize(
+    ("run", "part", "key", "other"),
+    [
+        ("frellm", "SASRec run", "model.items", "frellm"),
+        ("tone", "codes", "model.codes", "frellm/item_table"),
+        ("tone", "vectors", "codes.vectors", "frellm/item_table"),
+    ],
+)
+def test_what_a_config_names_is_taken_from_there(place, run, part, key, other):
+    folder = by_name(run)[part].folder
+    (place / "mine").mkdir()
+    shutil.move(folder, place / "mine")
+    assert by_name(run)[part].state == "not at hand"
+    mine = Path("mine", folder.name)
+    found = {link.name: link for link in links(run, f"{key}={mine}")}
+    assert (found[part].folder, found[part].state) == (mine, "verified")
+    with pytest.raises(ValueError, match=f"{other} is not the {part} that the run was made of"):
+        links(run, f"{key}={other}")
+
+
+@pytest.mark.parametrize("gone", ["vectors", "text encoder"])
+def test_what_a_config_names_beside_codes_is_not_asked_for(place, gone):
+    folders = {name: link.folder for name, link in by_name("tone").items()}
+    shutil.rmtree(folders[gone])
+    words = [f"model.codes={folders['codes']}", "codes.vectors=frellm/item_table", "embed.encoder=llm"]
+    assert [link.name for link in links("tone", *words) if link.state == "not at hand"] == [gone]
+
+
+def test_a_file_of_vectors_is_known_by_its_bytes(place):
+    Path("v.safetensors").write_bytes(b"vectors")
+    restamp(by_name("tone")["codes"].folder, vectors=store.file_digest(Path("v.safetensors")))
+    found = {link.name: link for link in links("tone", "codes.vectors=v.safetensors")}
+    assert (found["vectors"].folder, found["vectors"].state) == (Path("v.safetensors"), "verified")
+    flip(place / "v.safetensors")
+    with pytest.raises(ValueError, match=r"v\.safetensors is not the vectors that the run was made of"):
+        links("tone", "codes.vectors=v.safetensors")
+
+
+@pytest.mark.parametrize("file", RUN_FILES)
+def test_a_run_vouches_for_each_of_its_files(place, file):
+    restamp(place / "tone", file)
+    with pytest.raises(ValueError, match=f"tone is no finished run of distrec: its stamp names no {file}"):
+        opened(Path("tone"))
+
+
 @pytest.mark.parametrize("run", ["nothing", "codes"])
 def test_no_finished_run_is_refused(place, run):
     folder = by_name("tone")["codes"].folder if run == "codes" else Path(run)
@@ -170,3 +289,6 @@ def test_what_runs_share_is_read_once(place):
     assert chain(Path("tone"), config, known) == first
     with pytest.raises(ValueError, match=r"items\.arrow"):
         chain(Path("tone"), config)
+    flip(place / "tone/ranks.parquet")
+    with pytest.raises(ValueError, match=r"tone is corrupt: ranks\.parquet"):
+        chain(Path("tone"), config, known)

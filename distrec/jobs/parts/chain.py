@@ -81,14 +81,19 @@ def _beside(out: Path, config: cfg.Config, made_by: Mapping[str, Any]) -> list[L
     links = []
     if not isinstance(config.model, COUNTING):
         if best := _best(out):
-            own = store.read_stamp(best)["made_by"]
-            store.verify(best, {key: made_by.get(key) for key in own})
-            links.append(Link("checkpoint", store.content(best), best, own))
+            links.append(Link("checkpoint", store.content(best), best, _verify_part(best, made_by)))
         else:
             links.append(Link("checkpoint", ""))
     if (table := out / "item_table").is_dir():
-        links.append(Link("item table", store.content(table), table, store.verify(table)["made_by"]))
+        links.append(Link("item table", store.content(table), table, _verify_part(table, made_by)))
     return links
+
+
+def _verify_part(folder: Path, made_by: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What made a part of a run.   Raises: ValueError when it is corrupt, or is of another run."""
+    own = store.read_stamp(folder)["made_by"]
+    store.verify(folder, {key: made_by.get(key) for key in own if key != "fitted_on"})
+    return own
 
 
 def _best(out: Path) -> Path | None:
@@ -107,10 +112,11 @@ def _verify(folder: Path) -> Mapping[str, Any]:
 
 def _verify_run(out: Path) -> Mapping[str, Any]:
     store.verify_stamped(out)
-    store.verify(out / "item_table")
+    made_by = store.read_stamp(out)["made_by"]
+    _verify_part(out / "item_table", made_by)
     if best := _best(out):
-        store.verify(best)
-    return store.read_stamp(out)["made_by"]
+        _verify_part(best, made_by)
+    return made_by
 
 
 def _content(place: Path) -> str:
