@@ -12,8 +12,10 @@ from scipy import stats
 
 from distrec import config as cfg
 from distrec.data import store
-from distrec.engine.evaluation import metrics
+from distrec.engine.evaluation import metrics, paired
 from distrec.jobs import compare
+from distrec.jobs.comparison import figures, variants
+from distrec.jobs.embed import encoder_digest
 from distrec.jobs.pages import page
 from distrec.jobs.parts import training
 from distrec.jobs.parts.identity import settings
@@ -72,6 +74,20 @@ def told(*words):
     found = json.loads(Path("told/compare.json").read_text())
     shutil.rmtree("told")
     return found
+
+
+def edited(run, table=None, **report):
+    """A finished run with another table or report, under a stamp of its own."""
+    made, files = (store.read_stamp(Path(run))[key] for key in ("made_by", "files"))
+    before = json.loads(Path(run, "test.json").read_text())
+    Path(run, "test.json").write_text(json.dumps({**before, **report}))
+    if table is not None:
+        table.write_parquet(Path(run, "ranks.parquet"))
+    store.stamp_files(Path(run), made, list(files))
+
+
+def protocol(run):
+    return json.loads(Path(run, "test.json").read_text())["protocol"]
 
 
 SASREC = ["model.name=sasrec", "model.d_model=16"]
@@ -146,6 +162,141 @@ def test_a_comparison_is_an_artefact_the_same_each_time(small, finished, place):
         assert words in text
 
 
+@pytest.mark.parametrize("metric", ["hr@10", "mrr"])
+def test_intervals_are_of_the_same_users_and_of_seeds_in_pairs_where_they_are_the_same(small, finished, metric):
+    seeds = {"a": (0, 1, 2), "same": (2, 1, 0), "others": (1, 2, 3), "few": (0, 1), "one": (1,)}
+    ranks = {name: [drawn(small, [len(name), seed], 12).astype(float) for seed in each] for name, each in seeds.items()}
+    runs = [
+        variants.read(Path(finished(f"{name}{seed}", rank, *SASREC, f"seed={seed}")), name, [], {})
+        for name, each in seeds.items()
+        for seed, rank in zip(each, ranks[name], strict=True)
+    ]
+    order = pl.read_parquet("a0/ranks.parquet")["user"].arg_sort().to_numpy()
+    found = figures.figures(variants.variants(runs), "a", metric)
+    for protocol, worst in (("full", np.inf), ("sampled_1_20", 21)):
+        values = {
+            name: np.stack(
+                [metrics.per_user(np.minimum(each[n], worst)[order])[metric] for n in np.argsort(seeds[name])]
+            )
+            for name, each in ranks.items()
+        }
+        draws = paired.resampled(np.stack([each.mean(0) for each in values.values()])[None])[:, 0]
+        before = values["a"].mean(1)
+        for v, (name, each) in enumerate(values.items()):
+            own, of_seeds = found[protocol]["variants"][name][metric], each.mean(1)
+            assert own["seeds"] == pytest.approx(of_seeds)
+            assert own["interval"] == pytest.approx(paired.interval(own["mean"], draws[:, v], [of_seeds]))
+            if name != "a":
+                one = found[protocol]["comparisons"][name]
+                parts = [of_seeds - before] if name == "same" else [of_seeds, before]
+                wanted = paired.interval(one["difference"], draws[:, v] - draws[:, 0], parts)
+                assert one["difference"] == pytest.approx(of_seeds.mean() - before.mean())
+                assert one["interval"] == pytest.approx(wanted)
+                assert one["std"] == pytest.approx((each.mean(0) - values["a"].mean(0)).std(ddof=1))
+        assert found[protocol]["users"] == each.shape[1]
+
+
+def test_users_are_paired_by_their_names_and_not_by_their_rows(small, finished):
+    runs = [finished("a", drawn(small, 0), *SASREC), finished("b", drawn(small, 1), "model.name=popularity")]
+    before = told(*runs)
+    assert before["against"] == "sasrec"
+    edited("b", pl.read_parquet("b/ranks.parquet").sample(fraction=1, shuffle=True, seed=1))
+    assert told(*runs) == before
+
+
+def test_a_reference_that_finds_nothing_has_no_relative_difference(small, finished):
+    rank = drawn(small, 0)
+    runs = [finished("a", rank + 30, *SASREC), finished("b", rank, "model.name=popularity")]
+    one = told(*runs, "metric=hr@20")["full"]["comparisons"]["popularity"]
+    assert one["relative"] is None
+    assert one["difference"] == pytest.approx((rank < 21).mean())
+
+
+def blocks(title):
+    """The texts and tables of a section of the page, told apart by how they or their captions begin."""
+    (section,) = [each for each in page.load(Path("told")).sections if each.title == title]
+    found = {block.caption: block for block in section.blocks if isinstance(block, page.Table)}
+    found |= {block.text: block for block in section.blocks if isinstance(block, page.Text)}
+    return {name[:9]: block for name, block in found.items()}
+
+
+def test_a_page_says_what_the_figures_say(small, finished, monkeypatch):
+    rank = drawn(small, 0)
+    runs = [finished(f"a{seed}", rank + seed, *SASREC, f"seed={seed}") for seed in (0, 1)]
+    for model, factor in (("popularity", 2), ("markov", 1)):
+        runs.append(finished(model, np.where(rank > 3, factor * rank, 1), f"model.name={model}"))
+    compare.main([*runs, "metric=hr@5", "out=told"])
+    found = json.loads(Path("told/compare.json").read_text())["full"]
+    shown = blocks("All items")
+    for row, (name, own) in zip(shown["Mean ± st"].rows, found["variants"].items(), strict=True):
+        means = {head.lower(): cell for head, cell in zip(shown["Mean ± st"].head, row, strict=True)}
+        assert (row[0], row[1]) == (name, len(own["mrr"]["seeds"]))
+        for metric in ("hr@5", "hr@10", "ndcg@10", "mrr"):
+            assert means[metric].startswith(f"{own[metric]['mean']:.4f}")
+        assert means["hr@5 95 %"] == "{:.4f} – {:.4f}".format(*own["hr@5"]["interval"])
+    for row, (name, one) in zip(shown["HR@5 of e"].rows, found["comparisons"].items(), strict=True):
+        cells = dict(zip(shown["HR@5 of e"].head, row, strict=True))
+        counted = ("better", "worse", "equal")
+        assert (cells["variant"], cells["difference"]) == (name, f"{one['difference']:+.4f}")
+        assert cells["95 %"] == "{:+.4f} – {:+.4f}".format(*one["interval"])
+        assert [cells[key] for key in counted] == [one[key] for key in counted]
+        for key, p in (("p", one["p"]), ("p (Holm)", one["p_holm"])):
+            assert cells[key] == ("<0.0001" if p < 0.00005 else f"{p:.4f}")
+    assert found["comparisons"]["popularity"]["p"] < found["comparisons"]["popularity"]["p_holm"]
+    made_of = {row[0]: row for row in blocks("Provenance")[""].rows}
+    assert (made_of["prepared data"][4], made_of["checkpoint"][4]) == (4, 2)
+    assert " 1 of 6 artefacts are not at hand" in Path("told/page.md").read_text()
+    notes = blocks("What this says and what it does not")
+    assert "spread between seeds" in notes["Intervals"].text
+    assert notes["p is that"].text.startswith("p is that of a sign-flip randomisation test over users")
+    shutil.rmtree("told")
+    monkeypatch.setattr(paired, "MANY_USERS", 9)
+    compare.main([*runs, "out=told"])
+    assert "p is that of the normal limit" in Path("told/page.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("altered", "said"),
+    [
+        ({"p": 0.01, "p_holm": 0.04}, "popularity is better than sasrec by 0.2000 NDCG@10 (p = 0.0400 after Holm)."),
+        ({"difference": -0.2, "interval": [-0.3, -0.1]}, "popularity is worse than sasrec by 0.2000 NDCG@10 (p = <0.0001 after Holm)."),
+        ({"p": 0.04, "p_holm": 0.08}, "No difference between popularity and sasrec is shown: +0.2000 NDCG@10 (p = 0.0800 after Holm)."),
+        ({"interval": [-0.1, 0.5]}, "(p = <0.0001 after Holm), though other seeds could undo it: the interval holds zero."),
+        ({"difference": -0.2, "interval": [-0.5, 0.1]}, "though other seeds could undo it: the interval holds zero."),
+    ],
+)  # fmt: skip
+def test_the_verdict_goes_by_the_corrected_p(small, finished, monkeypatch, altered, said):
+    def measured(*given):
+        found = truly(*given)
+        found["full"]["comparisons"]["popularity"] |= {"difference": 0.2, "interval": [0.1, 0.3], "p": 1e-6, "p_holm": 1e-6, **altered}  # fmt: skip
+        return found
+
+    truly = figures.figures
+    monkeypatch.setattr(figures, "figures", measured)
+    runs = [finished("a", drawn(small, 0), *SASREC), finished("b", drawn(small, 1), "model.name=popularity")]
+    compare.main([*runs, "out=told"])
+    verdict = page.load(Path("told")).sections[1].blocks[0].text
+    assert verdict.endswith(said)
+    assert ("undo" in verdict) == ("undo" in said)
+
+
+def test_a_page_is_not_taken_for_that_of_another_comparison(small, finished, place):
+    runs = [finished("a", drawn(small, 0), *SASREC), finished("b", drawn(small, 1), "model.name=popularity")]
+    compare.main([*runs, "out=one"])
+    for words, key in (
+        (["a", "mine:b"], "names"),
+        ([*runs, "against=popularity"], "against"),
+        ([*runs, "data.root=nowhere"], "links"),
+    ):
+        with pytest.raises(ValueError, match=f"one is stale: made with {key}="):
+            compare.main([*words, "out=one"])
+    edited("b", pl.read_parquet("b/ranks.parquet").with_columns(pl.col("rank") + 1))
+    with pytest.raises(ValueError, match="one is stale: made with runs="):
+        compare.main([*runs, "out=one"])
+    with pytest.raises(ValueError, match=r"one/inside would lie in the artefact"):
+        compare.main([*runs, "out=one/inside"])
+
+
 NAMED = [
     ([["model.name=popularity"], ["model.name=markov"]], ["popularity", "markov"]),
     ([["model.name=markov"], ["model.name=markov", "model.decay=.5"]], ["decay=0.7", "decay=0.5"]),
@@ -188,13 +339,14 @@ def test_where_things_lie_and_how_they_are_run_makes_no_variant(small, finished,
     assert list(told(*runs)["full"]["variants"]) == ["sasrec"]
 
 
-def codes(place, small, seed, **more):
+def codes(place, small, seed, also=None, **more):
     made = {
         "items": "x",
         "vectors": f"v{seed}",
         "encoder": "e",
         "codes": {"name": "gmm", "size": 16, **more},
         "seed": seed,
+        **(also or {}),
     }
     target = store.folder(small.folder.parent, "codes", {**made, "of": place.name})
     return target, store.content(
@@ -214,6 +366,68 @@ def test_codes_that_a_config_names_count_by_what_made_them(small, finished, plac
     assert len(told(*runs)["full"]["variants"]) == 3  # nobody knows any more what the last one was
     with pytest.raises(ValueError, match=r"r3 and r2 are both named 'b' but differ in codes\.name"):
         told(*(f"a:{run}" for run in runs[:2]), *(f"b:{run}" for run in runs[2:]))
+
+
+def groups(*runs, label=""):
+    """The seeds that stand in one variant, of each."""
+    read = [variants.read(Path(run), label, [], {}) for run in runs]
+    return [[run.config.seed for run in each.runs] for each in variants.variants(read)]
+
+
+def test_codes_of_other_vectors_are_another_variant(small, finished, place):
+    made_of = ({}, {"text": "t"}, {"max_tokens": 9}, {"normalize": True}, {"encoder": "f"}, {"encoder": None}, {"encoder": None})  # fmt: skip
+    runs = []
+    for seed, also in enumerate(made_of):
+        folder, content = codes(place, small, seed, also)
+        words = ["model.name=tone", f"model.codes={folder}", f"seed={seed}"]
+        runs.append(finished(f"r{seed}", drawn(small, seed), *words, parts={"codes": content}))
+    assert groups(*runs) == [[seed] for seed in range(len(made_of))]
+
+
+@pytest.fixture
+def frellm(small, finished, place):
+    """Makes the folder of a finished frellm with the SASRec that it names, and gives both folders."""
+
+    def make(seed, *words, lr=0.1, model="of everybody"):
+        kept = place / f"items-{seed}"
+        made = {"model.name": "sasrec", "train.lr": lr, "seed": seed}
+        table = store.make(kept / "item_table", made, lambda at: (at / "item_table").write_text(f"{seed}"))
+        store.stamp_files(kept, made, [])
+        key = {"items": store.content(table)}
+        tables = store.make(place / f"root/tables-{seed}", key, lambda at: (at / "tables").write_text(f"{seed}"))
+        parts = {"tables": store.content(tables), "backbone": model}
+        named = ["model.name=frellm", "model.backbone.path=llm", f"model.items={kept}", "data.root=root"]
+        return finished(f"r{seed}", drawn(small, seed), *named, f"seed={seed}", *words, parts=parts), kept
+
+    return make
+
+
+def test_a_frellm_counts_by_what_its_item_vectors_and_its_language_model_are(frellm):
+    made = [
+        frellm(0), frellm(1, "model.sasrec.d_model=8", "model.sasrec_train.lr=.7"), frellm(2, lr=0.5),
+        frellm(3, model="another"), frellm(4, "embed.encoder=builtin"), frellm(5, "model.tfm.order=3"),
+    ]  # fmt: skip
+    runs = [run for run, _ in made]
+    assert groups(*runs) == [[0, 1], [2], [3], [4], [5]]
+    assert groups(*runs[:2], label="mine") == [[0, 1]]
+    for _, items in made[:2]:
+        shutil.rmtree(items)
+    assert groups(*runs[:2]) == [[0], [1]]  # nobody knows any more what they were
+    assert groups(*runs[:2], label="mine") == [[0, 1]]
+    shutil.rmtree("root")
+    assert groups(runs[0], runs[2]) == [[0], [2]]
+
+
+def test_random_twins_of_one_language_model_are_one(frellm, place):
+    contents = []
+    for n, (source, seed) in enumerate((("x", 0), ("x", 1), ("y", 2))):
+        made = {"random": {"config.json": source}, "dtype": "float32", "seed": seed}
+        twin = store.make(place / f"root/llm-{n}", made, lambda at, n=n: (at / "model.safetensors").write_text(f"{n}"))
+        contents.append(encoder_digest(twin))
+    runs = [frellm(seed, "model.backbone.init=random", model=content)[0] for seed, content in enumerate(contents)]
+    assert groups(*runs[:2]) == [[0, 1]]
+    with pytest.raises(ValueError, match=r"two variants are called 'backbone\.path=llm'"):
+        groups(*runs)
 
 
 def test_names_of_one_s_own(small, finished):
@@ -254,7 +468,7 @@ def test_what_a_generative_model_does_not_list_counts_as_nothing(small, finished
     ("words", "message"),
     [
         ([], "compare what"),
-        (["a", "./a"], "a is given twice"),
+        (["a", "again/../a"], "a is given twice"),
         (["a", "again"], "again has seed=0 as a has"),
         (["a", "nowhere"], r"nowhere is no finished run of distrec \(no stamp\.json in it\)"),
         (["a", "metric=hr@7"], "metric=hr@7: it is one of hr@1"),
@@ -274,14 +488,27 @@ def test_what_cannot_be_compared_is_refused(small, finished, place, words, messa
     raw = list(small.items["raw"])
     finished("targets", drawn(small, 0), "model.name=popularity", target=[raw[0]] * len(drawn(small, 0)))
     finished("elsewhere", drawn(small, 0), "model.name=popularity")
-    report = json.loads((place / "elsewhere/test.json").read_text())
-    (place / "elsewhere/test.json").write_text(json.dumps({**report, "data": "of others"}))
-    made = store.read_stamp(place / "elsewhere")["made_by"]
-    store.stamp_files(place / "elsewhere", made, ["config.yaml", "metrics.jsonl", "test.json", "ranks.parquet"])
+    edited("elsewhere", data="of others")
     (place / "data").symlink_to(small.folder)
     with pytest.raises(ValueError, match=message):
         compare.main([*words, "out=told"] if "out=" not in words else words)
     assert not (place / "told").exists()
+
+
+def test_every_run_was_measured_as_the_first_one(small, finished):
+    for seed, run in enumerate("abc"):
+        finished(run, drawn(small, seed), *SASREC, f"seed={seed}")
+    before = protocol("c")
+    edited("c", protocol={**before, "bootstrap": 9, "ranks": "the first 50 generated"})
+    assert list(told("a", "b", "c")["runs"]) == ["sasrec"]
+    for key, value in (("split", "valid"), ("candidates", "some"), ("ties", "the best rank"), ("filter", "new items")):
+        edited("c", protocol={**before, key: value})
+        for runs, said in (("abc", "c cannot be compared with a"), ("cab", "a cannot be compared with c")):
+            with pytest.raises(ValueError, match=rf"{said}: protocol\.{key} is"):
+                told(*runs)
+    edited("c", pl.read_parquet("c/ranks.parquet").with_columns(pl.col("user") + "x"), protocol=before)
+    with pytest.raises(ValueError, match=r"c cannot be compared with a: ranks\.parquet has another user"):
+        told("a", "b", "c")
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "metrics.jsonl", "test.json", "ranks.parquet", "stamp.json"])

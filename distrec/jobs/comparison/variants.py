@@ -65,8 +65,9 @@ def check_same(runs: Sequence[Run]) -> None:
     first = runs[0]
     wanted = _measured(first)
     for run in runs[1:]:
-        for key, value in _measured(run).items():
-            if value != wanted.get(key):
+        told = _measured(run)
+        for key in wanted | told:
+            if (value := told.get(key)) != wanted.get(key):
                 raise ValueError(
                     f"{run.folder} cannot be compared with {first.folder}: {key} is {value!r}, not {wanted.get(key)!r}"
                     + _REMEDY.get(key, "")
@@ -112,9 +113,10 @@ def _settings(config: cfg.Config, links: Sequence[Link]) -> dict[str, Any]:
     if isinstance(model, knobs.Frellm):
         found |= {"embed.encoder": config.embed.encoder, "model.backbone.init": model.backbone.init}
         found["model.backbone.path"] = _language_model(by_name["language model"])
-        if model.items is not None and "SASRec run" in by_name:
+        if model.items is not None:
             found = {key: value for key, value in found.items() if not key.startswith("model.sasrec")}
-            found["model.items"] = _without_seed(by_name["SASRec run"], ("model.", "train."))
+            origin = by_name.get("SASRec run", by_name["item tables"])
+            found["model.items"] = _without_seed(origin, ("model.", "train."))
     if isinstance(model, GENERATIVE) and model.codes is not None:
         codes = by_name["codes"]
         origin = "encoder" if codes.made_by.get("encoder") else "vectors"
