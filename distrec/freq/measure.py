@@ -37,7 +37,7 @@ class Edges(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """Energy (summed over channels, 1 in all) at frequencies; `is_exact`: those of the graph itself."""
+    """Energy (summed over channels, 1 in all) at frequencies, low to high; `is_exact`: those of the graph itself."""
 
     frequency: Float[np.ndarray, " m"]
     energy: Float[np.ndarray, " m"]
@@ -50,20 +50,17 @@ class Measure(NamedTuple):
 
     def quantiles(self, shares: Float[np.ndarray, " b"]) -> Edges:
         """The edges below which these shares of the energy lie."""
-        order = np.argsort(self.frequency, kind="stable")
-        total = self.energy[order].cumsum()
-        places = np.searchsorted(total / total[-1] + 1e-12, shares, side="right").clip(max=len(order) - 1)
-        frequency = self.frequency[order][places]
+        places = np.searchsorted(self.energy.cumsum() + 1e-12, shares, side="right")
+        frequency = self.frequency[places.clip(max=len(self.frequency) - 1)]
         low, high = self._around(frequency)
         return Edges(frequency, ((shares - low) / np.maximum(high - low, 1e-300)).clip(0, 1))
 
     def _around(self, frequency: Float[np.ndarray, " b"]) -> tuple[Float[np.ndarray, " b"], Float[np.ndarray, " b"]]:
         """The energy below these frequencies, without and with what lies at them."""
-        order = np.argsort(self.frequency, kind="stable")
-        known, total = self.frequency[order], np.r_[0, self.energy[order].cumsum()]
+        total = np.r_[0, self.energy.cumsum()]
         return (
-            total[np.searchsorted(known, frequency - EQUAL, side="left")],
-            total[np.searchsorted(known, frequency + EQUAL, side="right")],
+            total[np.searchsorted(self.frequency, frequency - EQUAL, side="left")],
+            total[np.searchsorted(self.frequency, frequency + EQUAL, side="right")],
         )
 
 
@@ -123,10 +120,9 @@ class Frequencies:
         """The gap between frequencies that is nearest to where this share of white noise lies below."""
         if not 0 < share < 1:
             return np.inf if share else -np.inf
-        order = np.argsort(self.noise.frequency, kind="stable")
-        known, total = self.noise.frequency[order], self.noise.energy[order].cumsum()
+        known = self.noise.frequency
         gaps = np.flatnonzero(np.r_[np.diff(known) > EQUAL, True])
-        last = gaps[np.abs(total[gaps] - share).argmin()]
+        last = gaps[np.abs(self.noise.energy.cumsum()[gaps] - share).argmin()]
         return float(known[last : last + 2].mean()) if last < len(known) - 1 else np.inf
 
     @cached_property
@@ -171,7 +167,8 @@ def lanczos(A: csr_array, x: Float[Tensor, "I D"], steps: int) -> Measure:
     matrix = Adjacency(A, x)
     found = [_quadrature(matrix, x[:, low : low + _CHUNK].float(), steps) for low in range(0, x.shape[1], _CHUNK)]
     frequency, energy = (np.concatenate([part[i] for part in found]) for i in (0, 1))
-    return Measure(frequency, energy / energy.sum(), False)
+    order = np.argsort(frequency)
+    return Measure(frequency[order], energy[order] / energy.sum(), False)
 
 
 def _quadrature(matrix: Adjacency, x: Tensor, steps: int) -> tuple[np.ndarray, np.ndarray]:

@@ -64,8 +64,7 @@ def retention(subject: Subject) -> Part:
         "share of the item graph's frequencies (of one that many share, all or none). Without training anew: what a model could do that was trained on such a table is another question. "
         + ("The projection is exact." if graph.is_exact else f"The projection is a polynomial of degree {ORDER}: its edge is soft.")
     )  # fmt: skip
-    energy = graph.noise.energy / graph.noise.energy.sum()
-    noise = [float(energy @ graph.response(share) ** 2) for share in SHARES]
+    noise = [float(graph.noise.energy @ graph.response(share) ** 2) for share in SHARES]
     rows = tuple(
         (f"{share:.0%}", *(found[name][i] for name in found), f"{noise[i]:.1%}") for i, share in enumerate(SHARES)
     )
