@@ -16,7 +16,8 @@ from distrec.jobs.pages.page import Block, Cards, Cell, Page, Picture, Section, 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _HEAVY = 400_000  # bytes of an SVG; above it the PNG is shown
 _SEAM = re.compile(r"(?<=[^\W\d])([._/=])(?=\w)")  # where a long key or path may go on in the next line
-_SIZE = re.compile(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"')
+_SIZE = re.compile(rb'viewBox="0 0 ([\d.]+) ')
+_WIDE = 500  # points of a picture; above it has a row of its own
 _NUMBER = re.compile(r"[-−+±<≤\d.,%\[\] ]*\d[-–−+±\d.,%e\[\] ]*|–")  # an interval and a range, too
 
 
@@ -159,7 +160,7 @@ def _picture(picture: Picture, folder: Path) -> str:
 def _is_panorama(name: str, folder: Path) -> bool:
     """Whether it wants a row of its own, and on a phone a box that scrolls."""
     size = _SIZE.search((folder / f"{name}.svg").read_bytes()[:4096])
-    return size is not None and float(size[1]) > 2 * float(size[2])
+    return size is not None and float(size[1]) > _WIDE
 
 
 def _image(name: str, folder: Path) -> tuple[bytes, str]:
