@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.polynomial.chebyshev import chebval
+from scipy.optimize import root_scalar
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from distrec.freq.polynomial import Adjacency, chebyshev_coefficients, chebyshev_terms
+from distrec.freq.polynomial import Adjacency, chebyshev_terms
 
 DENSE = 2048  # items up to which eigenvectors are worked out
 ORDER = 200  # of the polynomial that keeps a share of the frequencies
@@ -100,9 +101,10 @@ class Frequencies:
         return lanczos(self.A, torch.randn(self.n, _PROBES, generator=generator), self.steps)
 
     def lowest(self, x: Float[Tensor, "I D"], shares: Sequence[float]) -> Iterator[Float[Tensor, "I D"]]:
-        """x on about these shares of the frequencies, from the lowest up: a frequency is kept with all that have it, or not at all.
+        """x on about these shares of the frequencies, from the lowest up; `response` tells what is kept.
 
-        On large graphs by a polynomial of degree ORDER, whose edge is soft; `response` tells what is kept.
+        On small graphs a frequency is kept with all that have it, or not at all; on large ones a polynomial of degree ORDER,
+        whose edge is soft, leaves white noise this share.
         Raises: ValueError when the graph is of another catalogue.
         """
         self._check(x)
@@ -112,14 +114,20 @@ class Frequencies:
     def response(self, share: float) -> Float[np.ndarray, " m"]:
         """What `lowest` leaves of each of `noise`'s frequencies: a factor."""
         edge = self._edge(share)
-        if self.is_exact or np.isinf(edge):
-            return (self.noise.frequency < edge).astype(float)
+        return (self.noise.frequency < edge).astype(float) if self.is_exact or np.isinf(edge) else self._soft(edge)
+
+    def _excess(self, edge: float, share: float) -> float:
+        return float(self.noise.energy @ self._soft(edge) ** 2) - share
+
+    def _soft(self, edge: float) -> Float[np.ndarray, " m"]:
         return chebval(2 * self.noise.frequency / self._top - 1, _step(edge, self._top))
 
     def _edge(self, share: float) -> float:
-        """The gap between frequencies that is nearest to where this share of white noise lies below."""
+        """The gap between frequencies that is nearest to where this share of white noise lies below; of a polynomial, the edge."""
         if not 0 < share < 1:
             return np.inf if share else -np.inf
+        if not self.is_exact:
+            return root_scalar(self._excess, (share,), bracket=(0, self._top)).root
         known = self.noise.frequency
         gaps = np.flatnonzero(np.r_[np.diff(known) > EQUAL, True])
         last = gaps[np.abs(self.noise.energy.cumsum()[gaps] - share).argmin()]
@@ -151,12 +159,11 @@ class Frequencies:
 
 
 def _step(edge: float, top: float) -> Float[np.ndarray, " c"]:
-    """Coefficients of 1 up to the edge and 0 above, with Jackson's factors: the polynomial does not swing beside it."""
-    found = chebyshev_coefficients(lambda frequency: (frequency <= edge).astype(float), ORDER, top)
-    n = len(found)
-    k = np.arange(n)
-    angle = np.pi / (n + 1)
-    return np.array(found) * ((n - k + 1) * np.cos(k * angle) + np.sin(k * angle) / np.tan(angle)) / (n + 1)
+    """Chebyshev's coefficients of 1 up to the edge and 0 above, with Jackson's factors: the polynomial does not swing beside it."""
+    k, angle = np.arange(ORDER + 1), np.pi / (ORDER + 2)
+    at = np.arccos(np.clip(2 * edge / top - 1, -1, 1))
+    found = np.r_[1 - at / np.pi, -2 * np.sin(k[1:] * at) / (np.pi * k[1:])]
+    return found * ((ORDER + 2 - k) * np.cos(k * angle) + np.sin(k * angle) / np.tan(angle)) / (ORDER + 2)
 
 
 def lanczos(A: csr_array, x: Float[Tensor, "I D"], steps: int) -> Measure:

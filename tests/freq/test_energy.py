@@ -185,6 +185,7 @@ def test_common_frequencies_are_kept_with_all_that_have_them_or_not_at_all(monke
     near = big.Frequencies(A)
     for share, found in zip(shares, near.lowest(x, shares), strict=True):
         told = near.noise.energy @ near.response(share) ** 2
+        assert told == pytest.approx(share, abs=1e-6)
         assert float(found.square().sum() / x.square().sum()) == pytest.approx(told, abs=0.02)
 
 

@@ -61,8 +61,8 @@ def retention(subject: Subject) -> Part:
     draw(subject, found)
     text = (
         f"NDCG@10 of the validation split, {subject.n_drawn:,} users, history masked as in the run, after the item table was projected on a "
-        "share of the item graph's frequencies (of one that many share, all or none). Without training anew: what a model could do that was trained on such a table is another question. "
-        + ("The projection is exact." if graph.is_exact else f"The projection is a polynomial of degree {ORDER}: its edge is soft.")
+        "share of the item graph's frequencies. Without training anew: what a model could do that was trained on such a table is another question. "
+        + ("The projection is exact; a frequency that many vectors share is kept with all of them or not at all." if graph.is_exact else f"The projection is a polynomial of degree {ORDER}: its edge is soft.")
     )  # fmt: skip
     noise = [float(graph.noise.energy @ graph.response(share) ** 2) for share in SHARES]
     rows = tuple(
