@@ -176,9 +176,8 @@ def test_a_language_model_and_codes_are_analysed_too(tmp_path):
               "model.sasrec_train.epochs=2", "model.backbone.path=llm"]  # fmt: skip
     distrec("train", *SMALL, *frellm, "out=frellm", cwd=tmp_path)
     distrec("analyze", "out=frellm", cwd=tmp_path)
-    assert {"collaborative vectors", "text vectors", "item table"} <= set(
-        figures(tmp_path / "frellm")["items"]["below"]
-    )
+    below = figures(tmp_path / "frellm")["items"]["below"]
+    assert {f"{name} vectors, filtered on the graph" for name in ("collaborative", "text")} | {"item table"} <= set(below)  # fmt: skip
     assert "layer 2" in figures(tmp_path / "frellm")["spectra"]["low"]["time"]["stages"]
     tone = ["model.name=tone", "model.d_model=16", "model.d_ff=16", "model.d_kv=8", "model.n_heads=2", "model.n_layers=1",
             "model.max_len=4", "codes.size=16", "model.beams=10", "embed.encoder=builtin"]  # fmt: skip
