@@ -45,15 +45,10 @@ def polynomial(A: csr_array, x: Float[Tensor, "I D"], coefficients: Sequence[flo
     return y.to(x.dtype)
 
 
-def chebyshev(
-    A: csr_array, x: Float[Tensor, "I D"], coefficients: Sequence[float], top: float = 2.0
-) -> Float[Tensor, "I D"]:
-    """Σ_k c_k T_k(2L / top − I) x in fp32: h(λ) = Σ_k c_k T_k(2λ / top − 1).   `top`: no frequency lies above it.
-
-    Raises: ValueError when there is no coefficient.
-    """
+def chebyshev(A: csr_array, x: Float[Tensor, "I D"], coefficients: Sequence[float]) -> Float[Tensor, "I D"]:
+    """Σ_k c_k T_k(L − I) x in fp32: h(λ) = Σ_k c_k T_k(λ − 1).   Raises: ValueError when there is no coefficient."""
     first, *others = _some(coefficients)
-    terms = chebyshev_terms(A, x, top)
+    terms = chebyshev_terms(A, x)
     y = first * next(terms)
     for c, term in zip(others, terms, strict=False):
         y = y + c * term
@@ -70,12 +65,12 @@ def chebyshev_terms(A: csr_array, x: Float[Tensor, "I D"], top: float = 2.0) -> 
         before, last = last, A_.add(2 * (scale - 1) * last - before, last, 1, -2 * scale)
 
 
-def chebyshev_coefficients(response: Callable[[np.ndarray], np.ndarray], order: int, top: float = 2.0) -> list[float]:
-    """c_0 … c_order with Σ_k c_k T_k(2λ / top − 1) = response(λ) at the Chebyshev points of [0, top], where L's spectrum lies."""
+def chebyshev_coefficients(response: Callable[[np.ndarray], np.ndarray], order: int) -> list[float]:
+    """c_0 … c_order with Σ_k c_k T_k(λ − 1) = response(λ) at the Chebyshev points of [0, 2], where L's spectrum lies."""
     if order < 0:
         raise ValueError(f"order={order} is below 0: 0 is a constant response")
     points = chebpts1(order + 1)
-    return chebfit(points, response((points + 1) * top / 2), order).tolist()
+    return chebfit(points, response(points + 1), order).tolist()
 
 
 def rayleigh(A: csr_array, x: Float[Tensor, "I D"]) -> Float[Tensor, " D"]:

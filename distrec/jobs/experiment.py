@@ -58,9 +58,8 @@ def main(argv: Sequence[str]) -> int:
             ]
         ),
     }
-    if out.exists() and store.verify(out)["made_by"] != made:
-        store.remove(out)
-    store.make(out, made, partial(fill, job=job, planned=planned, found=found))
+    if not out.exists() or store.verify(out)["made_by"] != made:
+        store.write(out, made, partial(fill, job=job, planned=planned, found=found), replace=True)
     print((out / "page.md").read_text(encoding="utf-8"))
     print(f"verdict: {out}")
     return DONE
