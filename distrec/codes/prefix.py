@@ -104,6 +104,14 @@ class PrefixIndex:
         """The item of each node of the last level; -1 for -1."""
         return torch.where(leaves >= 0, self.item[leaves.clamp(min=0)].long(), -1)
 
+    def leaves(self, codes: Int[Tensor, "*M L"]) -> Int[Tensor, " *M"]:
+        """The node of the last level in which each row of codes ends; -1 where no item has them."""
+        node = torch.zeros_like(codes[..., 0])
+        for level in range(len(self.sizes)):
+            child, code, is_child = self.children(level, node)
+            node = child.masked_fill(~is_child | (code != codes[..., level, None]), -1).amax(-1)
+        return node
+
     @property
     def n_bytes(self) -> int:
         return sum(part.nbytes for part in (*self.code, *self.edges, self.item))

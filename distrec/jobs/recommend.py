@@ -34,6 +34,7 @@ from distrec.data.histories import Histories
 from distrec.data.prepared import Prepared
 from distrec.engine.evaluation import scoring
 from distrec.engine.evaluation.listing import best_generated, best_scored
+from distrec.engine.evaluation.precision import exact_products
 from distrec.engine.evaluation.shelf import Shelf
 from distrec.engine.launch import join
 from distrec.jobs.parts.assemble import best_of
@@ -93,6 +94,7 @@ def main(argv: Sequence[str]) -> None:
         print(target)
 
 
+@exact_products()
 def listed(
     model: Any, asked: Histories, k: int, among: Any, score: knobs.Score, data: Prepared, ranks: Ranks
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,7 +108,7 @@ def listed(
     lows = range(0, len(asked), score.batch_users)
 
     def owned(low: int) -> Batch | None:
-        return asked.batch(slice(low, low + score.batch_users)).to(device) if drop else None
+        return asked.batch(slice(low, low + score.batch_users)) if drop else None
 
     own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for first in tqdm(range(0, len(lows), ranks.size), unit="batch", disable=not ranks.is_main, delay=2):
@@ -118,8 +120,7 @@ def listed(
             found = best_scored(shelf, [batch], [owned(low) for low in lists], k)
             own[mine] = found[lists.index(mine)]
         else:
-            items, scores = best_generated(model, batch, k, data.n_items, among, owned(mine))
-            own[mine] = items.cpu(), scores.cpu()
+            own[mine] = best_generated(model, batch, k, data.n_items, among, owned(mine))
     whole = {low: part for parts in ranks.gather(own) for low, part in parts.items()}
     items, scores = (torch.cat([whole[low][i] for low in lows]) for i in (0, 1))
     return items, scores

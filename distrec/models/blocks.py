@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distrec.freq.filters import gaussian, smooth
@@ -61,6 +61,16 @@ class Rpml(nn.Module):
 
 
 class Attention(nn.Module):
+    """T5's attention.  Which kernel computes it on a GPU is settled here, for every model over codes:
+
+    - with RPML none does: it changes the weights after the softmax, so that they must be there;
+    - else the memory-efficient one, the only fused kernel that takes a bias with a gradient (flash takes none, cuDNN's
+      none that learns); it pads rows that are not a multiple of 8 by itself.  On a CPU a bias that learns is computed
+      unfused, one that does not in a fused kernel.
+
+    Source: torch 2.10 – 2.13, sdp_utils.cpp, `can_use_mem_efficient_attention`, and attention.cpp, `preprocess_mask`.
+    """
+
     def __init__(self, d_model: int, n_heads: int, d_kv: int, dropout: float, rpml: Rpml | None = None):
         super().__init__()
         self.n_heads, self.rate = n_heads, dropout
@@ -106,35 +116,40 @@ class FeedForward(nn.Module):
 
 
 class RelativeBias(nn.Module):
-    """One number a head for each bucket of key position − query position: near ones apart, far ones together."""
+    """One number a head for each bucket of key position − query position: near ones apart, far ones together.
 
-    def __init__(self, d_model: int, n_heads: int, both_ways: bool, buckets: int = 32, farthest: int = 128):
+    `length`: the most positions.  The buckets of all pairs are computed once, on the host, whose logarithm decides the
+    same way at the border of two buckets wherever the model runs.
+    """
+
+    bucket: Tensor
+
+    def __init__(
+        self, d_model: int, n_heads: int, both_ways: bool, length: int, buckets: int = 32, farthest: int = 128
+    ):
         super().__init__()
-        self.both_ways, self.farthest = both_ways, farthest
         self.table = nn.Embedding(buckets, n_heads)
         nn.init.normal_(self.table.weight, std=d_model**-0.5)
+        place = torch.arange(length)
+        self.register_buffer("bucket", _buckets(place - place[:, None], both_ways, buckets, farthest), persistent=False)
 
     def forward(self, n_queries: int, n_keys: int) -> Float[Tensor, "1 H Q S"]:
         """The last query stands at the last key."""
-        device = self.table.weight.device
-        query = torch.arange(n_keys - n_queries, n_keys, device=device)
-        return self.table(self._bucket(torch.arange(n_keys, device=device) - query[:, None])).permute(2, 0, 1)[None]
+        return self.table(self.bucket[n_keys - n_queries : n_keys, :n_keys]).permute(2, 0, 1)[None]
 
-    def _bucket(self, distance: Tensor) -> Tensor:
-        n = self.table.num_embeddings
-        first = torch.zeros_like(distance)
-        if self.both_ways:
-            n //= 2
-            first = (distance > 0).long() * n
-            distance = distance.abs()
-        else:
-            distance = (-distance).clamp(min=0)
-        near = n // 2
-        far = (
-            near
-            + (torch.log(distance.clamp(min=1).float() / near) / math.log(self.farthest / near) * (n - near)).long()
-        )
-        return first + torch.where(distance < near, distance, far.clamp(max=n - 1))
+
+def _buckets(distance: Int[Tensor, "Q S"], both_ways: bool, n: int, farthest: int) -> Int[Tensor, "Q S"]:
+    """The bucket, of n, of each distance.   Source: Raffel et al. 2020."""
+    first = torch.zeros_like(distance)
+    if both_ways:
+        n //= 2
+        first = (distance > 0).long() * n
+        distance = distance.abs()
+    else:
+        distance = (-distance).clamp(min=0)
+    near = n // 2
+    far = near + (torch.log(distance.clamp(min=1).float() / near) / math.log(farthest / near) * (n - near)).long()
+    return first + torch.where(distance < near, distance, far.clamp(max=n - 1))
 
 
 class EncoderLayer(nn.Module):

@@ -7,14 +7,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distrec.data.batches import Batch
 
 CHUNK = 65_536  # items scored at once
 PIECE = 1024  # rows of a table worked out at once; chunks are made of whole ones
+
+Places = tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]
+"""(row, item) of some scores, on the host: sizes are known there, and a GPU is never asked for them."""
 
 Scorer = Callable[[slice | Tensor], Float[Tensor, "B n"]]
 """Scores of some items (a range of ids, or ids) for the users of one batch: a column an item, in a tensor of its own
@@ -67,7 +71,7 @@ def by_table(states: Float[Tensor, "B D"], rows: Float[Tensor, "n D"], first: in
 
 
 def top_items(
-    scorer: Scorer, items: slice, k: int, masked: tuple[Int[Tensor, " S"], Int[Tensor, " S"]] | None = None
+    scorer: Scorer, items: slice, k: int, masked: Places | None = None
 ) -> tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]:
     """(the k items of a range with the highest scores, best first, of equal ones the lower id; their scores).
 
@@ -75,7 +79,7 @@ def top_items(
     """
     best = scorer(slice(items.start, items.start))  # none yet
     ids = torch.empty(best.shape, dtype=torch.int64, device=best.device)
-    masks = by_chunk(*masked, items, CHUNK) if masked else None
+    masks = by_chunk([masked], items, CHUNK, best.device)[0] if masked else None
     for nth, chunk in enumerate(chunks(items, CHUNK)):
         scores = scorer(chunk)
         if masks:
@@ -92,14 +96,35 @@ def chunks(items: slice, width: int) -> Iterator[slice]:
 
 
 def by_chunk(
-    rows: Int[Tensor, " S"], items: Int[Tensor, " S"], within: slice, width: int
-) -> list[tuple[Tensor, Tensor]]:
-    """(row, column inside the chunk) of the given places, for each chunk of a range; those beside it are left out."""
-    order = items.argsort()
-    rows, items = rows[order], items[order]
-    lows = torch.arange(within.start, within.stop, width, device=items.device)
-    edges = torch.searchsorted(items, torch.cat([lows, lows.new_tensor([within.stop])])).tolist()
+    places: Sequence[Places], within: slice, width: int, device: torch.device
+) -> list[list[tuple[Tensor, Tensor]]]:
+    """(row, column inside the chunk) of each group of places, for each chunk of a range; those outside it are left out."""
+    lows = [*range(within.start, within.stop, width), within.stop]
+    parts, edges = [], []
+    for rows, items in places:
+        order = items.argsort()
+        edge = np.searchsorted(items[order], lows)
+        order = order[edge[0] : edge[-1]]
+        parts += [rows[order], (items[order] - within.start) % width]
+        edges.append((edge - edge[0]).tolist())
+    tensors = iter(to_device(device, *parts))
     return [
-        (rows[a:b], items[a:b] - low)
-        for (a, b), low in zip(pairwise(edges), range(within.start, within.stop, width), strict=True)
+        [(rows[a:b], columns[a:b]) for a, b in pairwise(edge)]
+        for edge, (rows, columns) in zip(edges, zip(tensors, tensors, strict=True), strict=True)
     ]
+
+
+def to_device(device: torch.device, *arrays: Int[np.ndarray, " _"]) -> list[Int[Tensor, " _"]]:
+    """Whole numbers of the host as tensors on a device.  To a GPU they travel as one pinned tensor; the host does not wait."""
+    tensors = [torch.from_numpy(array.astype(np.int64, copy=False)) for array in arrays]
+    if device.type != "cuda" or not tensors:
+        return [tensor.to(device) for tensor in tensors]
+    sent = torch.cat(tensors).pin_memory().to(device, non_blocking=True)
+    return list(sent.split([len(tensor) for tensor in tensors]))
+
+
+def is_among(values: Int[Tensor, " *B"], ascending: Int[Tensor, " S"]) -> Bool[Tensor, " *B"]:
+    """Whether each value is one of some ascending numbers: torch.isin, which makes the host wait for a GPU, without a wait."""
+    if not len(ascending):
+        return torch.zeros_like(values, dtype=torch.bool)
+    return ascending[torch.searchsorted(ascending, values).clamp(max=len(ascending) - 1)] == values

@@ -26,15 +26,16 @@ from distrec.knobs import Tone as Config
 from distrec.models.blocks import Agf, Attention, Crfa, EncoderLayer, FeedForward, RelativeBias, Rpml, Stack
 
 _ALL = slice(None)
-_USERS, _CANDIDATES = 64, 2**24  # searched at once: caches of some 100 MiB, and as much for candidates
+_USERS = {"cpu": 64, "cuda": 512}  # searched at once: caches of some 100 MiB; on a GPU some 800
+_CANDIDATES = {"cpu": 2**24, "cuda": 2**26}  # beams × tokens of all users at once, in float32
 
 
 class Tone(nn.Module):
     """Reads `max_len` items, trains on the last position of each prefix, ranks by beam search."""
 
     samples = "prefixes"
-    item_codes: Tensor
     token_of: Tensor
+    first_token: Tensor
 
     def __init__(self, config: Config | Tiger, codes: ItemCodes):
         super().__init__()
@@ -46,7 +47,8 @@ class Tone(nn.Module):
         self.offsets = [1 + n for n in itertools.accumulate(codes.sizes[:-1], initial=0)]
         self.n_tokens = 1 + sum(codes.sizes)
         self.length = config.max_len * n_levels + bool(config.user_tokens)
-        self.register_buffer("token_of", codes.codes.long() + torch.tensor(self.offsets), persistent=False)
+        self.register_buffer("first_token", torch.tensor(self.offsets), persistent=False)
+        self.register_buffer("token_of", codes.codes.long() + self.first_token, persistent=False)
         self._codes = codes
         self._index: PrefixIndex | None = None
         self.shared = nn.Embedding(self.n_tokens, config.d_model)
@@ -72,9 +74,7 @@ class Tone(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none").view_as(target)
         return (loss.mean(1) * counts).sum()
 
-    def encode(
-        self, batch: Batch, rows: slice | Int[Tensor, " B"] = _ALL
-    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B 1 1 S"]]:
+    def encode(self, batch: Batch, rows: slice = _ALL) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B 1 1 S"]]:
         """(states of the history's tokens, 0 or -inf for the decoder's attention to each) of some rows of a batch."""
         items, is_item = batch.items[rows, -self.max_len :], batch.is_item[rows, -self.max_len :]
         if self.is_fixed:
@@ -123,16 +123,15 @@ class Tone(nn.Module):
         width, found = max(k, self.beams), []
         if decoding == "constrained":
             width = min(width, len(self.token_of))  # more would stay empty
-        for rows in torch.arange(len(batch.items)).split(self._together(width)):
-            step = self._step(*self.encode(batch, rows))
+        index = index or self.index(batch.items.device)
+        for rows in self._groups(batch.items, width):
+            states, mask = self.encode(batch, rows)
+            step = self._step(states, mask)
             if decoding == "free":
-                tokens, scores = beam.free(step, self.n_tokens, len(self.sizes), len(rows), width, batch.items.device)
-                codes = (tokens - torch.tensor(self.offsets).to(tokens)).cpu().flatten(0, 1)
-                items = self._codes.items(codes).view_as(scores).to(tokens)
+                tokens, scores = beam.free(step, self.n_tokens, len(self.sizes), len(states), width, states.device)
+                items = index.items(index.leaves(tokens - self.first_token))
             else:
-                items, scores = beam.among_items(
-                    step, index or self.index(batch.items.device), self.offsets, len(rows), width
-                )
+                items, scores = beam.among_items(step, index, self.offsets, len(states), width)
             short = k - min(k, items.shape[1])
             found.append(
                 (F.pad(items[:, :k], (0, short), value=-1), F.pad(scores[:, :k], (0, short), value=-torch.inf))
@@ -143,7 +142,7 @@ class Tone(nn.Module):
     def likelihood(self, batch: Batch, items: Int[Tensor, "B M"]) -> Float[Tensor, "B M"]:
         """log p(item | history) of some items for each user, over all tokens as a search has it."""
         found = []
-        for rows in torch.arange(len(batch.items)).split(self._together(items.shape[1])):
+        for rows in self._groups(batch.items, items.shape[1]):
             step = self._step(*self.encode(batch, rows))
             tokens = self.token_of[items[rows]]
             log_p = step(0, None, None).expand(-1, tokens.shape[1], -1)
@@ -189,9 +188,11 @@ class Tone(nn.Module):
         own = self.users(user.clamp(min=0) % self.users.num_embeddings) * (user >= 0)[:, None]
         return torch.cat([x, self.dropout(own)[:, None]], 1), torch.cat([is_token, (user >= 0)[:, None]], 1)
 
-    def _together(self, width: int) -> int:
-        """How many users are searched at once."""
-        return max(1, min(_USERS, _CANDIDATES // (width * self.n_tokens)))
+    def _groups(self, items: Int[Tensor, "B T"], width: int) -> list[slice]:
+        """The users that are searched at once, with so many beams each."""
+        kind = items.device.type
+        n = max(1, min(_USERS[kind], _CANDIDATES[kind] // (width * self.n_tokens)))
+        return [slice(low, low + n) for low in range(0, len(items), n)]
 
     def _step(self, states: Tensor, mask: Tensor) -> beam.Step:
         """One level of the decoder for all beams; keys of the history are worked out once a user."""
@@ -220,7 +221,7 @@ class Tone(nn.Module):
         embedding = nn.Embedding(n, c.d_model) if places else None
         if embedding is not None:
             nn.init.normal_(embedding.weight, std=0.02)
-        return Stack(layers, RelativeBias(c.d_model, c.n_heads, True) if bias else None, embedding)
+        return Stack(layers, RelativeBias(c.d_model, c.n_heads, True, n) if bias else None, embedding)
 
     def _crfa(self) -> Crfa:
         c = self.config
@@ -251,12 +252,14 @@ class DecoderLayer(nn.Module):
 
 class Decoder(nn.Module):
     layers: "list[DecoderLayer]"
+    later: Tensor
 
     def __init__(self, config: Config, n_levels: int):
         super().__init__()
         layers = nn.ModuleList(DecoderLayer(config, n_levels) for _ in range(config.n_layers))
         self.layers = layers  # pyright: ignore[reportAttributeAccessIssue]  (a ModuleList does not tell of what)
-        self.bias = RelativeBias(config.d_model, config.n_heads, both_ways=False)
+        self.bias = RelativeBias(config.d_model, config.n_heads, False, n_levels)
+        self.register_buffer("later", torch.full((n_levels, n_levels), -torch.inf).triu(1), persistent=False)
         self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
 
     def remember(self, states: Float[Tensor, "B S D"]) -> Memory:
@@ -265,8 +268,7 @@ class Decoder(nn.Module):
     def forward(self, x: Float[Tensor, "B L D"], memory: Memory, mask: Tensor) -> Float[Tensor, "B L D"]:
         """All levels at once, each seeing those before it and itself."""
         n = x.shape[1]
-        later = torch.full((n, n), -torch.inf, dtype=x.dtype, device=x.device).triu(1)
-        bias = self.bias(n, n) + later
+        bias = self.bias(n, n) + self.later[:n, :n].to(x)
         for layer, remembered in zip(self.layers, memory, strict=True):
             normed = layer.norm_attention(x)
             x = x + layer.dropout(layer.attention(normed, *layer.attention.keys_values(normed), bias))

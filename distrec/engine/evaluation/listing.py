@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distrec.data.batches import Batch
 from distrec.engine.evaluation.shelf import Shelf
-from distrec.models.ranking import top_items
+from distrec.models.ranking import is_among, to_device, top_items
 
 _LADDER = 32  # searches are widened by multiples of it
 
@@ -23,14 +23,15 @@ def best_scored(shelf: Shelf, batches: list[Batch], owned: list[Batch | None], k
     """(items, scores) of each batch of a group, best first, of equal ones the lower id; -1 and -inf where there are
     fewer than k.  On the CPU.
 
-    `batches`: those of the group that were dealt to this process; `owned`: of the whole group, the histories that must
-    not come out.  Every process lists its own range of items.  The lists follow each other in the order of the ranges,
+    `batches`: those of the group that were dealt to this process; `owned`: of the whole group, on the host, the histories
+    that must not come out.  Every process lists its own range of items.  The lists follow each other in the order of the ranges,
     and sorting them together is stable, so that of equal scores the lower id comes first here too.
     """
     scorers = shelf.scorers(batches, len(owned))
     masks = [shelf.places(each) if each else None for each in owned]
     found = [top_items(scorer, shelf.items, k, mask) for scorer, mask in zip(scorers, masks, strict=True)]
-    parts = shelf.ranks.gather([(shelf.ids(places).cpu().numpy(), scores.cpu().numpy()) for places, scores in found])
+    lists = on_host([(shelf.ids(places), scores) for places, scores in found])
+    parts = shelf.ranks.gather([(items.numpy(), scores.numpy()) for items, scores in lists])
     groups = [
         [torch.from_numpy(np.concatenate(each, 1)) for each in zip(*lists, strict=True)]
         for lists in zip(*parts, strict=True)
@@ -42,16 +43,32 @@ def best_scored(shelf: Shelf, batches: list[Batch], owned: list[Batch | None], k
 def best_generated(
     model: Any, batch: Batch, k: int, n_items: int, among: Any, owned: Batch | None
 ) -> tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]:
-    """(items, scores), best first; -1 and -inf where a model lists fewer than k.
+    """(items, scores), best first, on the CPU; -1 and -inf where a model lists fewer than k.
 
     `among`: the model's index of the only items that may come out, all if None.  `owned`: the whole histories, which
-    must not.
+    must not; on the host.
     """
     items, scores = _generated(model, batch, k, among, owned)
     if owned:
         row = torch.arange(len(items), device=items.device)[:, None] * n_items
-        scores = scores.masked_fill(torch.isin(row + items, (row + owned.items)[owned.is_item]), -torch.inf)
-    return _best(items, scores, k)
+        users, columns = np.nonzero(owned.is_item.numpy())
+        (had,) = to_device(items.device, np.unique(users * n_items + owned.items.numpy()[users, columns]))
+        scores = scores.masked_fill(is_among(row + items, had), -torch.inf)
+    return on_host([_best(items, scores, k)])[0]
+
+
+def on_host(lists: list[tuple[Tensor, Tensor]]) -> list[tuple[Int[Tensor, "_ _"], Float[Tensor, "_ _"]]]:
+    """(items, scores) of some batches on the CPU; a GPU is read once for all of them."""
+    if not lists[0][0].is_cuda:
+        return lists
+    packed = torch.cat(
+        [torch.stack([items, scores.double().view(torch.int64)]).flatten(1) for items, scores in lists], 1
+    )
+    parts = packed.cpu().split([items.numel() for items, _ in lists], 1)
+    return [
+        (part[0].view(items.shape), part[1].view(torch.float64).to(scores.dtype).view(scores.shape))
+        for part, (items, scores) in zip(parts, lists, strict=True)
+    ]
 
 
 def _best(
@@ -66,13 +83,13 @@ def _generated(
     model: Any, batch: Batch, k: int, among: Any, owned: Batch | None
 ) -> tuple[Int[Tensor, "B W"], Float[Tensor, "B W"]]:
     """More than k for a user with a history that must not come out, by as much as that takes, whoever else is asked for."""
-    more = owned.is_item.sum(1) if owned else torch.zeros(len(batch.items), dtype=torch.int64)
+    more = owned.is_item.sum(1).numpy() if owned else np.zeros(len(batch.items), np.int64)
     width = k + -(-more // _LADDER) * _LADDER
     widest = int(width.max())
     items = torch.full((len(batch.items), widest), -1, device=batch.items.device)
     scores = torch.full(items.shape, -torch.inf, device=batch.items.device)
-    for each in width.unique().tolist():
-        rows = (width == each).nonzero()[:, 0].to(batch.items.device)
+    for each in np.unique(width).tolist():
+        (rows,) = to_device(batch.items.device, np.flatnonzero(width == each))
         part = Batch(**{field.name: getattr(batch, field.name)[rows] for field in fields(batch)})
         items[rows, :each], scores[rows, :each] = model.search(part, each, "constrained", among)
     return items, scores

@@ -12,17 +12,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
 from distrec.data import batches
 from distrec.data.prepared import Prepared, Split
-from distrec.engine.evaluation.exact import CHUNK, Mask, exact_ranks
+from distrec.engine.evaluation.exact import CHUNK, exact_ranks
+from distrec.engine.evaluation.precision import exact_products
 from distrec.engine.evaluation.shelf import Shelf
 from distrec.knobs import Score
-from distrec.runtime import Ranks, Stopped
+from distrec.models.ranking import Places, is_among, to_device
+from distrec.runtime import Ranks, Stopped, log
 
 BLOCK = 512
+_ROUNDS = {"cpu": 1, "cuda": 8}  # times batch_users of a group: a GPU goes on without the host until a group's end
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,14 @@ class Blocks:
     def batch(self, n: int) -> batches.Batch:
         return batches.collate(self.data, self.samples, self.rows[n]).to(self.device)
 
-    def wanted(self, n: int) -> Tensor:
+    def wanted(self, n: int) -> Int[np.ndarray, "B W"]:
         """Each user's target, then the sampled negatives, if there are any."""
         target = self.data.item[self.samples.end[self.rows[n]] - 1][:, None]
         negatives = self.data.negatives
         others = target[:, :0] if negatives is None else negatives[self.samples.user[self.rows[n]]]
-        return torch.from_numpy(np.concatenate([target, others], 1).astype(np.int64)).to(self.device)
+        return np.concatenate([target, others], 1).astype(np.int64)
 
-    def history(self, n: int) -> Mask:
+    def history(self, n: int) -> Places:
         """(user, item) of everything a user has before the target, the whole history and never the target itself."""
         block = self.rows[n]
         first, target = self.data.start[self.samples.user[block]], self.samples.end[block] - 1
@@ -68,12 +72,11 @@ class Blocks:
         row = np.repeat(np.arange(len(block)), lengths)
         item = self.data.item[np.arange(len(row)) + np.repeat(first - (np.cumsum(lengths) - lengths), lengths)]
         keep = item != self.data.item[target][row]
-        return torch.from_numpy(row[keep]).to(self.device), torch.from_numpy(item[keep].astype(np.int64)).to(
-            self.device
-        )
+        return row[keep], item[keep].astype(np.int64)
 
 
 @torch.no_grad()
+@exact_products()
 def rank_split(
     model: Any,
     data: Prepared,
@@ -86,19 +89,22 @@ def rank_split(
 ) -> Ranking:
     """Ranks of every user of the split; the same on every process.  `thorough`: by every way of decoding as well.
 
+    Scores are float32 whatever `train.precision` says; a GPU keeps the ranks until the end.
+
     Raises: ValueError when the split has no target, or a score is not finite; Stopped, on all ranks, when stop() on any.
     """
     samples = batches.evaluation(data, split, model.max_len)
     if not len(samples):
         raise ValueError(f"{data.folder}: the {split} split has no target")
     model.eval()
+    device = working_device(model, device)
     order = np.lexsort((samples.user, samples.lengths()))
     blocks = Blocks(data, samples, [order[low : low + BLOCK] for low in range(0, len(order), BLOCK)], device)
     masked = masks_history(config, model)
     holders = ranks if config.shard_items else Ranks()
     shelf = Shelf(model, data.n_items, CHUNK[device.type], holders) if hasattr(model, "scorer") else None
-    together = max(1, config.batch_users // BLOCK) * ranks.size
-    own: dict[int, dict[str, np.ndarray]] = {}
+    together = max(1, config.batch_users // BLOCK) * _ROUNDS[device.type] * ranks.size
+    own: dict[int, dict[str, Tensor]] = {}
     numbers = range(len(blocks.rows))
     with tqdm(
         total=len(numbers), desc=f"rank {split}", unit="block", disable=not ranks.is_main, leave=False, delay=2
@@ -112,14 +118,31 @@ def rank_split(
                 found = _rank_scored(shelf, blocks, group if config.shard_items else mine, mine, masked)
             else:
                 found = {n: _rank_generated(model, blocks, n, masked, thorough) for n in mine}
-            own |= {n: {name: values.double().cpu().numpy() for name, values in found[n].items()} for n in mine}
+            own |= {n: found[n] for n in mine}
             bar.update(len(group))
-    whole = {n: columns for part in ranks.gather(own) for n, columns in part.items()}
-    back = order.argsort()
-    columns = {name: np.concatenate([whole[n][name] for n in numbers])[back] for name in whole[0]}
+    columns = _columns(own, ranks, order)
     return Ranking(
         samples.user, data.item[samples.end - 1], columns.pop("rank"), columns.pop("sampled", None), others=columns
     )
+
+
+def working_device(model: Any, device: torch.device) -> torch.device:
+    """The device that a model scores on: the CPU for one without weights, which counts there."""
+    if device.type == "cpu" or next(model.parameters(), None) is not None:
+        return device
+    log(f"{type(model).__name__} has no weights: it counts on the CPU, the GPU stays idle")
+    return torch.device("cpu")
+
+
+def _columns(own: dict[int, dict[str, Tensor]], ranks: Ranks, order: np.ndarray) -> dict[str, np.ndarray]:
+    """Each column of all blocks, in the order of the samples; a device is read once for all of them."""
+    names = list(next(iter(own.values())))
+    table = torch.cat([torch.stack([columns[name].double() for name in names]) for columns in own.values()], 1)
+    sizes = np.cumsum([len(columns[names[0]]) for columns in own.values()])[:-1]
+    parts = dict(zip(own, np.split(table.cpu().numpy(), sizes, 1), strict=True))
+    whole = {n: part for each in ranks.gather(parts) for n, part in each.items()}
+    joined = np.concatenate([whole[n] for n in sorted(whole)], 1)[:, order.argsort()]
+    return dict(zip(names, joined, strict=True))
 
 
 def _rank_scored(
@@ -133,6 +156,7 @@ def _rank_scored(
         blocks.data.n_items,
         shelf.items,
         shelf.ranks,
+        blocks.device,
     )
     return {n: {"rank": rank} | _sampled(scores) for n, (rank, scores) in zip(group, found, strict=True)}
 
@@ -144,14 +168,16 @@ def masks_history(config: Score, model: Any) -> bool:
 
 def _rank_generated(model: Any, blocks: Blocks, n: int, masked: bool, thorough: bool) -> dict[str, Tensor]:
     """Where the target stands in what a generative model lists, by its own and, if `thorough`, each way of decoding."""
-    result, batch, mask = {}, blocks.batch(n), blocks.history(n)
+    result, batch = {}, blocks.batch(n)
+    row, item = blocks.history(n)
+    (history,) = to_device(blocks.device, np.unique(row * blocks.data.n_items + item)) if masked else (None,)
     every = thorough and hasattr(model, "listings")
     listings = model.listings(batch) if every else {"": model.rank(batch, model.beams)}
     for name, listed in listings.items():
         no_item = left_out = listed < 0
-        if masked:
+        if history is not None:
             numbers = torch.arange(len(listed), device=listed.device)[:, None] * blocks.data.n_items + listed
-            left_out = no_item | torch.isin(numbers, mask[0] * blocks.data.n_items + mask[1])
+            left_out = no_item | is_among(numbers, history)
         hit = listed == batch.targets[:, -1:]
         place = _place(hit, left_out)
         result.setdefault("rank", place)
@@ -160,14 +186,16 @@ def _rank_generated(model: Any, blocks: Blocks, n: int, masked: bool, thorough: 
         if name == "free":
             result |= {"free_ids": _place(hit, left_out & ~no_item), "free_invalid": no_item.double().mean(1)}
     if thorough and blocks.data.negatives is not None and hasattr(model, "likelihood"):
-        result |= _sampled(model.likelihood(batch, blocks.wanted(n)))
+        wanted = blocks.wanted(n)
+        (items,) = to_device(blocks.device, wanted.ravel())
+        result |= _sampled(model.likelihood(batch, items.view(wanted.shape)))
     return result
 
 
 def _place(hit: Tensor, left_out: Tensor) -> Tensor:
     """The place of the hit among those not left out, from 1; inf where there is none."""
-    place = (~left_out).double().cumsum(1)
-    return torch.where(hit, place, torch.inf).amin(1)
+    place = (~left_out).cumsum(1)  # of whole numbers: of others it has no deterministic form on a GPU
+    return torch.where(hit, place.double(), torch.inf).amin(1)
 
 
 def _sampled(scores: Tensor) -> dict[str, Tensor]:

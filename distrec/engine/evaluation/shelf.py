@@ -6,12 +6,13 @@ one process holds everything.
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from distrec.data.batches import Batch
-from distrec.models.ranking import Scorer, TableModel, by_table
+from distrec.models.ranking import Places, Scorer, TableModel, by_table
 from distrec.runtime import Ranks
 
 
@@ -22,6 +23,7 @@ class Shelf:
     """
 
     def __init__(self, model: Any, n_items: int, width: int, ranks: Ranks, among: Int[Tensor, " S"] | None = None):
+        self._allowed = None if among is None else among.cpu().numpy()
         n = n_items if among is None else len(among)
         share = ranks.shard(-(-n // width))
         self.items = slice(min(n, share.start * width), min(n, share.stop * width))
@@ -35,22 +37,29 @@ class Shelf:
         """Of n batches that were dealt to the ranks, this one's being given."""
         if self._table is None:
             return [self._among_only(self._model.scorer(batch)) for batch in batches]
-        own = [self._model.user_states(batch).cpu().numpy() for batch in batches]
-        states = [torch.tensor(state, device=self._table.device) for state in self.ranks.collect(own, n)]
+        states = [self._model.user_states(batch).contiguous() for batch in batches]
+        if self.ranks.size > 1:
+            states = self._collected(states, n)
         return [by_table(state, self._table, self.items.start) for state in states]
 
-    def places(self, batch: Batch) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
-        """(user, place) of every item of a batch that may come out."""
-        users, columns = torch.where(batch.is_item)
-        items = batch.items[users, columns]
-        if self._among is None:
+    def places(self, batch: Batch) -> Places:
+        """(user, place) of every item that may come out of a batch on the host."""
+        users, columns = np.nonzero(batch.is_item.numpy())
+        items = batch.items.numpy()[users, columns]
+        if self._allowed is None:
             return users, items
-        places = torch.searchsorted(self._among, items).clamp(max=len(self._among) - 1)
-        there = self._among[places] == items
-        return users[there], places[there]
+        places = np.searchsorted(self._allowed, items).clip(max=len(self._allowed) - 1)
+        is_allowed = self._allowed[places] == items
+        return users[is_allowed], places[is_allowed]
 
     def ids(self, places: Int[Tensor, "B K"]) -> Int[Tensor, "B K"]:
-        return places if self._among is None else self._among.to(places.device)[places]
+        return places if self._among is None else self._among[places]
+
+    def _collected(self, states: list[Tensor], n: int) -> list[Tensor]:
+        """The states of all n batches, in the group's order, from those of this rank: one copy to the host, one back."""
+        whole = torch.cat(states).cpu().numpy()
+        parts = self.ranks.collect(np.split(whole, np.cumsum([len(state) for state in states[:-1]])), n)
+        return list(torch.from_numpy(np.concatenate(parts)).to(states[0].device).split([len(part) for part in parts]))
 
     def _among_only(self, scorer: Scorer) -> Scorer:
         among = self._among
