@@ -30,7 +30,7 @@ def set_up(precision: Precision, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(deterministic)
 
 
-def facts() -> dict[str, bool]:
+def facts() -> dict[str, bool | str]:
     """The switches as they are now, for a run's provenance."""
     return {
         "tf32": torch.backends.cuda.matmul.allow_tf32,
