@@ -54,6 +54,7 @@ class Gpu(TorchFunctionMode):
         super().__init__()
         self.strict, self.free = strict, free
         self.waits, self.faults = Counter(), Counter()
+        self.n_backward = 0  # passes that are running
         self.pinned, self.in_flight = {}, {}  # storages: pinned; still being written by a copy to the host
 
     # -- entering: what torch.cuda answers
@@ -76,6 +77,7 @@ class Gpu(TorchFunctionMode):
         for module in (import_module("torch.optim.optimizer"), _foreach_utils):
             patch(module, "_foreach_supported_types", [*module._foreach_supported_types, OnGpu])
         patch(torch._C, "_group_tensors_by_device_and_dtype", grouped(torch._C._group_tensors_by_device_and_dtype))
+        patch(torch.autograd, "_engine_run_backward", self._backward(torch.autograd._engine_run_backward))
         OnGpu.gpu = self
         return super().__enter__()
 
@@ -116,8 +118,6 @@ class Gpu(TorchFunctionMode):
 
     def run(self, func, args, kwargs):
         name = getattr(func, "__name__", str(func))
-        if func is Tensor.backward:
-            return self._backward(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             if name == "__get__":
                 return self._property(func, args[0])
@@ -149,7 +149,7 @@ class Gpu(TorchFunctionMode):
     def _check(self, name, args, kwargs, leaves):
         for what in waits_of(name, args, kwargs):
             self.wait(what)
-        for what in faults_of(name, args, kwargs, leaves):
+        for what in faults_of(name, args, kwargs, leaves) if self.n_backward == 0 else ():
             self.fault(what)
         if name == "copy_" and on_gpu(args[0]) != on_gpu(args[1]):
             self._copy(args[1], args[0], args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
@@ -159,8 +159,11 @@ class Gpu(TorchFunctionMode):
         known = {id(leaf) for leaf in leaves}
 
         def mark(tensor):
+            if target == GPU and not on_gpu(tensor):
+                is_leaf = tensor.requires_grad and tensor.is_leaf and id(tensor) not in known
+                return tensor.detach().as_subclass(OnGpu).requires_grad_() if is_leaf else tensor.as_subclass(OnGpu)
             if target == GPU:
-                return tensor if on_gpu(tensor) else tensor.as_subclass(OnGpu)
+                return tensor
             return tensor.as_subclass(Tensor) if on_gpu(tensor) and id(tensor) not in known else tensor
 
         return tree_map_only(Tensor, mark, out)
@@ -171,18 +174,18 @@ class Gpu(TorchFunctionMode):
             return {"device": GPU, "is_cuda": True, "is_cpu": False}[name]
         return self._marked(func(tensor), place(tensor), [tensor])
 
-    def _backward(self, tensor, gradient=None, retain_graph=None, create_graph=False, inputs=None):
-        """What Python does in the backward pass is seen too: this mode stands aside while it handles a call."""
-        gpu = self
+    def _backward(self, engine):
+        """What Python does in a backward pass is seen too, though gradients come from C++, where they have no device."""
 
-        class Again(TorchFunctionMode):
-            def __torch_function__(self, func, types, args=(), kwargs=None):
-                return gpu.run(func, args, kwargs or {})
+        def run(*words, **named):
+            self.n_backward += 1
+            try:
+                with torch._C._EnableTorchFunction(), Again(self):
+                    return engine(*words, **named)
+            finally:
+                self.n_backward -= 1
 
-        with torch._C.DisableTorchFunctionSubclass():
-            root = tensor.as_subclass(Tensor)
-        with Again():
-            torch.autograd.backward(root, gradient, retain_graph, create_graph, inputs=inputs)
+        return run
 
     # -- devices
     def _target(self, name, args, kwargs, is_there):
@@ -277,3 +280,14 @@ class Gpu(TorchFunctionMode):
     def _among(tensor, storages):
         block = storage(tensor)
         return block is not None and block._cdata in storages
+
+
+class Again(TorchFunctionMode):
+    """Hands calls to a mode that stands aside while it handles one."""
+
+    def __init__(self, gpu):
+        super().__init__()
+        self.gpu = gpu
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return self.gpu.run(func, args, kwargs or {})
