@@ -134,7 +134,7 @@ def test_too_many_skips_in_a_row_stop_the_run(small, tmp_path):
     one = trainer(small, tmp_path, model=Poisoned(build(SASREC, small, 0), None, "loss", 10**9), max_skips=4)
     with pytest.raises(ValueError, match=r"4 steps in a row were not finite \(train.max_skips\)"):
         one.fit(never)
-    assert one.progress.step == 3
+    assert one.progress.step == 4
 
 
 def test_it_stops_early_on_validation_and_keeps_the_best(small, tmp_path):
