@@ -59,8 +59,9 @@ def share(is_shared: bool) -> None:
     shelf = Shelf(Made(), ITEMS, exact.CHUNK["cpu"], ranks if is_shared else Ranks())
     made = time.perf_counter()
     scorers = shelf.scorers(mine, len(counted))
-    wanted = [targets[n] for n in counted]
-    found = exact.exact_ranks(scorers, wanted, [None] * len(counted), ITEMS, shelf.items, shelf.ranks)
+    wanted = [targets[n].numpy() for n in counted]
+    cpu = torch.device("cpu")
+    found = exact.exact_ranks(scorers, wanted, [None] * len(counted), ITEMS, shelf.items, shelf.ranks, cpu)
     seconds = time.perf_counter() - made, made - started
     gib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
     own = {n: rank.numpy() for n, (rank, _) in zip(counted, found, strict=True)}
