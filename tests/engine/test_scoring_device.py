@@ -164,7 +164,7 @@ def test_is_among_is_isin(n):
     assert torch.equal(ranking.is_among(values, ascending), torch.isin(values, ascending))
 
 
-@pytest.mark.parametrize("within", [slice(0, 100), slice(14, 63), slice(40, 40)])
+@pytest.mark.parametrize("within", [slice(0, 100), slice(15, 63), slice(40, 40)])
 def test_places_by_chunk_are_those_of_each_chunk_on_either_device(within):
     rng = np.random.default_rng(0)
     places = [(rng.integers(9, size=n), rng.integers(100, size=n)) for n in (0, 200, 31)]
