@@ -157,11 +157,16 @@ def test_a_measured_product_leaves_nothing_behind_and_draws_nothing(monkeypatch)
     assert 3 * sizes[0][1] < 2**24
 
 
-def test_a_gpu_multiplies_many_times_for_one_wait(monkeypatch):
+def test_a_gpu_multiplies_many_times_for_one_wait(clock, monkeypatch):
     products = []
-    monkeypatch.setattr(torch, "mm", lambda a, b, out: products.append(a.dtype))
+
+    def product(a, b, out):
+        products.append(a.dtype)
+        clock.now += 2  # seconds
+
+    monkeypatch.setattr(torch, "mm", product)
     with Gpu() as gpu:
-        assert meter.matmul_speed(CUDA, HALF) > 0
+        assert meter.matmul_speed(CUDA, HALF) == pytest.approx(4096**3)
     assert products == 50 * [HALF]
     assert sum(count for (what, _), count in gpu.waits.items() if what == "synchronize") == 5
     assert not gpu.faults
