@@ -30,7 +30,7 @@ def trainer(data, folder, model=SASREC, seed=0, shard_items=False, **train):
     return Trainer(
         config,
         knobs.Score(bootstrap=0, shard_items=shard_items),
-        net,
+        net.to(accelerator.device),
         data,
         Checkpoints(folder / "checkpoints", {"a": 1}, config.async_save),
         Journal(folder / "metrics.jsonl", ranks),

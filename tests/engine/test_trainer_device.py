@@ -117,7 +117,9 @@ def test_a_skipped_step_is_told_alike_on_both_devices(small, tmp_path):
 
 def test_too_many_skips_end_the_run_one_step_later_at_most(small, tmp_path):
     with Gpu():
-        one = trainer(small, tmp_path, model=Poisoned(build(SASREC, small, 0), None, "loss", 10**9), max_skips=3, log_steps=100)
+        one = trainer(
+            small, tmp_path, model=Poisoned(build(SASREC, small, 0), None, "loss", 10**9), max_skips=3, log_steps=100
+        )
         with pytest.raises(ValueError, match="3 steps in a row were not finite"):
             one.fit(never)
     assert one.progress.step == 4
