@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -138,6 +139,22 @@ def test_stopped_on_a_gpu_it_goes_on_to_the_same_bits(small, tmp_path, questions
     assert_same(weights(whole), weights(again))
     assert_same(moments(whole), moments(again))
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("first", ["cpu", "gpu"])
+def test_a_run_begun_on_one_kind_of_device_goes_on_on_the_other(small, tmp_path, first):
+    """The fused optimiser counts its steps on the device, the plain one on the host; a checkpoint fits both."""
+    whole = fit(small, tmp_path / "whole")
+    asked, gpu = iter(range(100)), Gpu()
+    here, there = (nullcontext(), gpu) if first == "cpu" else (gpu, nullcontext())
+    with here:
+        assert not trainer(small, tmp_path / "cut").fit(lambda: next(asked) == 2)
+    with there:
+        again = fit(small, tmp_path / "cut")
+    assert not gpu.faults
+    assert again.progress.step == whole.progress.step
+    for name, value in weights(whole).items():
+        np.testing.assert_allclose(weights(again)[name], value, atol=1e-4)
 
 
 def test_a_late_number_is_the_one_that_was_there(small):
