@@ -177,9 +177,8 @@ class Trainer:
             group["lr"] = lr
         n_targets = self.samples.n_targets(rows)
         # the loss summed over targets, and whether to stop: one small reduction a step
-        total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        total = torch.full((2,), float(stop), dtype=torch.float64, device=self.accelerator.device)
         total[0] = self._gradient(rows, n_targets)
-        total[1] = stop
         self.ranks.sum_(total)
         norm = self.parallel.step(self.config.clip, total[0].isfinite())
         values = torch.cat([total, norm.to(total).reshape(1)])
@@ -223,8 +222,7 @@ class Trainer:
     def _meter(self) -> Meter:
         """FLOPs are counted in a pass of the bare model, which teaches nothing: while they are counted, fused operations
         run as their parts, which round otherwise, so that a resumed run would differ from one that was not stopped."""
-        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
-        meter = Meter(self.ranks, self.accelerator.device, dtype)
+        meter = Meter(self.ranks, self.accelerator.device, self.config.precision)
         if stage(self.accelerator) == 3:  # no process can run the bare model
             return meter
         rows = batches.steps(self.samples, self.config.batch_tokens, self.seed, 0)[0]

@@ -55,4 +55,4 @@ def test_a_compiled_epoch_has_the_losses_of_a_plain_one_and_is_not_compiled_agai
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["compiled"] == pytest.approx(told["plain"], abs=1e-5)
     assert 0 < told["graphs"] <= 3
-    assert told["shapes"] > 8  # torch gives up after so many, and runs everything as it stands
+    assert told["shapes"] > 2 * told["graphs"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from decoders import frellm, saved
-from loops import SASREC, fit, losses, never, trainer
+from loops import SASREC, Poisoned, fit, losses, never, trainer
 from ranks import run_on
 
 from distrec import knobs
@@ -85,31 +85,6 @@ def test_stopped_while_it_evaluates_it_evaluates_again(small, tmp_path, size):
         assert done
         assert progress == wanted
         assert all(np.array_equal(one, two) for one, two in zip(weights, same, strict=True))
-
-
-class Poisoned(torch.nn.Module):
-    """A model whose loss, or gradient, is not finite for one user."""
-
-    def __init__(self, net, user, what, times=1):
-        super().__init__()
-        self.net, self.user, self.what, self.times = net, user, what, times
-        self.max_len, self.samples = net.max_len, net.samples
-        self.is_counted = False
-
-    def forward(self, batch):
-        loss = self.net(batch)
-        if not self.is_counted:  # the first pass teaches nothing: its FLOPs are counted
-            self.is_counted = True
-            return loss
-        if self.user is not None and (self.user not in batch.user[batch.is_target.any(1)].tolist() or self.times == 0):
-            return loss
-        self.times -= 1
-        if self.what == "loss":
-            return loss * torch.nan
-        return loss + (self.net.item.weight.sum() * 0).sqrt() * 0  # finite, but its gradient is 0 · ∞
-
-    def scorer(self, batch):
-        return self.net.scorer(batch)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
