@@ -3,9 +3,8 @@
 Shapes: B rows of a batch, T positions, D channels.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from distrec.knobs import Backbone as Config
 from distrec.knobs import Filter
 from distrec.models.hooks import ARGUMENT, STREAMS, Attached, Tfm
 from distrec.models.language.pretrained import open_decoder, skeleton, window
-
-Whole = Callable[[Tensor], AbstractContextManager[Any]]
+from distrec.models.language.seal import Whole, digest, fingerprint
 
 
 class Backbone(nn.Module):
@@ -29,7 +27,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         decoder.requires_grad_(config.tune == "full")
-        self.seal = digest(_frozen(decoder))
+        self.seal, self.mark = digest(_frozen(decoder)), fingerprint(_frozen(decoder))
         if config.tune == "lora":
             decoder = _with_lora(config, decoder)
         self.decoder = decoder
@@ -71,9 +69,15 @@ class Backbone(nn.Module):
         return Stream(self)
 
     def check_seal(self, whole: Whole = nullcontext) -> None:
-        """Raises: RuntimeError when a frozen weight is not what was loaded.   `whole`: gives one that is cut up whole."""
-        if digest(_frozen(self.decoder), whole) != self.seal:
-            raise RuntimeError("the frozen backbone has changed: a weight is not what was loaded; nothing was saved")
+        """Compare the fingerprint of the frozen weights with the one at load: at each save, on the weights' own device.
+
+        `whole`: gathers a partitioned weight.   Raises: RuntimeError when a frozen weight is not what was loaded.
+        """
+        _same(fingerprint(_frozen(self.decoder), whole), self.mark)
+
+    def verify_seal(self, whole: Whole = nullcontext) -> None:
+        """Compare their sha256, through the host: once, when training has ended.   Raises: as check_seal."""
+        _same(digest(_frozen(self.decoder), whole), self.seal)
 
 
 class Stream:
@@ -145,16 +149,9 @@ class TextReader:
         return states[torch.arange(len(rows)), lengths - 1].float()
 
 
-def digest(tensors: Iterator[tuple[str, Tensor]], whole: Whole = nullcontext) -> str:
-    """sha256 over names and bytes of tensors, in the order of their names."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        total.update(name.encode())
-        if tensor.is_meta:  # of a sketch, which has no bytes
-            continue
-        with whole(tensor):
-            total.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
-    return total.hexdigest()
+def _same(seal: str, loaded: str) -> None:
+    if seal != loaded:
+        raise RuntimeError("the frozen backbone has changed: a weight is not what was loaded; nothing was saved")
 
 
 def _frozen(decoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -165,9 +162,19 @@ def _frozen(decoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
         name = full.replace(".base_layer.", ".")
         yield name, parameter
         if (packing := getattr(parameter, "quant_state", None)) is not None:
-            for key, value in packing.as_dict().items():
-                if isinstance(value, Tensor):
-                    yield f"{name}.{key}", value
+            yield from _scales(name, packing)
+
+
+def _scales(name: str, packing: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a quantisation state and of the one that its own scales are packed by.
+
+    Deviation: bitsandbytes' as_dict() reads its offset as a number, a wait for the device at each weight.
+    """
+    yield f"{name}.absmax", packing.absmax
+    yield f"{name}.quant_map", packing.code
+    if packing.nested:
+        yield f"{name}.offset", packing.offset
+        yield from _scales(f"{name}.nested", packing.state2)
 
 
 def _with_lora(config: Config, decoder: nn.Module) -> nn.Module:

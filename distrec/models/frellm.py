@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from distrec.data.batches import Batch
 from distrec.knobs import Frellm as Config
 from distrec.models import ranking, softmax
-from distrec.models.backbone import Backbone, Whole
+from distrec.models.backbone import Backbone
+from distrec.models.language.seal import Whole
 
 _FULL = 65_536  # items up to which the softmax is taken over all of them
 
@@ -119,8 +120,12 @@ class Frellm(ranking.Reader):
         return found
 
     def check_seal(self, whole: Whole = nullcontext) -> None:
-        """Raises: RuntimeError when the frozen backbone is not what was loaded."""
+        """Raises: RuntimeError when the frozen backbone's fingerprint is not that of what was loaded."""
         self.backbone.check_seal(whole)
+
+    def verify_seal(self, whole: Whole = nullcontext) -> None:
+        """Raises: RuntimeError when the frozen backbone's sha256 is not that of what was loaded."""
+        self.backbone.verify_seal(whole)
 
     @torch.no_grad()
     def facts(self) -> dict[str, float]:
