@@ -107,13 +107,24 @@ class Frellm(ranking.Reader):
 
     def read(self, batch: Batch) -> Float[Tensor, "B T D"]:
         items, is_item = batch.items[:, -self.max_len :], batch.is_item[:, -self.max_len :]
-        found, place = items.unique(return_inverse=True)
-        return self.states(self.table(found)[place], is_item)
+        return self.states(self._vectors(items), is_item)
+
+    def _vectors(self, items: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Each item's vector is computed once.
+
+        On a GPU once a place, or all of the table where it has fewer rows: which items are equal only the device knows,
+        and the host would wait for it.  A row of the table is below a hundredth of the backbone's work at a place.
+        """
+        if items.is_cuda:
+            return self.table(items) if items.numel() < self.n_items else self.table()[items]
+        rows, place = items.unique(return_inverse=True)
+        return self.table(rows)[place]
 
     @torch.no_grad()
     def item_vectors(self, items: slice | Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
-        ids = torch.arange(items.start, items.stop) if isinstance(items, slice) else items
-        found = torch.empty(len(ids), self.backbone.width, device=self.table.text.device)
+        device = self.table.text.device
+        ids = torch.arange(items.start, items.stop, device=device) if isinstance(items, slice) else items
+        found = torch.empty(len(ids), self.backbone.width, device=device)
         for low in range(0, len(ids), ranking.PIECE):
             piece = slice(low, low + ranking.PIECE)
             found[piece] = self.table(ids[piece])
@@ -133,4 +144,4 @@ class Frellm(ranking.Reader):
         tfm = self.backbone.tfm
         if tfm is None or tfm.raw_cutoff is None:
             return {}
-        return {f"cutoff.{i}": float(value) for i, value in enumerate(tfm.raw_cutoff.sigmoid())}
+        return {f"cutoff.{i}": value for i, value in enumerate(tfm.raw_cutoff.sigmoid().tolist())}

@@ -35,10 +35,10 @@ class Tfm(nn.Module):
         self.raw_cutoff = nn.Parameter(start) if config.learn_cutoff else None
 
     def forward(self, segment: Int[Tensor, "B T"]) -> list[Float[Tensor, "B T T"]]:
-        """One (1 − β) I + β M a layer; without learning all are the same tensor."""
+        """One (1 − β) I + β M a layer, in float32 whatever autocast says; without learning all are the same tensor."""
         c = self.config
         boundary = "causal" if c.mode == "causal" else c.boundary
-        cutoffs = [c.cutoff] if self.raw_cutoff is None else self.raw_cutoff.sigmoid().clamp(min=1e-3).unbind()
+        cutoffs = [c.cutoff] if self.raw_cutoff is None else self._learnt(self.raw_cutoff).unbind()
         identity = torch.eye(segment.shape[1], device=segment.device)
         found = [(1 - c.beta) * identity + c.beta * matrices(segment, f, c.order, boundary) for f in cutoffs]
         return found * self.n_layers if len(found) == 1 else found
@@ -54,8 +54,15 @@ class Tfm(nn.Module):
         c = self.config
         if c.mode != "causal":
             raise ValueError(f"model.tfm.mode={c.mode} needs the whole history: only causal goes place by place")
-        cutoffs = [c.cutoff] * self.n_layers if self.raw_cutoff is None else self.raw_cutoff.detach().sigmoid().tolist()
+        cutoffs = [c.cutoff] * self.n_layers
+        if self.raw_cutoff is not None:
+            cutoffs = self._learnt(self.raw_cutoff.detach()).tolist()
         return [Streamed(cutoff, c.order, c.beta) for cutoff in cutoffs]
+
+    @staticmethod
+    def _learnt(raw: Float[Tensor, " L"]) -> Float[Tensor, " L"]:
+        """Cutoffs within (0, 1], whatever was learnt: nobody need read them to be sure."""
+        return raw.sigmoid().clamp(min=1e-3)
 
 
 def filtered(x: Float[Tensor, "B T D"], matrix: Float[Tensor, "B T T"], dropout: float = 0.0) -> Float[Tensor, "B T D"]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from decoders import CLASSES, frellm, saved
+from pretended import Gpu
 from ranks import run_on
 from torch.testing import assert_close
 
@@ -185,3 +186,21 @@ def test_ranks_are_the_same_on_any_number_of_processes_and_in_any_batch(folders,
     alone = ranks()
     for other in (ranks(batch_users=1), *run_on(2, ranks)):
         np.testing.assert_array_equal(alone, other)
+
+
+@pytest.mark.parametrize("n_items", [ITEMS, 300], ids=["few items", "many items"])
+@pytest.mark.parametrize("tfm", [{"mode": "causal"}, {"mode": "global"}, {"mode": "global", "learn_cutoff": True}, {"mode": "global", "boundary": "paper"}, {"mode": "none"}], ids=str)  # fmt: skip
+def test_on_a_gpu_it_reads_alike_and_the_host_never_waits(folders, tfm, n_items):
+    """Fails: with ids made on the CPU, a search for equal items, or lengths and cutoffs that the host reads."""
+    model, batch = frellm(folders["qwen2"], tfm=tfm, n_items=n_items).eval(), histories(n_items=n_items)
+    states, vectors = model.user_states(batch).detach(), model.item_vectors(slice(3, 40))
+    with Gpu() as gpu, torch.no_grad():
+        there, moved = batch.to(torch.device("cuda")), model.to("cuda")
+        gpu.waits.clear()
+        found = moved.user_states(there), moved.item_vectors(slice(3, 40))
+        assert not gpu.waits
+        assert not gpu.faults
+        assert found[0].is_cuda
+        found = [tensor.cpu() for tensor in found]
+    assert_close(found[0], states, atol=1e-5, rtol=1e-5)
+    assert torch.equal(found[1], vectors)

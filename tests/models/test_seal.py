@@ -159,8 +159,8 @@ def test_the_fingerprint_is_not_slower_than_sha256():
     for name, seal_of in (("sha256", digest), ("fingerprint", fingerprint)):
         times = []
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.process_time()
             seal_of(iter([("a", tensor)]))
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
         seconds[name] = min(times)
     assert seconds["fingerprint"] < seconds["sha256"]
