@@ -124,7 +124,7 @@ class TextReader:
             raise ValueError(f"{folder}: its tokenizer has {len(self._tokenizer)} tokens, its model {rows}")
         if max_tokens is not None and max_tokens > most:
             raise ValueError(f"embed.max_tokens={max_tokens}: this model takes 1 to {most}")
-        self._decoder: Any = open_decoder(folder, dtype).to(device).train(False)
+        self._decoder: Any = open_decoder(folder, dtype, device=device).train(False)
         self._pooling, self._most, self._batch, self._device = pooling, max_tokens or min(128, most), batch, device
 
     @torch.inference_mode()
@@ -146,7 +146,7 @@ class TextReader:
         states = self._decoder(input_ids=tokens, attention_mask=is_token.long(), use_cache=False).last_hidden_state
         if self._pooling == "mean":
             return (states.float() * is_token[..., None]).sum(1) / lengths[:, None]
-        return states[torch.arange(len(rows)), lengths - 1].float()
+        return states[torch.arange(len(rows), device=states.device), lengths - 1].float()
 
 
 def _same(seal: str, loaded: str) -> None:

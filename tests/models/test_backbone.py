@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from decoders import CLASSES, saved
+from pretended import Gpu
 from ranks import run_on
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -17,7 +18,7 @@ from transformers import BloomConfig, BloomForCausalLM, Qwen2Config
 
 from distrec import knobs
 from distrec.freq.butterworth import matrices
-from distrec.models import backbone
+from distrec.models import backbone, build
 from distrec.models.backbone import Backbone, TextReader
 from distrec.models.hooks import Attached, Recorder, Tfm, filtered
 from distrec.models.language.pretrained import check, check_use, open_decoder
@@ -449,3 +450,43 @@ def test_what_is_stored_in_four_bits_is_read_in_four_bits(folders, tmp_path):
     wanted = {"dtype": "bfloat16", "quantise": "nf4"}
     check_use(tmp_path, knobs.Backbone(path="x", **wanted), 20)
     assert opened(tmp_path, **wanted).seal == opened(folders["qwen2"], **wanted).seal
+
+
+@pytest.mark.parametrize("quantise", ["none", "nf4"])
+def test_weights_are_loaded_straight_to_the_device_and_packed_there(folders, quantise, monkeypatch):
+    """Fails: with a whole model on the host first, or four bits on whichever GPU is the current one."""
+    from transformers import AutoModel
+
+    asked = []
+    real = AutoModel.from_pretrained
+    monkeypatch.setattr(AutoModel, "from_pretrained", lambda *args, **more: (asked.append(more["device_map"]), real(*args, **more))[1])  # fmt: skip
+    wanted = open_decoder(folders["qwen2"], quantise=quantise)
+    assert asked == [{"": torch.device("cpu")}]
+    assert {p.device.type for p in wanted.parameters()} == {"cpu"}
+    if quantise == "none":
+        there = open_decoder(folders["qwen2"], device="meta")
+        assert {p.device.type for p in there.parameters()} == {"meta"}
+    monkeypatch.setattr(AutoModel, "from_pretrained", lambda *_, **more: pytest.fail(str(more["device_map"])))
+    with pytest.raises(pytest.fail.Exception, match="index=3"):
+        open_decoder(folders["qwen2"], quantise=quantise, device=torch.device("cuda", 3))
+
+
+@pytest.mark.parametrize("quantise", ["none", "nf4"])
+def test_a_model_is_built_on_its_device_with_the_weights_of_any_other(folders, small, quantise, monkeypatch):
+    places = []
+    real = build.open_decoder
+    monkeypatch.setattr(build, "open_decoder", lambda *args, device: (places.append(device), real(*args).to(device))[1])  # fmt: skip
+    config = knobs.Frellm(backbone=knobs.Backbone(quantise=quantise, tune="lora"), tfm=CAUSAL, head="linear")
+    tables = {name: torch.randn(small.n_items, 8) for name in ("collaborative", "text")}
+    wanted = build.build(config, small, 3, tables=tables, backbone=folders["qwen2"]).state_dict()
+    with Gpu():
+        device = torch.device("cuda", 0)
+        found = build.build(config, small, 3, tables=tables, backbone=folders["qwen2"], device=device)
+        assert all(p.is_cuda for p in found.parameters() if p.requires_grad)
+        found = {name: tensor.cpu() for name, tensor in found.state_dict().items()}
+    assert places == ["cpu", device]
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name].view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8)), (
+            name
+        )  # some are NaN

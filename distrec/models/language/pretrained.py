@@ -144,8 +144,17 @@ def draw(folder: Path, source: Path, dtype: str, seed: int) -> None:
     model.save_pretrained(folder)
 
 
-def open_decoder(folder: Path, dtype: str = "float32", quantise: str = "none", attention: str = "sdpa") -> nn.Module:
-    """The decoder's base model (no head), every byte as it was saved.
+def open_decoder(
+    folder: Path,
+    dtype: str = "float32",
+    quantise: str = "none",
+    attention: str = "sdpa",
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """The decoder's base model (no head), every byte as it was saved, loaded straight to a device.
+
+    `device`: this process's GPU, where four bits are packed too; the CPU under ZeRO-3, which moves the model part by part.
+    Units: host memory of some tensors at a time on the way to a GPU.
 
     Raises: ValueError, one line, when the folder is none or its weights do not fit its config.
     """
@@ -155,6 +164,9 @@ def open_decoder(folder: Path, dtype: str = "float32", quantise: str = "none", a
     check(folder)
     kind = DTYPES[dtype]
     settings: dict[str, Any] = {"dtype": kind, "attn_implementation": attention}
+    settings["device_map"] = {
+        "": torch.device(device)
+    }  # without it bitsandbytes takes the current GPU, whatever the rank
     if quantise == "nf4":
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
