@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from distrec.knobs import Backbone as Config
 from distrec.knobs import Filter
 from distrec.models.hooks import ARGUMENT, STREAMS, Attached, Tfm
-from distrec.models.language.pretrained import open_decoder, skeleton, window
+from distrec.models.language.attend import PLACES, form_of, front
+from distrec.models.language.pretrained import implementation, open_decoder, skeleton, window, without_masks
 from distrec.models.language.seal import Whole, digest, fingerprint
 
 
@@ -27,6 +28,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         decoder.requires_grad_(config.tune == "full")
+        if next(decoder.parameters()).is_cuda:
+            without_masks(decoder)
         self.seal, self.mark = digest(_frozen(decoder)), fingerprint(_frozen(decoder))
         if config.tune == "lora":
             decoder = _with_lora(config, decoder)
@@ -50,19 +53,26 @@ class Backbone(nn.Module):
         """In which it computes; that of its norms, which are never packed into four bits."""
         return next(p.dtype for p in self.decoder.parameters() if p.is_floating_point() and p.dim() == 1)
 
-    def forward(self, x: Float[Tensor, "B T D"], segment: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], segment: Int[Tensor, "B T"], is_window: bool = False
+    ) -> Float[Tensor, "B T D"]:
         """The last layer's states after the final norm; `segment`: which sequence a place belongs to, 0 for padding.
 
         A place sees those before it in its own sequence; its position is counted from that sequence's first place.
+        `is_window`: each row is one sequence, padded on the left, and states of padded places mean nothing.
         """
+        if form_of(x.device, self.dtype, is_window, implementation(self.decoder)) == "causal":
+            there, back = front(segment > 0)
+            moved = x.take_along_dim(there[..., None], 1), segment.take_along_dim(there, 1)
+            return self._states(*moved, **{PLACES: back}).take_along_dim(back[..., None], 1)
         sees = (segment[:, :, None] == segment[:, None]).tril()
         place = (sees & (segment > 0)[:, :, None]).sum(2).sub(1).clamp(min=0)
-        filters = {ARGUMENT: self.tfm(segment)} if self.tfm is not None else {}
         mask: Bool[Tensor, "B 1 T T"] = sees[:, None]
-        out = self.decoder(
-            inputs_embeds=x.to(self.dtype), attention_mask=mask, position_ids=place, use_cache=False, **filters
-        )
-        return out.last_hidden_state
+        return self._states(x, segment, attention_mask=mask, position_ids=place)
+
+    def _states(self, x: Tensor, segment: Tensor, **more: Tensor) -> Tensor:
+        filters = {ARGUMENT: self.tfm(segment)} if self.tfm is not None else {}
+        return self.decoder(inputs_embeds=x.to(self.dtype), use_cache=False, **more, **filters).last_hidden_state
 
     def stream(self) -> "Stream":
         """Reads sequences that grow, place by place, with a cache of keys and values."""

@@ -99,7 +99,7 @@ class Frellm(ranking.Reader):
     def states(self, x: Float[Tensor, "B T D"], is_item: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """What the model makes of each position.   Causal: unless the filter is global."""
         x = self.dropout(x)
-        return self.norm(self.head(self.backbone(x, is_item.long()).to(x.dtype)))
+        return self.norm(self.head(self.backbone(x, is_item.long(), is_window=True).to(x.dtype)))
 
     @property
     def layers(self) -> Sequence[nn.Module]:

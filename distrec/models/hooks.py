@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from distrec.freq.butterworth import Streamed, matrices
 from distrec.knobs import Filter
+from distrec.models.language.attend import PLACES
 
 _MARK = "_distrec_filter"
 ARGUMENT = "distrec_filters"  # the layers' keyword that carries the matrices,
@@ -115,7 +116,7 @@ class Recorder:
     filters included.
 
     For analysis: a model's own `output_hidden_states` does not show what hooks changed.  To be entered after the
-    filters are attached.
+    filters are attached.  Places stand as the caller's rows have them, also where the layers read them moved (attend.py).
     """
 
     def __init__(self, layers: Sequence[nn.Module]):
@@ -124,7 +125,7 @@ class Recorder:
 
     def __enter__(self) -> list[Tensor]:
         before = self._layers[0].register_forward_pre_hook(self._begin, with_kwargs=True)
-        after = [layer.register_forward_hook(self._keep(i)) for i, layer in enumerate(self._layers)]
+        after = [layer.register_forward_hook(self._keep(i), with_kwargs=True) for i, layer in enumerate(self._layers)]
         self._handles = [before, *after]
         return self.states
 
@@ -133,11 +134,16 @@ class Recorder:
             handle.remove()
 
     def _begin(self, _layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self.states[:] = [(args[0] if args else kwargs["hidden_states"]).detach()]
+        self.states[:] = [_put_back(args[0] if args else kwargs["hidden_states"], kwargs)]
 
     def _keep(self, number: int) -> Any:
-        def after(_layer: nn.Module, _args: Any, output: Any) -> None:
+        def after(_layer: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
             del self.states[number + 1 :]  # where a layer runs again
-            self.states.append((output if isinstance(output, Tensor) else output[0]).detach())
+            self.states.append(_put_back(output if isinstance(output, Tensor) else output[0], kwargs))
 
         return after
+
+
+def _put_back(state: Float[Tensor, "B T D"], kwargs: dict[str, Any]) -> Float[Tensor, "B T D"]:
+    places = kwargs.get(PLACES)
+    return state.detach() if places is None else state.detach().take_along_dim(places[..., None], 1)

@@ -21,6 +21,7 @@ from distrec.freq.butterworth import matrices
 from distrec.models import backbone, build
 from distrec.models.backbone import Backbone, TextReader
 from distrec.models.hooks import Attached, Recorder, Tfm, filtered
+from distrec.models.language.attend import form_of
 from distrec.models.language.pretrained import check, check_use, open_decoder
 
 CAUSAL = knobs.Filter(mode="causal")
@@ -490,3 +491,83 @@ def test_a_model_is_built_on_its_device_with_the_weights_of_any_other(folders, s
         assert torch.equal(found[name].view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8)), (
             name
         )  # some are NaN
+
+
+def windows():
+    """Left-padded rows; one of padding alone, one without."""
+    return (torch.arange(12) >= 12 - torch.tensor([7, 1, 0, 12])[:, None]).long()
+
+
+@pytest.mark.parametrize("settings", [{}, {"checkpointing": True, "tune": "lora"}], ids=["frozen", "lora"])
+@pytest.mark.parametrize("tfm", [CAUSAL, knobs.Filter(mode="causal", learn_cutoff=True, beta=0.7), knobs.Filter(learn_cutoff=True), knobs.Filter(mode="none")], ids=["causal", "learnt", "global", "none"])  # fmt: skip
+@pytest.mark.parametrize("kind", CLASSES)
+def test_windows_without_a_mask_are_those_with_one_gradients_too(folders, kind, tfm, settings, monkeypatch):
+    outs, masks = {}, []
+    real = torch.nn.functional.scaled_dot_product_attention
+    spied = lambda *args, **more: (masks.append(more["attn_mask"]), real(*args, **more))[1]  # noqa: E731
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spied)
+    for form in ("dense", "causal"):
+        monkeypatch.setattr(backbone, "form_of", lambda *_, form=form: form)
+        model, x, segment = opened(folders[kind], tfm, **settings).train(), vectors(), windows()
+        with Recorder(model.layers) as states:
+            out = model(x, segment, is_window=True)
+        (out * (segment > 0)[..., None]).square().sum().backward()
+        real_places = [tensor[segment > 0] for tensor in (out.detach(), x.grad, *states[:4])]
+        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        outs[form] = (real_places, x.grad[segment == 0].abs().max(), grads)
+        assert (masks[-1] is None) == (form == "causal")
+    (wanted, pads, grads), (found, same, others) = outs["dense"], outs["causal"]
+    for one, other in zip(found, wanted, strict=True):
+        assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert pads == same == 0
+    assert grads.keys() == others.keys()
+    assert bool(grads) == ("lora" in str(settings) or tfm.learn_cutoff)
+    for name, grad in grads.items():
+        assert_close(others[name], grad, atol=1e-5, rtol=1e-4)
+
+
+def test_a_history_of_nothing_is_read_alike_with_and_without_a_mask(folders, monkeypatch):
+    outs = []
+    for form in ("dense", "causal"):
+        monkeypatch.setattr(backbone, "form_of", lambda *_, form=form: form)
+        model = opened(folders["qwen2"]).eval()
+        outs.append(model(torch.ones(1, 5, 64), torch.zeros(1, 5, dtype=torch.long), is_window=True)[0, -1])
+    assert_close(outs[1], outs[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "is_window", "implementation", "form"),
+    [
+        ("cuda", torch.bfloat16, True, "sdpa", "causal"),
+        ("cuda", torch.float16, True, "distrec", "causal"),
+        ("cuda", torch.bfloat16, False, "sdpa", "dense"),  # packed
+        ("cuda", torch.float32, True, "sdpa", "dense"),  # no flash kernel
+        ("cuda", torch.bfloat16, True, "eager", "dense"),  # shows its weights
+        ("cpu", torch.bfloat16, True, "sdpa", "dense"),
+        ("cpu", torch.float32, True, "sdpa", "dense"),
+        ("meta", torch.bfloat16, True, "sdpa", "dense"),
+    ],
+)
+def test_which_form_is_used_when(device, dtype, is_window, implementation, form):
+    assert form_of(torch.device(device), dtype, is_window, implementation) == form
+
+
+def test_autocast_counts_as_half_precision(monkeypatch):
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    assert form_of(torch.device("cuda"), torch.float32, True, "sdpa") == "causal"
+
+
+def test_on_a_gpu_no_mask_is_made_and_packed_rows_have_theirs(folders):
+    """Fails: where transformers makes a mask of its own, or looks for packed rows, for which the host waits."""
+    with Gpu() as gpu:
+        decoder = open_decoder(folders["mistral"], "bfloat16").to("cuda")
+        model = Backbone(knobs.Backbone(dtype="bfloat16"), CAUSAL, decoder).eval()
+        x, packed, window = (tensor.to("cuda") for tensor in (vectors(torch.bfloat16).detach(), segments(), windows()))
+        gpu.waits.clear()
+        outs = model(x, packed), model(x, window, is_window=True), model(x, window)
+        assert not gpu.waits
+        assert not gpu.faults
+        outs, places = [out.cpu() for out in outs], window.cpu() > 0
+    alone = opened(folders["mistral"], dtype="bfloat16").eval()(vectors(torch.bfloat16), segments())
+    assert_close(outs[0], alone, atol=0.02, rtol=0.02)
+    assert_close(outs[1][places], outs[2][places], atol=0.02, rtol=0.02)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from distrec.knobs import Backbone as Config
+from distrec.models.language.attend import IMPLEMENTATION, SDPA
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt")
@@ -114,6 +115,25 @@ def _check_shapes(folder: Path, held: dict[str, tuple[int, ...]]) -> None:
     if bool(missing) != bool(strange):
         what = f"{missing[0]} is missing" if missing else f"{strange[0]} is not in it"
         raise ValueError(f"{folder}: its weights do not fit its config: {what}")
+
+
+def without_masks(decoder: nn.Module) -> None:
+    """Let a decoder that attends by scaled dot products take the caller's mask as it is, and none as causal.
+
+    Where there is none transformers looks for packed rows, for which the host waits, unless it does not know the name of
+    the implementation.   Deviation: then it drops a mask of two dimensions too; ours have four.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register(IMPLEMENTATION, sdpa_attention_forward)
+    if implementation(decoder) == SDPA:
+        decoder.set_attn_implementation(IMPLEMENTATION)  # pyright: ignore[reportCallIssue]
+
+
+def implementation(decoder: nn.Module) -> str:
+    """The name of the function by which a decoder attends."""
+    return decoder.config._attn_implementation  # pyright: ignore[reportAttributeAccessIssue,reportReturnType]
 
 
 def window(model: nn.Module) -> int:
