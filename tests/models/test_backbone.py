@@ -546,6 +546,7 @@ def test_a_history_of_nothing_is_read_alike_with_and_without_a_mask(folders, mon
         ("cpu", torch.bfloat16, True, "sdpa", "dense"),
         ("cpu", torch.float32, True, "sdpa", "dense"),
         ("meta", torch.bfloat16, True, "sdpa", "dense"),
+        ("meta", torch.float32, True, "sdpa", "dense"),
     ],
 )
 def test_which_form_is_used_when(device, dtype, is_window, implementation, form):
@@ -565,9 +566,23 @@ def test_on_a_gpu_no_mask_is_made_and_packed_rows_have_theirs(folders):
         x, packed, window = (tensor.to("cuda") for tensor in (vectors(torch.bfloat16).detach(), segments(), windows()))
         gpu.waits.clear()
         outs = model(x, packed), model(x, window, is_window=True), model(x, window)
+        stream = model.stream()
+        outs = *outs, torch.stack([stream.step(x[3:, t]) for t in range(12)], 1)
         assert not gpu.waits
         assert not gpu.faults
         outs, places = [out.cpu() for out in outs], window.cpu() > 0
     alone = opened(folders["mistral"], dtype="bfloat16").eval()(vectors(torch.bfloat16), segments())
     assert_close(outs[0], alone, atol=0.02, rtol=0.02)
     assert_close(outs[1][places], outs[2][places], atol=0.02, rtol=0.02)
+    assert_close(outs[3][0], outs[1][3], atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("raw", [-1e4, -20.0, 20.0, 1e4])
+def test_a_learnt_cutoff_is_one_whatever_was_learnt(folders, raw):
+    """The filter does not read it to be sure: a wait for the device at each layer."""
+    model = opened(folders["qwen2"], knobs.Filter(mode="causal", learn_cutoff=True)).eval()
+    torch.nn.init.constant_(model.tfm.raw_cutoff, raw)
+    x, stream = vectors().detach(), model.stream()
+    out = model(x, torch.ones(4, 12, dtype=torch.long))
+    assert bool(out.isfinite().all())
+    assert_close(torch.stack([stream.step(x[:, t]) for t in range(12)], 1), out, atol=1e-4, rtol=1e-4)

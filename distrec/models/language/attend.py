@@ -33,9 +33,9 @@ def form_of(
     each shape and has no gradients on CPUs, and the second needs the sum of lengths on the host.  Batches are cut by
     length: there is little padding to save.
     """
-    is_half = dtype in _HALF or torch.is_autocast_enabled(device.type)
-    is_fast = device.type == "cuda" and is_half and implementation in (SDPA, IMPLEMENTATION)
-    return "causal" if is_window and is_fast else "dense"
+    is_gpu = device.type == "cuda" and implementation in (SDPA, IMPLEMENTATION)
+    is_half = is_gpu and (dtype in _HALF or torch.is_autocast_enabled(device.type))
+    return "causal" if is_window and is_half else "dense"
 
 
 def front(is_item: Bool[Tensor, "B T"]) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
