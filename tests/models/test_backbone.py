@@ -21,6 +21,7 @@ from distrec.freq.butterworth import matrices
 from distrec.models import backbone, build
 from distrec.models.backbone import Backbone, TextReader
 from distrec.models.hooks import Attached, Recorder, Tfm, filtered
+from distrec.models.language import pretrained
 from distrec.models.language.attend import form_of
 from distrec.models.language.pretrained import check, check_use, open_decoder
 
@@ -575,6 +576,23 @@ def test_on_a_gpu_no_mask_is_made_and_packed_rows_have_theirs(folders):
     assert_close(outs[0], alone, atol=0.02, rtol=0.02)
     assert_close(outs[1][places], outs[2][places], atol=0.02, rtol=0.02)
     assert_close(outs[3][0], outs[1][3], atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_older_torch_sees_as_many_keys_as_queries(folders, shared, monkeypatch):
+    """It cannot count the FLOPs of heads that share keys: the assertion ends a run before its first step."""
+    heads = []
+    real = torch.nn.functional.scaled_dot_product_attention
+    spied = lambda q, k, v, **more: (heads.append((q.shape[1], k.shape[1])), real(q, k, v, **more))[1]  # noqa: E731
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spied)
+    monkeypatch.setattr(pretrained, "_SHARED_HEADS", shared)
+    with Gpu():
+        decoder = open_decoder(folders["qwen2"], "bfloat16").to("cuda")
+        model = Backbone(knobs.Backbone(dtype="bfloat16"), CAUSAL, decoder).eval()
+        out = model(vectors(torch.bfloat16).detach().to("cuda"), windows().to("cuda"), is_window=True).cpu()
+    assert set(heads) == {(4, 2 if shared else 4)}
+    alone = opened(folders["qwen2"], dtype="bfloat16").eval()(vectors(torch.bfloat16), windows())
+    assert_close(out[windows() > 0], alone[windows() > 0], atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("raw", [-1e4, -20.0, 20.0, 1e4])

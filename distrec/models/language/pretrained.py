@@ -12,13 +12,14 @@ from typing import Any
 
 import safetensors
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distrec.knobs import Backbone as Config
 from distrec.models.language.attend import IMPLEMENTATION, SDPA
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt")
+_SHARED_HEADS = torch.__version__ >= "2.13"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -124,11 +125,22 @@ def without_masks(decoder: nn.Module) -> None:
     the implementation.   Deviation: then it drops a mask of two dimensions too; ours have four.
     """
     from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    AttentionInterface.register(IMPLEMENTATION, sdpa_attention_forward)
+    AttentionInterface.register(IMPLEMENTATION, _attend)
     if implementation(decoder) == SDPA:
         decoder.set_attn_implementation(IMPLEMENTATION)  # pyright: ignore[reportCallIssue]
+
+
+def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any) -> Any:
+    """transformers' scaled dot products, with a copy of the keys for each query head where torch needs it.
+
+    Without a mask query heads share keys; torch before 2.13 cannot count the FLOPs of that, and training would not begin.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if mask is None and not _SHARED_HEADS:
+        key, value = (heads.repeat_interleave(query.shape[1] // heads.shape[1], 1) for heads in (key, value))
+    return sdpa_attention_forward(module, query, key, value, mask, **more)
 
 
 def implementation(decoder: nn.Module) -> str:
