@@ -164,3 +164,16 @@ def test_the_fingerprint_is_not_slower_than_sha256():
             times.append(time.process_time() - began)
         seconds[name] = min(times)
     assert seconds["fingerprint"] < seconds["sha256"]
+
+
+def test_every_tensor_that_four_bits_are_unpacked_by_is_sealed(tmp_path):
+    model = frellm(saved(tmp_path, layers=1), quantise="nf4")
+    packing = model.backbone.layers[0].mlp.up_proj.weight.quant_state
+    parts = [packing.absmax, packing.code, packing.offset, packing.state2.absmax, packing.state2.code]
+    for part in parts:
+        raw = part.view(-1).view(torch.uint8)
+        raw[0] ^= 1
+        with pytest.raises(RuntimeError, match="frozen backbone has changed"):
+            model.check_seal()
+        raw[0] ^= 1
+        model.check_seal()
