@@ -46,14 +46,25 @@ def saved(folder, kind="qwen2", seed=0, width=64, layers=3):
     return folder
 
 
-def frellm(folder, mode="causal", n_items=60, tune="frozen", quantise="none", tfm=None, **settings):
+def frellm(
+    folder,
+    mode="causal",
+    n_items=60,
+    tune="frozen",
+    quantise="none",
+    tfm=None,
+    dtype="float32",
+    device="cpu",
+    **settings,
+):
     tfm = {"mode": mode, **(tfm or {})}
-    backbone = knobs.Backbone(tune=tune, quantise=quantise)
+    backbone = knobs.Backbone(tune=tune, quantise=quantise, dtype=dtype)
     config = knobs.Frellm(tfm=knobs.Filter(**tfm), backbone=backbone, hidden=32, **settings)
     torch.manual_seed(0)
     tables = torch.randn(n_items, 10), torch.randn(n_items, 24)
     torch.manual_seed(0)
-    return Frellm(config, Backbone(config.backbone, config.tfm, open_decoder(folder, quantise=quantise)), *tables)
+    decoder = open_decoder(folder, dtype, quantise).to(device)
+    return Frellm(config, Backbone(config.backbone, config.tfm, decoder), *tables).to(device)
 
 
 def two_steps(model, batch):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 Boundary = Literal["reflect", "circular", "paper", "causal"]
 _GRID = 2048  # frequencies of the integral behind the causal response
+_EVERY = 256  # places up to which a GPU makes the responses of every length
 
 
 def gain(f: Float[Tensor, "*F"], cutoff: Float[Tensor, "*#F"], order: int) -> Float[Tensor, "*F"]:
@@ -40,12 +41,12 @@ def matrices(
     """M for each row; `segment` numbers the sequence that a place belongs to, 0 for padding, which stays as it is.
 
     Differentiable in the cutoff (not on the paper's grid).   Causal: with `causal`, M[t, s] = 0 for s > t.
+    In float32, whatever autocast says; the host does not wait for the device (`_lengths`).
 
-    Raises: ValueError when the cutoff is outside (0, 1] or the order below 1.
+    Raises: ValueError when a cutoff that is a number is outside (0, 1], or the order below 1.   A cutoff that is a tensor
+    is not read: it is within (0, 1] by its construction.
     """
-    cutoff = torch.as_tensor(cutoff, dtype=torch.float32, device=segment.device)
-    if not bool((cutoff > 0) & (cutoff <= 1)):
-        raise ValueError(f"cutoff {float(cutoff):g}: a share of the Nyquist frequency, above 0 and at most 1")
+    cutoff = _on(segment.device, cutoff)
     here = segment > 0
     same = (segment[:, :, None] == segment[:, None]) & here[:, :, None]
     n = same.sum(2)
@@ -55,8 +56,8 @@ def matrices(
         weight = impulse(segment.shape[1], cutoff, order)[lag.abs()] * (same & (lag >= 0))
         found = weight / weight.sum(2, keepdim=True).masked_fill(~here[..., None], 1)
     else:
-        lengths, which = n.unique(return_inverse=True)
-        table = _responses(lengths.clamp(min=1), 2 * segment.shape[1], cutoff, order, boundary)
+        lengths, which, most = _lengths(n)
+        table = _responses(lengths, most, 2 * segment.shape[1], cutoff, order, boundary)
         row = which[:, :, None]
         if boundary == "reflect":
             found = table[row, lag.abs()] + table[row, place[:, :, None] + place[:, None] + 1]
@@ -66,11 +67,35 @@ def matrices(
     return found + torch.diag_embed((~here).float())
 
 
+def _lengths(n: Int[Tensor, "B T"]) -> tuple[Int[Tensor, " U"], Int[Tensor, "B T"], int]:
+    """(the lengths that responses are made for, which of them each place has, the longest).
+
+    On a GPU every length up to T, although few occur: which do only the device knows, and the host would wait for it.
+    Past 256 places that takes more memory than it is worth (8 T³ bytes), and the host does wait.
+    """
+    most = n.shape[1]
+    if n.is_cuda and most <= _EVERY:
+        return torch.arange(most + 1, device=n.device).clamp(min=1), n, most
+    lengths, which = n.unique(return_inverse=True)
+    lengths = lengths.clamp(min=1)
+    return lengths, which, int(lengths.max())
+
+
+def _on(device: torch.device, cutoff: Tensor | float) -> Float[Tensor, ""]:
+    if isinstance(cutoff, Tensor):
+        return cutoff.to(device, torch.float32)
+    if not 0 < cutoff <= 1:
+        raise ValueError(f"cutoff {cutoff:g}: a share of the Nyquist frequency, above 0 and at most 1")
+    # filled in there: for a copy of a number the host would wait
+    return torch.full((), cutoff, dtype=torch.float32, device=device)
+
+
 def impulse(n: int, cutoff: Float[Tensor, ""], order: int) -> Float[Tensor, " n"]:
     """h(l) = ∫ H(f) cos(π f l) df over [0, 1] for l = 0 … n − 1: the zero-phase response of an endless sequence."""
     f = (torch.arange(_GRID, device=cutoff.device) + 0.5) / _GRID
     turns = torch.cos(math.pi * torch.arange(n, device=cutoff.device)[:, None] * f)
-    return turns @ gain(f, cutoff, order) / _GRID
+    with torch.autocast(cutoff.device.type, enabled=False):
+        return turns @ gain(f, cutoff, order) / _GRID
 
 
 class Streamed:
@@ -80,21 +105,22 @@ class Streamed:
     """
 
     def __init__(self, cutoff: float, order: int, beta: float = 1.0):
-        self._cutoff, self._order, self._beta = torch.tensor(cutoff), order, beta
+        self._cutoff, self._order, self._beta = cutoff, order, beta
         self._past: list[Tensor] = []
 
     def step(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         self._past.append(x)
-        weight = impulse(len(self._past), self._cutoff.to(x.device), self._order).flip(0).to(x.dtype)
-        found = torch.einsum("t,tbd->bd", weight / weight.sum(), torch.stack(self._past))
+        weight = impulse(len(self._past), _on(x.device, self._cutoff), self._order).flip(0).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            found = torch.einsum("t,tbd->bd", weight / weight.sum(), torch.stack(self._past))
         return (1 - self._beta) * x + self._beta * found
 
 
 def _responses(
-    n: Int[Tensor, " U"], width: int, cutoff: Tensor, order: int, boundary: Boundary
+    n: Int[Tensor, " U"], most: int, width: int, cutoff: Tensor, order: int, boundary: Boundary
 ) -> Float[Tensor, "U W"]:
-    """c(l) or g(l) of sequences of n places, l = 0 … width − 1; beyond a sequence's own lags the numbers mean nothing."""
-    k = torch.arange(int(n.max()), device=n.device)
+    """c(l) or g(l) of sequences of n ≤ `most` places, l = 0 … width − 1; beyond a sequence's own lags the numbers mean nothing."""
+    k = torch.arange(most, device=n.device)
     mirrored = boundary == "reflect"
     bins = n if mirrored else n // 2 + 1
     f = k * (1 / n if mirrored else 2 / n)[:, None]

@@ -3,9 +3,8 @@
 Shapes: B rows of a batch, T positions, D channels.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from distrec.knobs import Backbone as Config
 from distrec.knobs import Filter
 from distrec.models.hooks import ARGUMENT, STREAMS, Attached, Tfm
-from distrec.models.language.pretrained import open_decoder, skeleton, window
-
-Whole = Callable[[Tensor], AbstractContextManager[Any]]
+from distrec.models.language.attend import PLACES, form_of, front
+from distrec.models.language.pretrained import implementation, open_decoder, skeleton, window, without_masks
+from distrec.models.language.seal import Whole, digest, fingerprint
 
 
 class Backbone(nn.Module):
@@ -29,7 +28,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         decoder.requires_grad_(config.tune == "full")
-        self.seal = digest(_frozen(decoder))
+        if next(decoder.parameters()).is_cuda:
+            without_masks(decoder)
+        self.seal, self.mark = digest(_frozen(decoder)), fingerprint(_frozen(decoder))
         if config.tune == "lora":
             decoder = _with_lora(config, decoder)
         self.decoder = decoder
@@ -52,28 +53,41 @@ class Backbone(nn.Module):
         """In which it computes; that of its norms, which are never packed into four bits."""
         return next(p.dtype for p in self.decoder.parameters() if p.is_floating_point() and p.dim() == 1)
 
-    def forward(self, x: Float[Tensor, "B T D"], segment: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], segment: Int[Tensor, "B T"], is_window: bool = False
+    ) -> Float[Tensor, "B T D"]:
         """The last layer's states after the final norm; `segment`: which sequence a place belongs to, 0 for padding.
 
         A place sees those before it in its own sequence; its position is counted from that sequence's first place.
+        `is_window`: each row is one sequence, padded on the left, and states of padded places mean nothing.
         """
+        if form_of(x.device, self.dtype, is_window, implementation(self.decoder)) == "causal":
+            there, back = front(segment > 0)
+            moved = x.take_along_dim(there[..., None], 1), segment.take_along_dim(there, 1)
+            return self._states(*moved, **{PLACES: back}).take_along_dim(back[..., None], 1)
         sees = (segment[:, :, None] == segment[:, None]).tril()
         place = (sees & (segment > 0)[:, :, None]).sum(2).sub(1).clamp(min=0)
-        filters = {ARGUMENT: self.tfm(segment)} if self.tfm is not None else {}
         mask: Bool[Tensor, "B 1 T T"] = sees[:, None]
-        out = self.decoder(
-            inputs_embeds=x.to(self.dtype), attention_mask=mask, position_ids=place, use_cache=False, **filters
-        )
-        return out.last_hidden_state
+        return self._states(x, segment, attention_mask=mask, position_ids=place)
+
+    def _states(self, x: Tensor, segment: Tensor, **more: Tensor) -> Tensor:
+        filters = {ARGUMENT: self.tfm(segment)} if self.tfm is not None else {}
+        return self.decoder(inputs_embeds=x.to(self.dtype), use_cache=False, **more, **filters).last_hidden_state
 
     def stream(self) -> "Stream":
         """Reads sequences that grow, place by place, with a cache of keys and values."""
         return Stream(self)
 
     def check_seal(self, whole: Whole = nullcontext) -> None:
-        """Raises: RuntimeError when a frozen weight is not what was loaded.   `whole`: gives one that is cut up whole."""
-        if digest(_frozen(self.decoder), whole) != self.seal:
-            raise RuntimeError("the frozen backbone has changed: a weight is not what was loaded; nothing was saved")
+        """Compare the fingerprint of the frozen weights with the one at load: at each save, on the weights' own device.
+
+        `whole`: gathers a partitioned weight.   Raises: RuntimeError when a frozen weight is not what was loaded.
+        """
+        _same(fingerprint(_frozen(self.decoder), whole), self.mark)
+
+    def verify_seal(self, whole: Whole = nullcontext) -> None:
+        """Compare their sha256, through the host: once, when training has ended.   Raises: as check_seal."""
+        _same(digest(_frozen(self.decoder), whole), self.seal)
 
 
 class Stream:
@@ -120,7 +134,7 @@ class TextReader:
             raise ValueError(f"{folder}: its tokenizer has {len(self._tokenizer)} tokens, its model {rows}")
         if max_tokens is not None and max_tokens > most:
             raise ValueError(f"embed.max_tokens={max_tokens}: this model takes 1 to {most}")
-        self._decoder: Any = open_decoder(folder, dtype).to(device).train(False)
+        self._decoder: Any = open_decoder(folder, dtype, device=device).train(False)
         self._pooling, self._most, self._batch, self._device = pooling, max_tokens or min(128, most), batch, device
 
     @torch.inference_mode()
@@ -142,19 +156,12 @@ class TextReader:
         states = self._decoder(input_ids=tokens, attention_mask=is_token.long(), use_cache=False).last_hidden_state
         if self._pooling == "mean":
             return (states.float() * is_token[..., None]).sum(1) / lengths[:, None]
-        return states[torch.arange(len(rows)), lengths - 1].float()
+        return states[torch.arange(len(rows), device=states.device), lengths - 1].float()
 
 
-def digest(tensors: Iterator[tuple[str, Tensor]], whole: Whole = nullcontext) -> str:
-    """sha256 over names and bytes of tensors, in the order of their names."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        total.update(name.encode())
-        if tensor.is_meta:  # of a sketch, which has no bytes
-            continue
-        with whole(tensor):
-            total.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
-    return total.hexdigest()
+def _same(seal: str, loaded: str) -> None:
+    if seal != loaded:
+        raise RuntimeError("the frozen backbone has changed: a weight is not what was loaded; nothing was saved")
 
 
 def _frozen(decoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -165,9 +172,19 @@ def _frozen(decoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
         name = full.replace(".base_layer.", ".")
         yield name, parameter
         if (packing := getattr(parameter, "quant_state", None)) is not None:
-            for key, value in packing.as_dict().items():
-                if isinstance(value, Tensor):
-                    yield f"{name}.{key}", value
+            yield from _scales(name, packing)
+
+
+def _scales(name: str, packing: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a quantisation state and of the one that its own scales are packed by.
+
+    Deviation: bitsandbytes' as_dict() reads its offset as a number, a wait for the device at each weight.
+    """
+    yield f"{name}.absmax", packing.absmax
+    yield f"{name}.quant_map", packing.code
+    if packing.nested:
+        yield f"{name}.offset", packing.offset
+        yield from _scales(f"{name}.nested", packing.state2)
 
 
 def _with_lora(config: Config, decoder: nn.Module) -> nn.Module:

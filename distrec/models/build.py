@@ -48,8 +48,11 @@ def build(
     codes: ItemCodes | None = None,
     tables: Mapping[str, Tensor] | None = None,
     backbone: Path | None = None,
+    device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """The model that `config` names, with weights drawn from `seed`; counting models are complete when built.
+    """The model that `config` names on the device, with weights drawn from `seed` on the CPU: the same on every device.
+
+    Counting models are complete when built.
 
     Reads nothing of `data` but its sizes and its training interactions; `codes`: of a model that generates them;
     `tables`, `backbone`: the items' vectors and the folder of the language model that reads them.
@@ -57,22 +60,23 @@ def build(
     torch.manual_seed(seed)
     match config:
         case knobs.SasRec():
-            return SasRec(config, data.n_items)
+            model = SasRec(config, data.n_items)
         case knobs.Popularity():
-            return Popularity(data)
+            model = Popularity(data)
         case knobs.ItemKnn():
-            return ItemKnn(data, config.max_len)
+            model = ItemKnn(data, config.max_len)
         case knobs.Markov():
-            return Markov(data, config.decay, config.max_len)
+            model = Markov(data, config.decay, config.max_len)
         case knobs.Tone() | knobs.Tiger():
             assert codes is not None
-            return Tone(config, codes)
+            model = Tone(config, codes)
         case knobs.Frellm():
             assert tables is not None
             assert backbone is not None
-            decoder = open_decoder(backbone, config.backbone.dtype, config.backbone.quantise)
+            decoder = open_decoder(backbone, config.backbone.dtype, config.backbone.quantise, device=device)
             torch.manual_seed(seed)  # whatever loading drew
-            return Frellm(config, Backbone(config.backbone, config.tfm, decoder), **tables)
+            model = Frellm(config, Backbone(config.backbone, config.tfm, decoder), **tables)
+    return model.to(device)
 
 
 def sketch(

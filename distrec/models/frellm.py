@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from distrec.data.batches import Batch
 from distrec.knobs import Frellm as Config
 from distrec.models import ranking, softmax
-from distrec.models.backbone import Backbone, Whole
+from distrec.models.backbone import Backbone
+from distrec.models.language.seal import Whole
 
 _FULL = 65_536  # items up to which the softmax is taken over all of them
 
@@ -98,7 +99,7 @@ class Frellm(ranking.Reader):
     def states(self, x: Float[Tensor, "B T D"], is_item: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """What the model makes of each position.   Causal: unless the filter is global."""
         x = self.dropout(x)
-        return self.norm(self.head(self.backbone(x, is_item.long()).to(x.dtype)))
+        return self.norm(self.head(self.backbone(x, is_item.long(), is_window=True).to(x.dtype)))
 
     @property
     def layers(self) -> Sequence[nn.Module]:
@@ -106,21 +107,36 @@ class Frellm(ranking.Reader):
 
     def read(self, batch: Batch) -> Float[Tensor, "B T D"]:
         items, is_item = batch.items[:, -self.max_len :], batch.is_item[:, -self.max_len :]
-        found, place = items.unique(return_inverse=True)
-        return self.states(self.table(found)[place], is_item)
+        return self.states(self._vectors(items), is_item)
+
+    def _vectors(self, items: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Each item's vector is computed once.
+
+        On a GPU once a place, or all of the table where it has fewer rows: which items are equal only the device knows,
+        and the host would wait for it.  A row of the table is below a hundredth of the backbone's work at a place.
+        """
+        if items.is_cuda:
+            return self.table(items) if items.numel() < self.n_items else self.table()[items]
+        rows, place = items.unique(return_inverse=True)
+        return self.table(rows)[place]
 
     @torch.no_grad()
     def item_vectors(self, items: slice | Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
-        ids = torch.arange(items.start, items.stop) if isinstance(items, slice) else items
-        found = torch.empty(len(ids), self.backbone.width, device=self.table.text.device)
+        device = self.table.text.device
+        ids = torch.arange(items.start, items.stop, device=device) if isinstance(items, slice) else items
+        found = torch.empty(len(ids), self.backbone.width, device=device)
         for low in range(0, len(ids), ranking.PIECE):
             piece = slice(low, low + ranking.PIECE)
             found[piece] = self.table(ids[piece])
         return found
 
     def check_seal(self, whole: Whole = nullcontext) -> None:
-        """Raises: RuntimeError when the frozen backbone is not what was loaded."""
+        """Raises: RuntimeError when the frozen backbone's fingerprint is not that of what was loaded."""
         self.backbone.check_seal(whole)
+
+    def verify_seal(self, whole: Whole = nullcontext) -> None:
+        """Raises: RuntimeError when the frozen backbone's sha256 is not that of what was loaded."""
+        self.backbone.verify_seal(whole)
 
     @torch.no_grad()
     def facts(self) -> dict[str, float]:
@@ -128,4 +144,4 @@ class Frellm(ranking.Reader):
         tfm = self.backbone.tfm
         if tfm is None or tfm.raw_cutoff is None:
             return {}
-        return {f"cutoff.{i}": float(value) for i, value in enumerate(tfm.raw_cutoff.sigmoid())}
+        return {f"cutoff.{i}": value for i, value in enumerate(tfm.raw_cutoff.sigmoid().tolist())}

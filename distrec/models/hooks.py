@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from distrec.freq.butterworth import Streamed, matrices
 from distrec.knobs import Filter
+from distrec.models.language.attend import PLACES
 
 _MARK = "_distrec_filter"
 ARGUMENT = "distrec_filters"  # the layers' keyword that carries the matrices,
@@ -35,10 +36,10 @@ class Tfm(nn.Module):
         self.raw_cutoff = nn.Parameter(start) if config.learn_cutoff else None
 
     def forward(self, segment: Int[Tensor, "B T"]) -> list[Float[Tensor, "B T T"]]:
-        """One (1 − β) I + β M a layer; without learning all are the same tensor."""
+        """One (1 − β) I + β M a layer, in float32 whatever autocast says; without learning all are the same tensor."""
         c = self.config
         boundary = "causal" if c.mode == "causal" else c.boundary
-        cutoffs = [c.cutoff] if self.raw_cutoff is None else self.raw_cutoff.sigmoid().clamp(min=1e-3).unbind()
+        cutoffs = [c.cutoff] if self.raw_cutoff is None else self._learnt(self.raw_cutoff).unbind()
         identity = torch.eye(segment.shape[1], device=segment.device)
         found = [(1 - c.beta) * identity + c.beta * matrices(segment, f, c.order, boundary) for f in cutoffs]
         return found * self.n_layers if len(found) == 1 else found
@@ -54,8 +55,15 @@ class Tfm(nn.Module):
         c = self.config
         if c.mode != "causal":
             raise ValueError(f"model.tfm.mode={c.mode} needs the whole history: only causal goes place by place")
-        cutoffs = [c.cutoff] * self.n_layers if self.raw_cutoff is None else self.raw_cutoff.detach().sigmoid().tolist()
+        cutoffs = [c.cutoff] * self.n_layers
+        if self.raw_cutoff is not None:
+            cutoffs = self._learnt(self.raw_cutoff.detach()).tolist()
         return [Streamed(cutoff, c.order, c.beta) for cutoff in cutoffs]
+
+    @staticmethod
+    def _learnt(raw: Float[Tensor, " L"]) -> Float[Tensor, " L"]:
+        """Cutoffs within (0, 1], whatever was learnt: nobody need read them to be sure."""
+        return raw.sigmoid().clamp(min=1e-3)
 
 
 def filtered(x: Float[Tensor, "B T D"], matrix: Float[Tensor, "B T T"], dropout: float = 0.0) -> Float[Tensor, "B T D"]:
@@ -108,7 +116,7 @@ class Recorder:
     filters included.
 
     For analysis: a model's own `output_hidden_states` does not show what hooks changed.  To be entered after the
-    filters are attached.
+    filters are attached.  Places stand as the caller's rows have them, also where the layers read them moved (attend.py).
     """
 
     def __init__(self, layers: Sequence[nn.Module]):
@@ -117,7 +125,7 @@ class Recorder:
 
     def __enter__(self) -> list[Tensor]:
         before = self._layers[0].register_forward_pre_hook(self._begin, with_kwargs=True)
-        after = [layer.register_forward_hook(self._keep(i)) for i, layer in enumerate(self._layers)]
+        after = [layer.register_forward_hook(self._keep(i), with_kwargs=True) for i, layer in enumerate(self._layers)]
         self._handles = [before, *after]
         return self.states
 
@@ -126,11 +134,16 @@ class Recorder:
             handle.remove()
 
     def _begin(self, _layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self.states[:] = [(args[0] if args else kwargs["hidden_states"]).detach()]
+        self.states[:] = [_put_back(args[0] if args else kwargs["hidden_states"], kwargs)]
 
     def _keep(self, number: int) -> Any:
-        def after(_layer: nn.Module, _args: Any, output: Any) -> None:
+        def after(_layer: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
             del self.states[number + 1 :]  # where a layer runs again
-            self.states.append((output if isinstance(output, Tensor) else output[0]).detach())
+            self.states.append(_put_back(output if isinstance(output, Tensor) else output[0], kwargs))
 
         return after
+
+
+def _put_back(state: Float[Tensor, "B T D"], kwargs: dict[str, Any]) -> Float[Tensor, "B T D"]:
+    places = kwargs.get(PLACES)
+    return state.detach() if places is None else state.detach().take_along_dim(places[..., None], 1)

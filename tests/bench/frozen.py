@@ -1,17 +1,22 @@
 """P9, P10, P11: what a frozen backbone saves, what the filter costs, what all-position training saves.   P12, P13 on a GPU.
 
     python tests/bench/frozen.py [--rounds 7] [--lengths FOLDER_OF_A_CATALOGUE]
-    python tests/bench/frozen.py --cuda
+    python tests/bench/frozen.py --cuda [--rounds 7] [--small]
 
-A Qwen2-shaped decoder with random weights (8 layers of 512 by default; --cuda: Qwen2.5-7B's shape in bf16 and nf4), batches of 64
-sequences of 32 places.  A step is forward and backward from the item vectors (full fine-tuning: SGD on top).  P11 counts the backbone's
-FLOPs over an epoch of Beauty's sequences and of their prefixes, as the batches are cut in training.  Medians, in turn, in one process.
+A Qwen2-shaped decoder with random weights (8 layers of 512), batches of 64 sequences of 32 places.  A step is forward and backward from
+the item vectors (full fine-tuning: SGD on top).  P11 counts the backbone's FLOPs over an epoch of Beauty's sequences and of their
+prefixes, as the batches are cut in training.  Medians, in turn, in one process.
+
+--cuda: Qwen2.5-7B's shape in bf16 and nf4, sequences of 256 places, as many as fit; a line a case, and the JSON of all cases so far after
+each.  Some 90 seconds on an H100 [estimate].  --small: a rehearsal at two layers of 64, on the CPU where there is no GPU.
 """
 
 import argparse
 import json
 import os
+import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 from beam import timed
@@ -21,10 +26,18 @@ from transformers import AutoModel, Qwen2Config
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import batches, prepared
+from distrec.models import backbone as module
 from distrec.models.backbone import Backbone
 
 SMALL = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8}  # fmt: skip
 SEVEN = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}  # fmt: skip
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 CAUSAL, OFF = knobs.Filter(mode="causal"), knobs.Filter(mode="none")
 
 
@@ -33,8 +46,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--lengths", type=Path, default=Path("../shared/data/amazon_beauty_2014"))
     parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
-    figures = large(options.rounds) if options.cuda else shares(options.rounds) | epochs(options.lengths)
+    figures = large(options.rounds, options.small) if options.cuda else shares(options.rounds) | epochs(options.lengths)
     print(json.dumps({**figures, "cores": os.cpu_count(), "threads": torch.get_num_threads()}))
 
 
@@ -44,7 +58,14 @@ def backbone(tfm: knobs.Filter, tune: str = "frozen", shape: dict = SMALL) -> Ba
     return Backbone(knobs.Backbone(tune=tune), tfm, decoder).train()
 
 
-def step(model: Backbone, n: int, length: int, device: str = "cpu", dtype: torch.dtype = torch.float32):
+def step(
+    model: Backbone,
+    n: int,
+    length: int,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    is_window: bool = True,
+):
     x = torch.randn(n, length, model.width, device=device, dtype=dtype)
     segment = torch.ones(n, length, dtype=torch.long, device=device)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -52,7 +73,7 @@ def step(model: Backbone, n: int, length: int, device: str = "cpu", dtype: torch
 
     def run() -> None:
         own = x.clone().requires_grad_()
-        model(own, segment).float().square().mean().backward()
+        model(own, segment, is_window).float().square().mean().backward()
         if optimiser is not None:
             optimiser.step()
             optimiser.zero_grad()
@@ -116,40 +137,116 @@ def epochs(folder: Path) -> dict[str, float]:
     return {"P11": round(total["prefixes"] / total["sequences"], 2)}
 
 
-def large(rounds: int) -> dict[str, float]:
-    """Tokens a second of a 7B decoder, frozen, filter on."""
-    figures: dict[str, float] = {}
-    for name in ("bf16", "nf4"):
-        torch.manual_seed(0)
-        with torch.device("cuda"):
-            decoder = AutoModel.from_config(Qwen2Config(vocab_size=64, **SEVEN), attn_implementation="sdpa", dtype=torch.bfloat16)  # fmt: skip
-        if name == "nf4":
+def large(rounds: int, small: bool = False) -> dict[str, float]:
+    """Tokens a second of a 7B decoder, frozen.
+
+    One decoder for all cases.  A case builds a Backbone on it, takes the filters off again, and leaves nothing that looks at
+    the decoder; then it can be packed where it lies.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    decoder, length = (tiny(device), 16) if small else (drawn(SEVEN, device), 256)
+    n_weights = sum(p.numel() for p in decoder.layers.parameters())
+    n, figures = rows_that_fit(decoder, length, device, 4 if small else 64), {}
+    cases = [("bf16", CAUSAL, True), ("bf16_off", OFF, True), ("bf16_mask", CAUSAL, False), ("nf4", CAUSAL, True)]
+    for key, tfm, is_window in cases:
+        if key == "nf4":
+            began = time.perf_counter()
             four_bits(decoder)
-        for tfm in (CAUSAL, OFF) if name == "bf16" else (CAUSAL,):
-            model = Backbone(knobs.Backbone(dtype="bfloat16"), tfm, decoder).train()
-            n, length = 64, 256
-            took = timed({"step": step(model, n, length, "cuda", torch.bfloat16)}, rounds)["step"]
-            speed, key = n * length / took, f"{name}{'' if tfm is CAUSAL else '_off'}"
-            weights = 28 * (2 * 3584**2 + 2 * 3584 * 512 + 3 * 3584 * 18944)
-            figures[key] = round(speed)
-            print(f"{key:<9} {speed:9.0f} tokens/s, {4 * weights * speed / 1e12:6.0f} TFLOP/s by 4·N, {torch.cuda.max_memory_allocated() / 2**30:5.1f} GiB")  # fmt: skip
-            if model.attached is not None:
-                model.attached.remove()
-        del decoder, model
+            print(f"packed in {time.perf_counter() - began:.1f} s")
+        speed, peak = case(decoder, tfm, n, length, device, rounds, is_window)
+        figures[key] = round(speed)
+        print(f"{key:<9} {speed:9.0f} tokens/s, {4 * n_weights * speed / 1e12:7.2f} TFLOP/s by 4·N, {n} × {length} places, {peak:5.1f} GiB")  # fmt: skip
+        if key == "bf16":
+            figures["seal_gb_s"] = seal(decoder)
+        print(json.dumps(summary(figures)), flush=True)
+    return summary(figures)
+
+
+def drawn(shape: dict, device: str):
+    torch.manual_seed(0)
+    with torch.device(device):
+        config = Qwen2Config(vocab_size=64, **shape)
+        return AutoModel.from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16)
+
+
+def tiny(device: str):
+    return drawn(TINY, device)
+
+
+def summary(figures: dict[str, float]) -> dict[str, float]:
+    """The benchmarks' figures that the cases so far give."""
+    bf16 = figures["bf16"]
+    found = {**figures, "P12": bf16}
+    if "bf16_off" in figures:
+        found["P10_7B"] = round(1 - bf16 / figures["bf16_off"], 4)
+    if "nf4" in figures:
+        found["P13"] = round(figures["nf4"] / bf16, 3)
+    return found
+
+
+def over(decoder: torch.nn.Module, tfm: knobs.Filter) -> Backbone:
+    """A Backbone without the sha256 of its weights, which go through the host at some GB/s."""
+    with mock.patch.object(module, "digest", return_value=""):
+        return Backbone(knobs.Backbone(dtype="bfloat16"), tfm, decoder).train()
+
+
+def case(decoder, tfm, n, length, device, rounds, is_window=True) -> tuple[float, float]:
+    """(tokens a second, GiB at the peak)."""
+    model = over(decoder, tfm)
+    reset(device)
+    took = timed({"step": step(model, n, length, device, torch.bfloat16, is_window)}, rounds)["step"]
+    if model.attached is not None:
+        model.attached.remove()
+    return n * length / took, peak(device)
+
+
+def rows_that_fit(decoder, length, device, most) -> int:
+    """Sequences for four fifths of the memory that is left, by what two and four take."""
+    if device == "cpu":
+        return most
+    taken = {n: case(decoder, CAUSAL, n, length, device, 1)[1] for n in (2, 4)}
+    reset(device)
+    free = torch.cuda.mem_get_info()[0] / 2**30
+    each = max((taken[4] - taken[2]) / 2, 1e-3)
+    n = int(max(1, min(most, 0.8 * free / each)))
+    print(f"{each:.2f} GiB a sequence of {length}, {free:.1f} GiB free: {n} sequences")
+    return n
+
+
+def seal(decoder) -> float:
+    """GB/s of the fingerprint of all weights."""
+    model = over(decoder, OFF)
+    began = time.perf_counter()
+    model.check_seal()  # ends with a read from the device
+    took = time.perf_counter() - began
+    size = sum(p.nbytes for p in decoder.parameters())
+    print(f"seal      {size / took / 1e9:9.2f} GB/s: {took:.3f} s")
+    return round(size / took / 1e9, 2)
+
+
+def reset(device: str) -> None:
+    if device != "cpu":
         torch.cuda.empty_cache()
-    return {"P12": figures["bf16"], "P13": round(figures["nf4"] / figures["bf16"], 3), "P10_7B": round(1 - figures["bf16"] / figures["bf16_off"], 4)}  # fmt: skip
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak(device: str) -> float:
+    return 0.0 if device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
 
 
 def four_bits(decoder: torch.nn.Module) -> None:
-    """Its linear layers in nf4, in place."""
-    from bitsandbytes.nn import Linear4bit
+    """Pack its linear layers in nf4 where they lie; biases keep their type."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
 
-    for module in list(decoder.modules()):
-        for name, layer in list(module.named_children()):
+    for parent in list(decoder.modules()):
+        for name, layer in list(parent.named_children()):
             if type(layer) is torch.nn.Linear:
-                new = Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, torch.bfloat16, True, "nf4", torch.bfloat16)  # fmt: skip
-                new.load_state_dict(layer.state_dict())
-                setattr(module, name, new.to("cuda"))
+                with torch.device("meta"):
+                    new = Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, torch.bfloat16, True, "nf4", torch.bfloat16)  # fmt: skip
+                packed = Params4bit(layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4", quant_storage=torch.bfloat16, module=new)  # fmt: skip
+                new.weight, new.bias = packed.to(layer.weight.device), layer.bias
+                new.support_avx512bf16_for_cpu = False
+                setattr(parent, name, new)
 
 
 if __name__ == "__main__":

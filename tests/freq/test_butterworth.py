@@ -5,8 +5,10 @@ import pytest
 import scipy.fft
 import scipy.signal
 import torch
+from pretended import Gpu
 from torch.testing import assert_close
 
+from distrec.freq import butterworth
 from distrec.freq.butterworth import Streamed, gain, impulse, matrices
 
 MODES = ["reflect", "circular", "paper", "causal"]
@@ -144,3 +146,53 @@ def test_the_cutoff_can_be_learnt(boundary):
 def test_what_is_no_filter(cutoff, order, message, boundary):
     with pytest.raises(ValueError, match=message):
         matrices(alone(4), cutoff, order, boundary)
+
+
+SEGMENT = torch.tensor([[0] * 4 + [1] * 9 + [2] * 17, [3] * 30, [5] * 12 + [0] * 18, [0] * 30])
+
+
+@pytest.mark.parametrize("boundary", MODES)
+def test_autocast_changes_no_bit_of_a_filter_nor_of_its_gradient(boundary):
+    def made():
+        cutoff = torch.tensor(0.2, requires_grad=True)
+        found = matrices(SEGMENT, cutoff, 2, boundary)
+        if boundary != "paper":  # whose cutoff is rounded to its grid
+            (found.square().sum() * 3).backward()
+        stream = Streamed(0.2, 2, 0.7)
+        return found.detach(), cutoff.grad, torch.stack([stream.step(x) for x in torch.ones(5, 2, 3)])
+
+    plain = made()
+    with torch.autocast("cpu", torch.bfloat16):
+        for found, wanted in zip(made(), plain, strict=True):
+            assert found is wanted or (found.dtype == torch.float32 and torch.equal(found, wanted))
+    assert (boundary == "paper") == (plain[1] is None)
+
+
+@pytest.mark.parametrize("boundary", MODES)
+def test_on_a_gpu_it_is_the_same_and_the_host_never_waits(boundary):
+    segments = [SEGMENT, SEGMENT[:1, 4:14], SEGMENT[3:], alone(1)]
+    for segment in segments:
+        wanted = matrices(segment, 0.2, 2, boundary)
+        with Gpu() as gpu:
+            there, learnt = segment.to("cuda"), torch.tensor(0.2).to("cuda").requires_grad_()
+            gpu.waits.clear()
+            found, same = matrices(there, 0.2, 2, boundary), matrices(there, learnt, 2, boundary)
+            stream = Streamed(0.2, 2)
+            stream.step(torch.ones(2, 3, device="cuda"))
+            assert not gpu.waits
+            assert not gpu.faults
+            assert found.is_cuda
+            assert_close(found.cpu(), wanted, atol=1e-6, rtol=1e-6)
+            assert_close(same.detach().cpu(), wanted, atol=1e-6, rtol=1e-6)
+
+
+def test_a_long_window_makes_the_responses_of_its_own_lengths_alone(monkeypatch):
+    """Those of all lengths grow with the third power of the window."""
+    made = []
+    real = butterworth._responses
+    monkeypatch.setattr(butterworth, "_responses", lambda n, *rest: (made.append(len(n)), real(n, *rest))[1])
+    with Gpu():
+        for n in (butterworth._EVERY, butterworth._EVERY + 1):
+            matrices(alone(n).to("cuda"), 0.2, 2, "circular")
+    matrices(alone(9), 0.2, 2, "circular")
+    assert made == [butterworth._EVERY + 1, 1, 1]

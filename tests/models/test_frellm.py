@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from decoders import CLASSES, frellm, saved
+from pretended import Gpu
 from ranks import run_on
 from torch.testing import assert_close
 
@@ -185,3 +186,27 @@ def test_ranks_are_the_same_on_any_number_of_processes_and_in_any_batch(folders,
     alone = ranks()
     for other in (ranks(batch_users=1), *run_on(2, ranks)):
         np.testing.assert_array_equal(alone, other)
+
+
+FILTERS = [{"mode": "causal"}, {"mode": "causal", "learn_cutoff": True}, {"mode": "global"}, {"mode": "global", "learn_cutoff": True}, {"mode": "global", "boundary": "paper"}, {"mode": "none"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("n_items", [ITEMS, 300], ids=["few items", "many items"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tfm", FILTERS, ids=str)
+def test_on_a_gpu_it_reads_alike_and_the_host_never_waits(folders, tfm, dtype, n_items):
+    """Fails: with ids made on the CPU, a search for equal items or packed rows, lengths and cutoffs that the host reads."""
+    settings = {"tfm": tfm, "n_items": n_items, "dtype": dtype}
+    model, batch = frellm(folders["qwen2"], **settings).eval(), histories(n_items=n_items)
+    states, vectors = model.user_states(batch).detach(), model.item_vectors(slice(3, 40))
+    with Gpu() as gpu, torch.no_grad():
+        moved, there = frellm(folders["qwen2"], device="cuda", **settings).eval(), batch.to(torch.device("cuda"))
+        gpu.waits.clear()
+        found = moved.user_states(there), moved.item_vectors(slice(3, 40))
+        assert not gpu.waits
+        assert not gpu.faults
+        assert found[0].is_cuda
+        found = [tensor.cpu() for tensor in found]
+    near = 1e-5 if dtype == "float32" else 0.02
+    assert_close(found[0], states, atol=near, rtol=near)
+    assert torch.equal(found[1], vectors)

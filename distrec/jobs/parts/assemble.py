@@ -82,13 +82,13 @@ def parts_of(work: Work, train: Callable[[Work], Path | None]) -> Parts | None:
 
 
 def assemble(config: cfg.Config, data: Prepared, parts: Parts, device: torch.device) -> nn.Module:
-    """The model of a config, on the device."""
+    """The model of a config, on the device, to which a language model's weights go straight."""
     codes, tables = None, None
     if "codes" in parts.found:
         codes = item_codes.load(parts.found["codes"], data)
     if "tables" in parts.found:
         tables = load_tables(parts.found["tables"], data)
-    return build(config.model, data, config.seed, codes, tables, parts.found.get("backbone")).to(device)
+    return build(config.model, data, config.seed, codes, tables, parts.found.get("backbone"), device)
 
 
 def best_of(out: Path, config: cfg.Config, ranks: Ranks, device: torch.device) -> Loaded:

@@ -12,12 +12,14 @@ from typing import Any
 
 import safetensors
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distrec.knobs import Backbone as Config
+from distrec.models.language.attend import IMPLEMENTATION, SDPA
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt")
+_SHARED_HEADS = torch.__version__ >= "2.13"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -116,6 +118,36 @@ def _check_shapes(folder: Path, held: dict[str, tuple[int, ...]]) -> None:
         raise ValueError(f"{folder}: its weights do not fit its config: {what}")
 
 
+def without_masks(decoder: nn.Module) -> None:
+    """Let a decoder that attends by scaled dot products take the caller's mask as it is, and none as causal.
+
+    Where there is none transformers looks for packed rows, for which the host waits, unless it does not know the name of
+    the implementation.   Deviation: then it drops a mask of two dimensions too; ours have four.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(IMPLEMENTATION, _attend)
+    if implementation(decoder) == SDPA:
+        decoder.set_attn_implementation(IMPLEMENTATION)  # pyright: ignore[reportCallIssue]
+
+
+def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any) -> Any:
+    """transformers' scaled dot products, with a copy of the keys for each query head where torch needs it.
+
+    Without a mask query heads share keys; torch before 2.13 cannot count the FLOPs of that, and training would not begin.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if mask is None and not _SHARED_HEADS:
+        key, value = (heads.repeat_interleave(query.shape[1] // heads.shape[1], 1) for heads in (key, value))
+    return sdpa_attention_forward(module, query, key, value, mask, **more)
+
+
+def implementation(decoder: nn.Module) -> str:
+    """The name of the function by which a decoder attends."""
+    return decoder.config._attn_implementation  # pyright: ignore[reportAttributeAccessIssue,reportReturnType]
+
+
 def window(model: nn.Module) -> int:
     """Places that a model was made for."""
     return int(model.config.max_position_embeddings)  # pyright: ignore[reportAttributeAccessIssue,reportArgumentType]
@@ -144,8 +176,17 @@ def draw(folder: Path, source: Path, dtype: str, seed: int) -> None:
     model.save_pretrained(folder)
 
 
-def open_decoder(folder: Path, dtype: str = "float32", quantise: str = "none", attention: str = "sdpa") -> nn.Module:
-    """The decoder's base model (no head), every byte as it was saved.
+def open_decoder(
+    folder: Path,
+    dtype: str = "float32",
+    quantise: str = "none",
+    attention: str = "sdpa",
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """The decoder's base model (no head), every byte as it was saved, loaded straight to a device.
+
+    `device`: this process's GPU, where four bits are packed too; the CPU under ZeRO-3, which moves the model part by part.
+    Units: host memory of some tensors at a time on the way to a GPU.
 
     Raises: ValueError, one line, when the folder is none or its weights do not fit its config.
     """
@@ -155,6 +196,9 @@ def open_decoder(folder: Path, dtype: str = "float32", quantise: str = "none", a
     check(folder)
     kind = DTYPES[dtype]
     settings: dict[str, Any] = {"dtype": kind, "attn_implementation": attention}
+    settings["device_map"] = {
+        "": torch.device(device)
+    }  # without it bitsandbytes takes the current GPU, whatever the rank
     if quantise == "nf4":
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
