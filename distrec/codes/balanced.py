@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distrec.codes.kmeans import Labelled, Means, cluster_means, seeds
-from distrec.codes.rows import ExactSum, Rows, State, largest
+from distrec.codes.rows import ExactSum, Rows, State, largest, tally
 
 _FIRST, _LATER = 60, 10  # passes that find the prices: at the first iteration, at each later one
 _ROUNDS = 100  # of dealing
@@ -107,22 +107,23 @@ def deal(rows: Rows, near: Means, prices: Float[Tensor, " K"], bound: float) -> 
     for extra in (0, 1):  # first the equal part, then at most one row more a cluster
         room = room + extra
         for _ in range(_ROUNDS):
-            if not bool((labels < 0).any()) or not bool((room > 0).any()):
+            n_left, n_open = torch.stack([(labels < 0).sum(), (room > 0).sum()]).tolist()
+            if not n_left or not n_open:
                 break
-            choice, regret = _choices(rows, near, prices, labels[own] < 0, room > 0)
+            choice, regret = _choices(rows, near, prices, labels[own] < 0, room > 0, n_open)
             choice, regret = rows.together(choice), rows.together(regret)
             pending = (labels < 0).nonzero()[:, 0]
             order = pending[regret[pending].argsort(descending=True, stable=True)]
             order = order[choice[order].argsort(stable=True)]
-            wanted = torch.bincount(choice[order], minlength=k)
+            wanted = tally(choice[order], k)
             place = torch.arange(len(order), device=rows.device) - (wanted.cumsum(0) - wanted)[choice[order]]
             taken = order[place < room[choice[order]]]
             labels[taken] = choice[taken]
-            room = room - torch.bincount(choice[taken], minlength=k)
+            room = room - tally(choice[taken], k)
         # what is left after so many rounds are equal rows, for which any order is as good
         left = (labels < 0).nonzero()[: int(room.sum()), 0]
         labels[left] = torch.arange(k, device=rows.device).repeat_interleave(room)[: len(left)]
-        room = room - torch.bincount(labels[left], minlength=k)
+        room = room - tally(labels[left], k)
     inertia = ExactSum((), 4 * bound**2 * rows.width * rows.total, rows.device)
     for place, x in rows.blocks():
         mean = near.means[labels[own][place]]
@@ -131,16 +132,24 @@ def deal(rows: Rows, near: Means, prices: Float[Tensor, " K"], bound: float) -> 
 
 
 def _choices(
-    rows: Rows, near: Means, prices: Float[Tensor, " K"], pending: Bool[Tensor, " N"], is_open: Bool[Tensor, " K"]
+    rows: Rows,
+    near: Means,
+    prices: Float[Tensor, " K"],
+    pending: Bool[Tensor, " N"],
+    is_open: Bool[Tensor, " K"],
+    n_open: int,
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
     """(the cheapest open cluster of each pending row, how much dearer its next is); 0 for the others."""
     choice = torch.zeros(len(pending), dtype=torch.int64, device=rows.device)
     regret = torch.zeros(len(pending), dtype=rows.dtype, device=rows.device)
     shut = torch.where(is_open, prices, torch.inf).to(rows.dtype)
-    n = 2 if int(is_open.sum()) > 1 else 1
-    for place, x in rows.blocks():
-        asking = pending[place].nonzero()[:, 0]
-        if len(asking):
+    n = 2 if n_open > 1 else 1
+    numbers = pending.nonzero()[:, 0]
+    bounds = torch.arange(0, len(pending) + rows.block, rows.block, device=rows.device)
+    ends = torch.searchsorted(numbers, bounds).tolist()  # read once, not once a block
+    for (place, x), low, high in zip(rows.blocks(), ends, ends[1:], strict=False):
+        if low < high:
+            asking = numbers[low:high] - place.start
             cost, cluster = (near.scores(x[asking]) + shut).topk(n, dim=1, largest=False)
             choice[asking + place.start] = cluster[:, 0]
             regret[asking + place.start] = cost[:, -1] - cost[:, 0]

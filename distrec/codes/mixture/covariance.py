@@ -1,4 +1,4 @@
-"""The four covariance types as exponential families: log N(x | μ, Σ) = F(x) · W + c.
+"""The four covariance types as exponential families: log N(x | μ, Σ) = F(x) · W + c,  F(x) = [x, rest(x)].
 
 F are a row's sufficient statistics, so one product F · Wᵀ gives the log-densities of all components, and one
 product responsibilityᵀ · F all that the M-step needs.
@@ -41,8 +41,12 @@ class Covariance(Protocol):
         """What no |F| exceeds while no |x| exceeds `largest`."""
         ...
 
-    def features(self, x: Float[Tensor, "n D"], covariances: Tensor, out: Tensor | None = None) -> Float[Tensor, "n S"]:
-        """F(x), in `out` where one is given; `covariances` are the present ones."""
+    def frame(self, covariances: Tensor) -> Tensor:
+        """Return what `rest` needs of the present covariances, worked out once for all blocks."""
+        ...
+
+    def rest(self, x: Float[Tensor, "n D"], frame: Tensor, out: Float[Tensor, "n R"]) -> Float[Tensor, "n R"]:
+        """Write the columns of F(x) after the first D into `out`."""
         ...
 
     def natural(self, means: Float[Tensor, "K D"], covariances: Tensor) -> Natural:
@@ -75,14 +79,13 @@ class Diag:
         return largest**2
 
     def extreme(self, d: int, largest: float, covariances: Tensor) -> Tensor:
-        return self.features(torch.full((1, d), largest).to(covariances), covariances)[0]
+        return features(self, covariances.new_full((1, d), largest), covariances)[0]
 
-    def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
-        d = x.shape[1]
-        out = x.new_empty(len(x), 2 * d) if out is None else out
-        out[:, :d] = x
-        torch.square(x, out=out[:, d:])
-        return out
+    def frame(self, covariances: Tensor) -> Tensor:
+        return covariances
+
+    def rest(self, x: Tensor, frame: Tensor, out: Tensor) -> Tensor:
+        return torch.square(x, out=out)
 
     def natural(self, means: Tensor, covariances: Tensor) -> Natural:
         precision = covariances.reciprocal()
@@ -114,10 +117,13 @@ class Spherical:
         return d * largest**2
 
     def extreme(self, d: int, largest: float, covariances: Tensor) -> Tensor:
-        return self.features(torch.full((1, d), largest).to(covariances), covariances)[0]
+        return features(self, covariances.new_full((1, d), largest), covariances)[0]
 
-    def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
-        return torch.cat([x, x.square().sum(1, keepdim=True)], 1, out=out)
+    def frame(self, covariances: Tensor) -> Tensor:
+        return covariances
+
+    def rest(self, x: Tensor, frame: Tensor, out: Tensor) -> Tensor:
+        return out.copy_(x.square().sum(1, keepdim=True))
 
     def natural(self, means: Tensor, covariances: Tensor) -> Natural:
         precision = covariances.reciprocal()[:, None]
@@ -149,11 +155,14 @@ class Tied:
 
     def extreme(self, d: int, largest: float, covariances: Tensor) -> Tensor:
         least = torch.linalg.eigvalsh(covariances)[:1].clamp(min=1e-300)
-        return torch.cat([torch.full((d,), largest).to(covariances), 0.5 * d * largest**2 / least])
+        return torch.cat([covariances.new_full((d,), largest), 0.5 * d * largest**2 / least])
 
-    def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
-        white = torch.linalg.solve_triangular(cholesky(covariances), x.T, upper=False)
-        return torch.cat([x, -0.5 * white.square().sum(0)[:, None]], 1, out=out)
+    def frame(self, covariances: Tensor) -> Tensor:
+        return cholesky(covariances)
+
+    def rest(self, x: Tensor, frame: Tensor, out: Tensor) -> Tensor:
+        white = torch.linalg.solve_triangular(frame, x.T, upper=False)
+        return out.copy_(-0.5 * white.square().sum(0)[:, None])
 
     def natural(self, means: Tensor, covariances: Tensor) -> Natural:
         factor = cholesky(covariances)
@@ -164,7 +173,7 @@ class Tied:
     def estimate(self, counts: Tensor, sums: Tensor, scatter: Tensor, floor: float) -> tuple[Tensor, Tensor]:
         means = sums / counts[:, None]
         within = (scatter - (means * counts[:, None]).T @ means) / counts.sum()
-        return means, within + floor * torch.eye(means.shape[1]).to(means)
+        return means, within + floor * torch.eye(means.shape[1], dtype=means.dtype, device=means.device)
 
     def average(self, weights: Tensor, covariances: Tensor) -> Tensor:
         return covariances
@@ -185,11 +194,14 @@ class Full:
         return largest**2
 
     def extreme(self, d: int, largest: float, covariances: Tensor) -> Tensor:
-        return self.features(torch.full((1, d), largest).to(covariances), covariances)[0]
+        return features(self, covariances.new_full((1, d), largest), covariances)[0]
 
-    def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
+    def frame(self, covariances: Tensor) -> Tensor:
+        return covariances
+
+    def rest(self, x: Tensor, frame: Tensor, out: Tensor) -> Tensor:
         i, j = self._upper(x.shape[1], x.device)
-        return torch.cat([x, x[:, i] * x[:, j]], 1, out=out)
+        return torch.mul(x[:, i], x[:, j], out=out)
 
     def natural(self, means: Tensor, covariances: Tensor) -> Natural:
         d = means.shape[1]
@@ -211,7 +223,7 @@ class Full:
         second[:, i, j] = scaled[:, d:]
         second[:, j, i] = scaled[:, d:]
         covariances = second - means[:, :, None] * means[:, None]
-        return means, covariances + floor * torch.eye(d).to(means)
+        return means, covariances + floor * torch.eye(d, dtype=means.dtype, device=means.device)
 
     def average(self, weights: Tensor, covariances: Tensor) -> Tensor:
         return torch.einsum("k,kij->ij", weights, covariances)
@@ -223,6 +235,17 @@ class Full:
 
 
 KINDS: dict[Kind, Covariance] = {"diag": Diag(), "spherical": Spherical(), "tied": Tied(), "full": Full()}
+
+
+def features(
+    kind: Covariance, x: Float[Tensor, "n D"], frame: Tensor, out: Tensor | None = None
+) -> Float[Tensor, "n S"]:
+    """Return F(x), in `out` where there is one."""
+    d = x.shape[1]
+    out = x.new_empty(len(x), kind.columns(d)) if out is None else out
+    out[:, :d] = x
+    kind.rest(x, frame, out[:, d:])
+    return out
 
 
 def cholesky(covariances: Float[Tensor, "*K D D"]) -> Float[Tensor, "*K D D"]:
