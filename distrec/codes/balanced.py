@@ -107,23 +107,27 @@ def deal(rows: Rows, near: Means, prices: Float[Tensor, " K"], bound: float) -> 
     for extra in (0, 1):  # first the equal part, then at most one row more a cluster
         room = room + extra
         for _ in range(_ROUNDS):
-            n_left, n_open = torch.stack([(labels < 0).sum(), (room > 0).sum()]).tolist()
+            pending = labels[own] < 0
+            before = torch.cat([pending.new_zeros(1, dtype=torch.int64), pending.cumsum(0)])
+            counts = [(labels < 0).sum()[None], (room > 0).sum()[None], before[:: rows.block], before[-1:]]
+            n_left, n_open, *ends = torch.cat(counts).tolist()  # a round's only wait for a GPU
             if not n_left or not n_open:
                 break
-            choice, regret = _choices(rows, near, prices, labels[own] < 0, room > 0, n_open)
+            choice, regret = _choices(rows, near, prices, _places(pending, ends[-1]), ends, room > 0, n_open)
             choice, regret = rows.together(choice), rows.together(regret)
-            pending = (labels < 0).nonzero()[:, 0]
-            order = pending[regret[pending].argsort(descending=True, stable=True)]
+            order = _places(labels < 0, n_left)
+            order = order[regret[order].argsort(descending=True, stable=True)]
             order = order[choice[order].argsort(stable=True)]
-            wanted = tally(choice[order], k)
-            place = torch.arange(len(order), device=rows.device) - (wanted.cumsum(0) - wanted)[choice[order]]
-            taken = order[place < room[choice[order]]]
-            labels[taken] = choice[taken]
-            room = room - tally(choice[taken], k)
-        # what is left after so many rounds are equal rows, for which any order is as good
-        left = (labels < 0).nonzero()[: int(room.sum()), 0]
-        labels[left] = torch.arange(k, device=rows.device).repeat_interleave(room)[: len(left)]
-        room = room - tally(labels[left], k)
+            chosen = choice[order]
+            wanted = tally(chosen, k)
+            place = torch.arange(n_left, device=rows.device) - (wanted.cumsum(0) - wanted)[chosen]
+            fits = place < room[chosen]
+            labels[order] = torch.where(fits, chosen, -1)
+            room = room - torch.zeros_like(room).index_add_(0, chosen, fits.long())
+        else:  # what is left after so many rounds are equal rows, for which any order is as good
+            left = (labels < 0).nonzero()[: int(room.sum()), 0]
+            labels[left] = torch.arange(k, device=rows.device).repeat_interleave(room)[: len(left)]
+            room = room - tally(labels[left], k)
     inertia = ExactSum((), 4 * bound**2 * rows.width * rows.total, rows.device)
     for place, x in rows.blocks():
         mean = near.means[labels[own][place]]
@@ -135,25 +139,33 @@ def _choices(
     rows: Rows,
     near: Means,
     prices: Float[Tensor, " K"],
-    pending: Bool[Tensor, " N"],
+    pending: Int[Tensor, " M"],
+    ends: list[int],
     is_open: Bool[Tensor, " K"],
     n_open: int,
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
-    """(the cheapest open cluster of each pending row, how much dearer its next is); 0 for the others."""
-    choice = torch.zeros(len(pending), dtype=torch.int64, device=rows.device)
-    regret = torch.zeros(len(pending), dtype=rows.dtype, device=rows.device)
+    """(the cheapest open cluster of each pending row, how much dearer its next is); 0 for the others.
+
+    `ends`: how many rows are pending before each block, and in all.
+    """
+    choice = torch.zeros(len(rows.source), dtype=torch.int64, device=rows.device)
+    regret = torch.zeros(len(rows.source), dtype=rows.dtype, device=rows.device)
     shut = torch.where(is_open, prices, torch.inf).to(rows.dtype)
     n = 2 if n_open > 1 else 1
-    numbers = pending.nonzero()[:, 0]
-    bounds = torch.arange(0, len(pending) + rows.block, rows.block, device=rows.device)
-    ends = torch.searchsorted(numbers, bounds).tolist()  # read once, not once a block
     for (place, x), low, high in zip(rows.blocks(), ends, ends[1:], strict=False):
         if low < high:
-            asking = numbers[low:high] - place.start
+            asking = pending[low:high] - place.start
             cost, cluster = (near.scores(x[asking]) + shut).topk(n, dim=1, largest=False)
             choice[asking + place.start] = cluster[:, 0]
             regret[asking + place.start] = cost[:, -1] - cost[:, 0]
     return choice, regret
+
+
+def _places(mask: Bool[Tensor, " n"], m: int) -> Int[Tensor, " m"]:
+    """The places of the m true entries; a GPU sorts for them, because nonzero() would wait for their number."""
+    if mask.device.type == "cpu":
+        return mask.nonzero()[:, 0]
+    return mask.byte().argsort(descending=True, stable=True)[:m]
 
 
 def _regret(rows: Rows, near: Means, bound: float) -> float:

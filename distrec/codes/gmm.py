@@ -229,10 +229,9 @@ class _Fit:
         found = rows.at(numbers).double()
         fresh = kind.average(now.weights, now.covariances)
         covariance = fresh.expand(len(found), *fresh.shape) if kind.is_own else fresh
-        weight, constant = kind.natural(found, covariance)
-        density_there = (
-            (features(kind, found, kind.frame(covariance)) * weight).sum(1) + constant - math.log(rows.total)
-        )
+        frame = kind.frame(covariance)
+        weight, constant = kind.natural(found, frame)
+        density_there = (features(kind, found, frame) * weight).sum(1) + constant - math.log(rows.total)
         is_first = ~(found[:, None] == found[None]).all(2).tril(-1).any(1)
         taken = (density_there + surprise > 2) & is_first
         place = dead[: len(found)][taken]

@@ -205,7 +205,7 @@ def latents(model: Autoencoder, rows: Rows) -> Rows:
 
 def _unevenness(square: Float[Tensor, "n K"], sum_: Reduce) -> Float[Tensor, ""]:
     """Rows of the batch × Σ_k p_k log p_k, p the mean soft assignment of the batch's rows on all ranks."""
-    total = torch.stack([square.detach().amin(1).sum(), square.new_tensor(len(square))]).double()
+    total = torch.stack([square.detach().amin(1).sum(), square.new_full((), len(square))]).double()
     sum_(total)
     n, typical = total[1], total[0] / total[1]  # softened by how far the rows' own codes are
     own = (-square / typical.clamp(min=1e-12).to(square)).softmax(1).sum(0)

@@ -42,14 +42,14 @@ class Covariance(Protocol):
         ...
 
     def frame(self, covariances: Tensor) -> Tensor:
-        """Return what `rest` needs of the present covariances, worked out once for all blocks."""
+        """Return what `rest` needs of the present covariances, worked out once for all blocks: themselves, or a factor."""
         ...
 
     def rest(self, x: Float[Tensor, "n D"], frame: Tensor, out: Float[Tensor, "n R"]) -> Float[Tensor, "n R"]:
         """Write the columns of F(x) after the first D into `out`."""
         ...
 
-    def natural(self, means: Float[Tensor, "K D"], covariances: Tensor) -> Natural:
+    def natural(self, means: Float[Tensor, "K D"], frame: Tensor) -> Natural:
         """(W, c)."""
         ...
 
@@ -87,10 +87,10 @@ class Diag:
     def rest(self, x: Tensor, frame: Tensor, out: Tensor) -> Tensor:
         return torch.square(x, out=out)
 
-    def natural(self, means: Tensor, covariances: Tensor) -> Natural:
-        precision = covariances.reciprocal()
+    def natural(self, means: Tensor, frame: Tensor) -> Natural:
+        precision = frame.reciprocal()
         constant = -0.5 * (
-            means.shape[1] * math.log(2 * math.pi) + covariances.log().sum(1) + (means.square() * precision).sum(1)
+            means.shape[1] * math.log(2 * math.pi) + frame.log().sum(1) + (means.square() * precision).sum(1)
         )
         return torch.cat([means * precision, -0.5 * precision], 1), constant
 
@@ -125,9 +125,9 @@ class Spherical:
     def rest(self, x: Tensor, frame: Tensor, out: Tensor) -> Tensor:
         return out.copy_(x.square().sum(1, keepdim=True))
 
-    def natural(self, means: Tensor, covariances: Tensor) -> Natural:
-        precision = covariances.reciprocal()[:, None]
-        constant = -0.5 * (means.shape[1] * (2 * math.pi * covariances).log() + (means.square() * precision).sum(1))
+    def natural(self, means: Tensor, frame: Tensor) -> Natural:
+        precision = frame.reciprocal()[:, None]
+        constant = -0.5 * (means.shape[1] * (2 * math.pi * frame).log() + (means.square() * precision).sum(1))
         return torch.cat([means * precision, -0.5 * precision], 1), constant
 
     def estimate(self, counts: Tensor, sums: Tensor, scatter: Tensor, floor: float) -> tuple[Tensor, Tensor]:
@@ -164,11 +164,10 @@ class Tied:
         white = torch.linalg.solve_triangular(frame, x.T, upper=False)
         return out.copy_(-0.5 * white.square().sum(0)[:, None])
 
-    def natural(self, means: Tensor, covariances: Tensor) -> Natural:
-        factor = cholesky(covariances)
-        pulled = torch.cholesky_solve(means.T, factor).T
+    def natural(self, means: Tensor, frame: Tensor) -> Natural:
+        pulled = torch.cholesky_solve(means.T, frame).T
         constant = -0.5 * (means.shape[1] * math.log(2 * math.pi) + (means * pulled).sum(1))
-        return torch.cat([pulled, torch.ones_like(pulled[:, :1])], 1), constant - factor.diagonal().log().sum()
+        return torch.cat([pulled, torch.ones_like(pulled[:, :1])], 1), constant - frame.diagonal().log().sum()
 
     def estimate(self, counts: Tensor, sums: Tensor, scatter: Tensor, floor: float) -> tuple[Tensor, Tensor]:
         means = sums / counts[:, None]
@@ -203,9 +202,9 @@ class Full:
         i, j = self._upper(x.shape[1], x.device)
         return torch.mul(x[:, i], x[:, j], out=out)
 
-    def natural(self, means: Tensor, covariances: Tensor) -> Natural:
+    def natural(self, means: Tensor, frame: Tensor) -> Natural:
         d = means.shape[1]
-        factor = cholesky(covariances)
+        factor = cholesky(frame)
         precision = torch.cholesky_inverse(factor)
         pulled = (precision @ means[:, :, None])[:, :, 0]
         i, j = self._upper(d, means.device)

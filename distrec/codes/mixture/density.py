@@ -53,7 +53,8 @@ class Room:
     """
 
     def __init__(self, kind: Covariance, rows: Rows, k: int, precision: Precision):
-        self.kind, self.precision = kind, precision
+        self.kind = kind
+        self.precision: Precision = precision
         self.in_parts = in_parts(rows.device)
         columns = kind.columns(rows.width)
         n = max(1, min(rows.block, _PIECE[torch.device(rows.device).type] // columns))
@@ -89,7 +90,7 @@ class Density:
     def __init__(self, parameters: Parameters, rows: Rows, about: Spread, room: Room):
         self._room, kind = room, room.kind
         self.frame = kind.frame(parameters.covariances)
-        weight, constant = kind.natural(parameters.means, parameters.covariances)
+        weight, constant = kind.natural(parameters.means, self.frame)
         constant = constant + parameters.weights.log()
         dtype = torch.float64 if kind.needs_double else rows.dtype
         typical = (about.variance + about.mean.square()).sqrt()[None]
