@@ -1,10 +1,12 @@
 """Quantisers under the pretended GPU: the CPU's bits, nothing refused, and few waits, however many blocks there are."""
 
+import json
 from itertools import pairwise
 
 import pytest
 import torch
 from clouds import cloud
+from conftest import ROOT
 from pretended import Gpu
 from torch.overrides import TorchFunctionMode
 
@@ -64,12 +66,13 @@ def finished(name, rows, gpu=None):
     config = cfg.load(["codes.levels=1", *FITS[name], "codes.size=8"]).codes
     fit = quantisers.build(config, 8, 0)
     turned, basis = job.turned(rows, getattr(config, "pca", None))
-    waits, state = [], {}
+    waits, states = [], []
     for state in fit.run(turned):
+        states.append(state)
         waits.append(sum(gpu.waits.values()) if gpu else 0)
     stored = quantisers.tensors_of(fit) | {name: value.cpu() for name, value in basis.items()}
     again = quantisers.codes_of(rows, stored, config)
-    tensors = {**state, **stored, "codes": fit.codes_, "again": again}
+    tensors = {**states[-1], **stored, "codes": fit.codes_, "again": again}
     return {name: value.detach().cpu().as_subclass(torch.Tensor) for name, value in tensors.items()}, waits
 
 
@@ -162,9 +165,9 @@ class Switches(TorchFunctionMode):
         self.seen = set()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__name__", "") in ("mm", "addmm", "matmul", "__matmul__", "__rmatmul__", "cdist", "addmm_"):
-            if next(x for x in args if isinstance(x, torch.Tensor)).dtype == torch.float32:
-                self.seen.add(torch.backends.cuda.matmul.allow_tf32)
+        products = ("mm", "addmm", "matmul", "__matmul__", "__rmatmul__", "cdist", "addmm_")
+        if getattr(func, "__name__", "") in products and args[-1].dtype == torch.float32:
+            self.seen.add(torch.backends.cuda.matmul.allow_tf32)
         return func(*args, **(kwargs or {}))
 
 
@@ -207,6 +210,14 @@ def start_of(x, k, scale=1.0):
     numbers = torch.arange(0, len(x), len(x) // k)[:k]
     variance = scale * x.double().var(0).expand(k, -1)
     return Parameters(torch.full((k,), 1 / k, dtype=torch.float64), x[numbers].double(), variance.contiguous())
+
+
+def test_every_product_of_an_iteration_is_in_the_precision_that_was_asked_for(in_parts):
+    x = cloud(n=500, k=12, dtype=torch.float32)
+    for precision, is_allowed in (("float32", False), ("tf32", True)):
+        with Switches() as switches:
+            one_iteration(x, start_of(x, 4), precision)
+        assert switches.seen == {is_allowed}
 
 
 # means in standard deviations, variances by their share: rounding is random, so it shrinks with the rows of a component
@@ -273,4 +284,16 @@ def test_empty_clusters_move_on_the_gpu_as_on_the_cpu():
         found, same = lloyd(there, means.to("cuda"), largest(there), 0.0)
         assert torch.equal(found.cpu(), expected)
     assert same == inertia
+    assert not gpu.faults
+
+
+def test_the_benchmark_of_an_iteration_on_a_gpu_runs_to_its_end_at_small_size(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
+    import gmm
+
+    with Gpu() as gpu:
+        gmm.main(["--cuda", "--small"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["P4"] == figures["P4_float32"]
+    assert {"P4_tf32", "P4_bf16x3", "P4_host", "card", "nats_float32"} <= figures.keys()
     assert not gpu.faults
