@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distrec.codes.kmeans import Labelled, Means, cluster_means, seeds
-from distrec.codes.rows import ExactSum, Rows, State, largest
+from distrec.codes.rows import ExactSum, Rows, State, largest, tally
 
 _FIRST, _LATER = 60, 10  # passes that find the prices: at the first iteration, at each later one
 _ROUNDS = 100  # of dealing
@@ -107,22 +107,27 @@ def deal(rows: Rows, near: Means, prices: Float[Tensor, " K"], bound: float) -> 
     for extra in (0, 1):  # first the equal part, then at most one row more a cluster
         room = room + extra
         for _ in range(_ROUNDS):
-            if not bool((labels < 0).any()) or not bool((room > 0).any()):
+            pending = labels[own] < 0
+            before = torch.cat([pending.new_zeros(1, dtype=torch.int64), pending.cumsum(0)])
+            counts = [(labels < 0).sum()[None], (room > 0).sum()[None], before[:: rows.block], before[-1:]]
+            n_left, n_open, *ends = torch.cat(counts).tolist()  # a round's only wait for a GPU
+            if not n_left or not n_open:
                 break
-            choice, regret = _choices(rows, near, prices, labels[own] < 0, room > 0)
+            choice, regret = _choices(rows, near, prices, _places(pending, ends[-1]), ends, room > 0, n_open)
             choice, regret = rows.together(choice), rows.together(regret)
-            pending = (labels < 0).nonzero()[:, 0]
-            order = pending[regret[pending].argsort(descending=True, stable=True)]
+            order = _places(labels < 0, n_left)
+            order = order[regret[order].argsort(descending=True, stable=True)]
             order = order[choice[order].argsort(stable=True)]
-            wanted = torch.bincount(choice[order], minlength=k)
-            place = torch.arange(len(order), device=rows.device) - (wanted.cumsum(0) - wanted)[choice[order]]
-            taken = order[place < room[choice[order]]]
-            labels[taken] = choice[taken]
-            room = room - torch.bincount(choice[taken], minlength=k)
-        # what is left after so many rounds are equal rows, for which any order is as good
-        left = (labels < 0).nonzero()[: int(room.sum()), 0]
-        labels[left] = torch.arange(k, device=rows.device).repeat_interleave(room)[: len(left)]
-        room = room - torch.bincount(labels[left], minlength=k)
+            chosen = choice[order]
+            wanted = tally(chosen, k)
+            place = torch.arange(n_left, device=rows.device) - (wanted.cumsum(0) - wanted)[chosen]
+            fits = place < room[chosen]
+            labels[order] = torch.where(fits, chosen, -1)
+            room = room - torch.zeros_like(room).index_add_(0, chosen, fits.long())
+        else:  # what is left after so many rounds are equal rows, for which any order is as good
+            left = (labels < 0).nonzero()[: int(room.sum()), 0]
+            labels[left] = torch.arange(k, device=rows.device).repeat_interleave(room)[: len(left)]
+            room = room - tally(labels[left], k)
     inertia = ExactSum((), 4 * bound**2 * rows.width * rows.total, rows.device)
     for place, x in rows.blocks():
         mean = near.means[labels[own][place]]
@@ -131,20 +136,36 @@ def deal(rows: Rows, near: Means, prices: Float[Tensor, " K"], bound: float) -> 
 
 
 def _choices(
-    rows: Rows, near: Means, prices: Float[Tensor, " K"], pending: Bool[Tensor, " N"], is_open: Bool[Tensor, " K"]
+    rows: Rows,
+    near: Means,
+    prices: Float[Tensor, " K"],
+    pending: Int[Tensor, " M"],
+    ends: list[int],
+    is_open: Bool[Tensor, " K"],
+    n_open: int,
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
-    """(the cheapest open cluster of each pending row, how much dearer its next is); 0 for the others."""
-    choice = torch.zeros(len(pending), dtype=torch.int64, device=rows.device)
-    regret = torch.zeros(len(pending), dtype=rows.dtype, device=rows.device)
+    """(the cheapest open cluster of each pending row, how much dearer its next is); 0 for the others.
+
+    `ends`: how many rows are pending before each block, and in all.
+    """
+    choice = torch.zeros(len(rows.source), dtype=torch.int64, device=rows.device)
+    regret = torch.zeros(len(rows.source), dtype=rows.dtype, device=rows.device)
     shut = torch.where(is_open, prices, torch.inf).to(rows.dtype)
-    n = 2 if int(is_open.sum()) > 1 else 1
-    for place, x in rows.blocks():
-        asking = pending[place].nonzero()[:, 0]
-        if len(asking):
+    n = 2 if n_open > 1 else 1
+    for (place, x), low, high in zip(rows.blocks(), ends, ends[1:], strict=False):
+        if low < high:
+            asking = pending[low:high] - place.start
             cost, cluster = (near.scores(x[asking]) + shut).topk(n, dim=1, largest=False)
             choice[asking + place.start] = cluster[:, 0]
             regret[asking + place.start] = cost[:, -1] - cost[:, 0]
     return choice, regret
+
+
+def _places(mask: Bool[Tensor, " n"], m: int) -> Int[Tensor, " m"]:
+    """The places of the m true entries; a GPU sorts for them, because nonzero() would wait for their number."""
+    if mask.device.type == "cpu":
+        return mask.nonzero()[:, 0]
+    return mask.byte().argsort(descending=True, stable=True)[:m]
 
 
 def _regret(rows: Rows, near: Means, bound: float) -> float:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distrec.codes.kmeans import KMeans, Means
-from distrec.codes.mixture.covariance import KINDS, Kind
+from distrec.codes.mixture.covariance import KINDS, Kind, features
 from distrec.codes.mixture.density import Density, Parameters, Piece, Room, Scorer, expect
 from distrec.codes.mixture.precision import Precision
 from distrec.codes.rows import ExactSum, Rows, State, scatter, spread
@@ -94,7 +94,8 @@ class GaussianMixture:
     def log_joint(self, rows: Rows) -> Iterator[tuple[slice, Float[Tensor, "n K"]]]:
         """log π_k N(x | μ_k, Σ_k), block after block; its argmax is the likeliest component."""
         parameters = Parameters(self.weights_, self.means_, self.covariances_)
-        density = Density(KINDS[self.covariance_type], parameters, rows, spread(rows), "float32")
+        room = Room(KINDS[self.covariance_type], rows, len(self.weights_), "float32")
+        density = Density(parameters, rows, spread(rows), room)
         for place, x in rows.blocks():
             yield place, torch.cat([piece.scores.clone() for piece in density(x)])
 
@@ -133,10 +134,10 @@ class _Fit:
         # rows that are all the same leave no variance to be relative to
         self.floor = model.reg_covar * float(self.about.variance.mean()) or 1e-12 * self.about.bound**2
         self.scatter = scatter(rows, self.about.bound) if self.kind.needs_scatter else torch.empty(0)
-        self.room = Room(self.kind, rows, model.n_components)
+        self.room = Room(self.kind, rows, model.n_components, model.precision)
 
     def density(self, parameters: Parameters) -> Density:
-        return Density(self.kind, parameters, self.rows, self.about, self.model.precision, self.room)
+        return Density(parameters, self.rows, self.about, self.room)
 
     def begin(self, init: int, start: Parameters | None = None) -> State:
         """The state before the first iteration of one of the n_init fits: k-means' clusters, or `start`."""
@@ -149,11 +150,11 @@ class _Fit:
             def one_hot(x: Tensor) -> Iterator[Piece]:
                 codes = near.scores(x).argmin(1, keepdim=True)
                 first = 0
-                for piece, features, scores in self.room.pieces(x):
-                    code = codes[first : first + len(piece)]
-                    first += len(piece)
-                    scores.fill_(-torch.inf).scatter_(1, code, 0.0)
-                    yield Piece(piece, self.kind.features(piece, unit, features), scores)
+                for piece in self.room.pieces(x, unit):
+                    code = codes[first : first + len(piece.x)]
+                    first += len(piece.x)
+                    piece.scores.fill_(-torch.inf).scatter_(1, code, 0.0)
+                    yield piece
 
             _, start = self.step(one_hot, 1.0, torch.empty(0, dtype=torch.int64, device=rows.device))
         state = dict(zip(_PARAMETERS, (value.double().to(rows.device) for value in start), strict=True))
@@ -192,32 +193,31 @@ class _Fit:
             return ExactSum(shape, limit * rows.total, rows.device)
 
         def exact(x: Tensor) -> Tensor:
-            return self.kind.features(x.double(), x)[:, :width]
+            return features(self.kind, x.double(), x)[:, :width]
 
         counts, firsts = make((k,), 1.0), make((k, d), largest)
         seconds = make((k, width - d), self.kind.limit(d, largest))
         likelihood = ExactSum((), (2 * bound + 64) * rows.total, rows.device, words=2)
         for _, x in rows.blocks():
             for piece in score(x):
-                total, count, part = expect(piece, width, tight, exact)
-                likelihood.add(total)
-                counts.add(count)
-                firsts.add(part[:, :d])
-                seconds.add(part[:, d:])
+                sums = expect(piece, width, self.room.precision, tight, exact)
+                for total, part in zip((likelihood, counts, firsts, seconds), sums, strict=True):
+                    total.add(part)
         count = counts.over(rows.sum_)
         sums = torch.cat([firsts.over(rows.sum_), seconds.over(rows.sum_)], 1)
         some = count + 10 * torch.finfo(torch.float64).eps
         means, covariances = self.kind.estimate(some, sums, self.scatter, self.floor)
         after = Parameters(some / some.sum(), means, covariances)
-        lower_bound = float(likelihood.over(rows.sum_)) / rows.total
-        return lower_bound, self._revive(after, (count < 0.5).nonzero()[:, 0])
+        is_dead = count < 0.5
+        nats, n_dead = torch.stack([likelihood.over(rows.sum_), is_dead.sum().double()]).tolist()  # read at once
+        return nats / rows.total, self._revive(after, is_dead.nonzero()[:, 0]) if n_dead else after
 
     def _revive(self, now: Parameters, dead: Tensor) -> Parameters:
         """Components with less than half a row move to the rows that are explained worst.
 
         Only where that raises the log-likelihood: the row must gain more than the weight it takes from the others.
         """
-        if not len(dead) or len(dead) == len(now.weights):
+        if len(dead) == len(now.weights):
             return now
         rows, kind = self.rows, self.kind
         density = self.density(now)
@@ -229,8 +229,9 @@ class _Fit:
         found = rows.at(numbers).double()
         fresh = kind.average(now.weights, now.covariances)
         covariance = fresh.expand(len(found), *fresh.shape) if kind.is_own else fresh
-        weight, constant = kind.natural(found, covariance)
-        density_there = (kind.features(found, covariance) * weight).sum(1) + constant - math.log(rows.total)
+        frame = kind.frame(covariance)
+        weight, constant = kind.natural(found, frame)
+        density_there = (features(kind, found, frame) * weight).sum(1) + constant - math.log(rows.total)
         is_first = ~(found[:, None] == found[None]).all(2).tril(-1).any(1)
         taken = (density_there + surprise > 2) & is_first
         place = dead[: len(found)][taken]

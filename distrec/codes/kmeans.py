@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distrec.codes.rows import ExactSum, Rows, State, largest, spread, sum_by_code
+from distrec.codes.mixture.precision import tf32
+from distrec.codes.rows import ExactSum, Rows, State, largest, spread, sum_by_code, tally
 
 Init = Literal["k-means||", "random"]
 _DRAWS, _PRUNINGS, _SURPLUS = 4, 8, 2  # rounds of drawing, rounds of pruning, candidates for each seed
@@ -100,7 +101,8 @@ class Means:
 
     def scores(self, x: Float[Tensor, "n D"]) -> Float[Tensor, "n K"]:
         """‖x − μ‖² less what depends on x alone, which orders the means of a row; overwritten by the next call."""
-        return torch.addmm(self._norms, self._near(x), self._moved.T, alpha=-2, out=self._scores[: len(x)])
+        with tf32(False):
+            return torch.addmm(self._norms, self._near(x), self._moved.T, alpha=-2, out=self._scores[: len(x)])
 
     def distance(self, x: Float[Tensor, "n D"]) -> Float[Tensor, " n"]:
         """‖x − μ‖² to the nearest mean, 0 where rounding hides it."""
@@ -135,7 +137,7 @@ class ClusterSums:
 
     def add(self, code: Int[Tensor, " n"], x: Float[Tensor, "n D"]) -> None:
         self._sums.add(sum_by_code(code, x, len(self._counts)))
-        self._counts += torch.bincount(code, minlength=len(self._counts))
+        self._counts += tally(code, len(self._counts))
 
     def means(self) -> tuple[Float[Tensor, "K D"], Int[Tensor, " K"]]:
         """(the mean of each cluster's rows on all ranks, zeros where there are none; how many rows), asked once."""
@@ -179,13 +181,15 @@ def lloyd(rows: Rows, means: Float[Tensor, "K D"], bound: float, energy: float) 
         sums.add(code, x)
         least.add((value if near.is_plain else value + near.square(x)).sum(dtype=torch.float64))
     new, counts = sums.means()
-    empty = (counts == 0).nonzero()[:, 0]
-    if len(empty):
+    is_empty = counts == 0
+    inertia, n_empty = torch.stack([least.over(rows.sum_), is_empty.sum().double()]).tolist()  # read at once
+    if n_empty:
+        empty = is_empty.nonzero()[:, 0]
         new[empty] = near.means[empty].double()
         numbers, far = rows.best(lambda _, x: near.distance(x), len(empty))
         moved = numbers[far > 0]
         new[empty[: len(moved)]] = rows.at(moved).double()
-    return new, float(least.over(rows.sum_)) + energy * near.is_plain
+    return new, inertia + energy * near.is_plain
 
 
 def random_rows(rows: Rows, k: int, seed: int) -> Float[Tensor, "K D"]:

@@ -17,7 +17,8 @@ from distrec.codes.gmm import GaussianMixture
 from distrec.codes.kmeans import nearest
 from distrec.codes.mixture.covariance import Kind
 from distrec.codes.mixture.density import Parameters
-from distrec.codes.rows import ExactSum, Rows, State, largest, spread
+from distrec.codes.mixture.precision import tf32
+from distrec.codes.rows import ExactSum, Rows, State, largest, on_host, spread
 
 Assignment = Literal["cosine", "posterior", "euclid", "fitted"]
 
@@ -91,7 +92,7 @@ class Levels:
 
         Keys: `0.…`, `1.…` for the quantisers' states; those of finished levels have done = 1.
         """
-        state = dict(state or {})
+        state = on_host(state or {})
         is_turned = rows.centre is not None
         rows = rows.held()
         energies = [energy(rows)]
@@ -152,7 +153,9 @@ def most_similar(rows: Rows, codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"
     smallest = int(norms.argmin())  # the nearest to zero
     codes = torch.empty(len(rows.source), dtype=torch.int64, device=rows.device)
     for place, x in rows.blocks():
-        codes[place] = torch.where(x.any(1), torch.addmm(shut, x, unit.T).argmax(1), smallest)
+        with tf32(False):
+            cosine = torch.addmm(shut, x, unit.T)
+        codes[place] = torch.where(x.any(1), cosine.argmax(1), smallest)
     return codes
 
 

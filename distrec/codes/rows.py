@@ -16,9 +16,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from distrec.codes.mixture.precision import tf32
+from distrec.codes.transfer import is_afar, picked, sent, spare_memory, streamed
+
 BLOCK = 2048  # rows; a block, its squares and its scores stay near the caches
 Reduce = Callable[..., None]
 State = dict[str, Tensor]  # what a fit needs to go on; the same on every rank
+
+
+def on_host(state: State) -> State:
+    """The same state, its single numbers in host memory: a loop reads them, and must not wait for a GPU."""
+    return {name: value if value.ndim else value.cpu() for name, value in state.items()}
 
 
 def alone(*_: Tensor) -> None:
@@ -29,7 +37,7 @@ def alone(*_: Tensor) -> None:
 class Rows:
     """This rank's rows of a table, read as  (x − centre) · rotation − Σ codewords that earlier levels took.
 
-    `source` may be a memory map in any floating type; a block of it is converted when it is read.
+    `source` may be a memory map in any floating type; a block of it is converted when it is read, on the device.
     """
 
     source: Float[Tensor, "N D"]
@@ -42,7 +50,7 @@ class Rows:
     centre: Float[Tensor, " D"] | None = None
     rotation: Float[Tensor, "D E"] | None = None
     taken: tuple[tuple[Float[Tensor, "K E"], Int[Tensor, " N"]], ...] = ()
-    memory: int = 2**29  # bytes that worked-out rows may take on this rank
+    memory: int | None = 2**29  # bytes that worked-out rows may take on this rank; None: half of what a GPU has free
 
     @classmethod
     def whole(cls, source: Float[Tensor, "N D"], **more) -> "Rows":
@@ -55,20 +63,31 @@ class Rows:
 
     def read(self, place: slice | Tensor) -> Float[Tensor, "n E"]:
         """Some of this rank's rows, to be read only."""
-        x = self.source[place].to(self.device, self.dtype)
+        return self._worked(picked(self.source, place, self.device), place)
+
+    def _worked(self, x: Float[Tensor, "n D"], place: slice | Tensor) -> Float[Tensor, "n E"]:
+        x = x.to(self.dtype)
         if self.centre is not None:
             x = x - self.centre.to(x)
         if self.rotation is not None:
-            x = x @ self.rotation.to(x)
+            with tf32(False):
+                x = x @ self.rotation.to(x)
         for codebook, codes in self.taken:
-            x = x - codebook.to(x)[codes[place].to(x.device)]
+            x = x - codebook.to(x)[picked(codes, place, x.device)]
         return x
 
     def blocks(self) -> Iterator[tuple[slice, Float[Tensor, "n E"]]]:
         """(place among this rank's rows, the rows), block after block."""
-        for low in range(0, len(self.source), self.block):
-            place = slice(low, min(low + self.block, len(self.source)))
-            yield place, self.read(place)
+        if is_afar(self.source, self.device):
+            for place, x in streamed(self.source, self._places(), self.device):
+                yield place, self._worked(x, place)
+        else:
+            for place in self._places():
+                yield place, self.read(place)
+
+    def _places(self) -> list[slice]:
+        n = len(self.source)
+        return [slice(low, min(low + self.block, n)) for low in range(0, n, self.block)]
 
     def number(self, place: slice) -> int:
         """Which block of the whole table stands at this place."""
@@ -79,26 +98,51 @@ class Rows:
         return replace(self, taken=(*self.taken, (codebook, codes)))
 
     def held(self) -> "Rows":
-        """The same rows, worked out once and kept if the rank's share fits into `memory`."""
-        worked = self.centre is not None or self.rotation is not None or self.taken or self.source.dtype != self.dtype
-        if not worked or len(self.source) * self.width * self.dtype.itemsize > self.memory:
+        """The same rows, worked out once and kept if the rank's share fits into `memory`.
+
+        A GPU converts a type as fast as it reads: that alone is not worth a copy there.
+        """
+        on_gpu = torch.device(self.device).type == "cuda"
+        worked = self.centre is not None or self.rotation is not None or self.taken
+        if not worked and (on_gpu or self.source.dtype == self.dtype):
+            return self
+        memory = spare_memory(self.device) // 2 if self.memory is None else self.memory
+        if len(self.source) * self.width * self.dtype.itemsize > memory:
             return self
         kept = torch.empty(len(self.source), self.width, dtype=self.dtype, device=self.device)
         for place, x in self.blocks():
             kept[place] = x
         return replace(self, source=kept, centre=None, rotation=None, taken=())
 
+    def resident(self) -> "Rows":
+        """The same rows, their table on the GPU in its own type if two thirds of the free memory hold it.
+
+        A type wider than the rows' is narrowed on the way.
+        """
+        dtype = min(self.source.dtype, self.dtype, key=lambda kind: kind.itemsize)
+        if self.source.numel() * dtype.itemsize > spare_memory(self.device) * 2 // 3:
+            return self
+        table = torch.empty(self.source.shape, dtype=dtype, device=self.device)
+        for place, x in streamed(self.source, self._places(), self.device):
+            table[place] = x
+        return replace(self, source=table)
+
     def at(self, numbers: Int[Tensor, " M"]) -> Float[Tensor, "M E"]:
         """The rows with these numbers in the whole table, on every rank."""
-        own = (numbers >= self.first) & (numbers < self.first + len(self.source))
+        n, local = len(self.source), numbers - self.first
+        is_here = (local >= 0) & (local < n)
         rows = torch.zeros(len(numbers), self.width, dtype=self.dtype, device=self.device)
-        if self.rotation is None and own.any():
-            rows[own] = self.read((numbers[own] - self.first).to(self.source.device))
-        elif own.any():  # a product of a few rows rounds otherwise than that of their block
-            for low in (numbers[own] - self.first).div(self.block, rounding_mode="floor").unique().tolist():
-                place = slice(low * self.block, min((low + 1) * self.block, len(self.source)))
-                inside = own & ((numbers - self.first).div(self.block, rounding_mode="floor") == low)
-                rows[inside] = self.read(place)[numbers[inside] - self.first - place.start]
+        if self.rotation is None and n:
+            rows = torch.where(is_here[:, None], self.read(local.clamp(0, n - 1)), rows)
+        elif n:  # a product of a few rows rounds otherwise than that of their block
+            inside: dict[int, list[tuple[int, int]]] = {}
+            for row, number in enumerate(local.tolist()):
+                if 0 <= number < n:
+                    inside.setdefault(number // self.block, []).append((row, number % self.block))
+            for low, places in sorted(inside.items()):
+                x = self.read(slice(low * self.block, min((low + 1) * self.block, n)))
+                row, place = sent(torch.tensor(places), self.device).unbind(1)
+                rows[row] = x[place]
         self.sum_(rows)
         return rows
 
@@ -127,9 +171,12 @@ class Rows:
         return numbers.view(-1)[top.indices], top.values
 
     def random(self, place: slice, *seed: int) -> Float[Tensor, " n"]:
-        """One exponentially distributed number a row, the same for a row whichever rank holds it."""
+        """One exponentially distributed number a row, the same for a row whichever rank holds it.
+
+        Drawn on the host on purpose: a GPU's generator has other numbers than a CPU's.
+        """
         drawn = np.random.default_rng([*seed, self.number(place)]).exponential(size=place.stop - place.start)
-        return torch.from_numpy(drawn).to(self.device)
+        return sent(torch.from_numpy(drawn), self.device)
 
 
 def share(total: int, rank: int, size: int, block: int = BLOCK) -> slice:
@@ -138,11 +185,18 @@ def share(total: int, rank: int, size: int, block: int = BLOCK) -> slice:
     return slice(*(min(total, n_blocks * r // size * block) for r in (rank, rank + 1)))
 
 
+def tally(codes: Int[Tensor, " n"], k: int) -> Int[Tensor, " K"]:
+    """How many rows have each code; on a GPU without torch.bincount, which reads the largest code first."""
+    if codes.device.type == "cpu":
+        return torch.bincount(codes, minlength=k)
+    return torch.zeros(k, dtype=torch.int64, device=codes.device).index_add_(0, codes, torch.ones_like(codes))
+
+
 def sum_by(
     codes: Int[Tensor, " P"], rows: Int[Tensor, " P"], weights: Tensor | None, x: Float[Tensor, "n E"], k: int
 ) -> Float[Tensor, "K E"]:
     """Σ weight · x[row] for each code; pairs (code, row) come sorted by code."""
-    ends = torch.bincount(codes, minlength=k).cumsum(0)
+    ends = tally(codes, k).cumsum(0)
     offsets = torch.cat([ends.new_zeros(1), ends])
     return torch.nn.functional.embedding_bag(
         rows, x, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
@@ -168,10 +222,11 @@ class ExactSum:
 
     def add(self, part: Tensor) -> None:
         left = part.double() * self.scale
-        for units in self.units:
+        for units in self.units[:-1]:
             whole = left.round()
             units += whole.long()
             left = left.sub_(whole).mul_(2.0**30)
+        self.units[-1] += left.round_().long()
 
     def over(self, sum_: Reduce) -> Tensor:
         """The sum over all ranks, float64."""
@@ -185,23 +240,24 @@ def largest(rows: Rows) -> float:
 
     Raises: ValueError when a row is not finite.
     """
-    exponents = torch.zeros(2200, dtype=torch.int64, device=rows.device)
-    bad = torch.zeros(1, dtype=torch.int64, device=rows.device)
-    for _, x in rows.blocks():
-        top = x.abs().max().item()
-        if top == 0:
-            continue
-        if math.isfinite(top):
-            exponents[math.frexp(top)[1] + 1100] += 1
-        else:
-            bad += int((~x.isfinite()).any(1).sum())
-    rows.sum_(exponents, bad)
-    if bad:
+    tops = [x.abs().max() for _, x in rows.blocks()]
+    reached = torch.zeros(2201, dtype=torch.int64, device=rows.device)  # blocks by exponent; the last: not finite
+    if tops:
+        top = torch.stack(tops).double()
+        exponent = torch.frexp(top.masked_fill(~top.isfinite(), 0)).exponent.long() + 1100
+        exponent = exponent.masked_fill(~top.isfinite(), 2200)
+        reached.index_add_(0, exponent, (top != 0).long())
+    rows.sum_(reached)
+    *blocks, n_bad = reached.tolist()
+    if n_bad:
+        bad = torch.zeros(1, dtype=torch.int64, device=rows.device)
+        for _, x in rows.blocks():
+            bad += (~x.isfinite()).any(1).sum()
+        rows.sum_(bad)
         raise ValueError(
             f"{int(bad)} of {rows.total:,} rows hold NaN or infinity, the first of them row {_first_bad(rows)}"
         )
-    reached = exponents.nonzero()
-    return 2.0 ** (int(reached.max()) - 1100) if len(reached) else 1.0
+    return max((2.0 ** (number - 1100) for number, n in enumerate(blocks) if n), default=1.0)
 
 
 def _first_bad(rows: Rows) -> int:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from distrec.codes.kmeans import KMeans
 from distrec.codes.residual import Level, assign, energy
-from distrec.codes.rows import Reduce, Rows, State, alone, spread
+from distrec.codes.rows import Reduce, Rows, State, alone, spread, tally
+from distrec.codes.transfer import sent
 
 
 class Autoencoder(nn.Module):
@@ -93,7 +94,8 @@ class RqVae:
         """The state after each epoch; goes on from `state` bit for bit on the same number of ranks."""
         rows = rows.held()
         model = self.build(rows.width).to(rows.device) if state else self._start(rows)
-        optimiser = torch.optim.Adam(model.parameters(), self.lr, foreach=False)
+        foreach = torch.device(rows.device).type == "cuda"  # the same steps in a tenth of the kernels
+        optimiser = torch.optim.Adam(model.parameters(), self.lr, foreach=foreach)
         epoch = _restore(state, model, optimiser) if state else 0
         for number in range(epoch, self.epochs):
             loss = self._epoch(rows, model, optimiser, number)
@@ -137,7 +139,7 @@ class RqVae:
             optimiser.step()
             total += loss.detach()
             for level in range(self.n_levels):
-                used[level] += torch.bincount(codes[:, level], minlength=self.size)
+                used[level] += tally(codes[:, level], self.size)
         rows.sum_(used, total)
         if number + 1 < self.epochs:  # the last epoch's codes stay as they were learnt
             self._revive(rows, model, used, rng)
@@ -146,14 +148,15 @@ class RqVae:
     @torch.no_grad()
     def _revive(self, rows: Rows, model: Autoencoder, used: Int[Tensor, "L K"], rng: np.random.Generator) -> None:
         """Codes that no row took move to the residuals of random rows."""
-        dead = used == 0
+        dead = (used == 0).cpu()
         if not dead.any():
             return
-        chosen = torch.from_numpy(rng.integers(rows.total, size=(self.n_levels, self.size))).to(rows.device)
+        chosen = torch.from_numpy(rng.integers(rows.total, size=(self.n_levels, self.size)))
         for level in range(self.n_levels):
             place = dead[level].nonzero()[:, 0]
             if len(place):
-                left = model.encode(rows.at(chosen[level, place]))
+                numbers, place = sent(chosen[level, place], rows.device), sent(place, rows.device)
+                left = model.encode(rows.at(numbers))
                 for book in model.codebooks[:level]:
                     left = left - book[torch.cdist(left, book).argmin(1)]
                 model.codebooks[level, place] = left
@@ -202,7 +205,7 @@ def latents(model: Autoencoder, rows: Rows) -> Rows:
 
 def _unevenness(square: Float[Tensor, "n K"], sum_: Reduce) -> Float[Tensor, ""]:
     """Rows of the batch × Σ_k p_k log p_k, p the mean soft assignment of the batch's rows on all ranks."""
-    total = torch.stack([square.detach().amin(1).sum(), square.new_tensor(len(square))]).double()
+    total = torch.stack([square.detach().amin(1).sum(), square.new_full((), len(square))]).double()
     sum_(total)
     n, typical = total[1], total[0] / total[1]  # softened by how far the rows' own codes are
     own = (-square / typical.clamp(min=1e-12).to(square)).softmax(1).sum(0)

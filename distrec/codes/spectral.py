@@ -21,6 +21,7 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from distrec.codes.kmeans import KMeans, Labelled, cluster_means, nearest
+from distrec.codes.mixture.precision import tf32
 from distrec.codes.rows import Rows, State, largest
 
 _PIECE = 1024  # rows compared with all landmarks at once
@@ -78,7 +79,8 @@ class Spectral(Labelled):
         """The nearest mean of each of this rank's rows in the landmarks' embedding."""
         labels = torch.zeros(len(rows.source), dtype=torch.int32, device=rows.device)
         for place, x in rows.blocks():
-            parts = [torch.cdist(marks.extend(part, embedding), means.to(x)).argmin(1) for part in x.split(_PIECE)]
+            with tf32(False):
+                parts = [torch.cdist(marks.extend(part, embedding), means.to(x)).argmin(1) for part in x.split(_PIECE)]
             labels[place] = torch.cat(parts).int()
         return labels
 
@@ -140,9 +142,12 @@ class Neighbours:
         self.square = square[~itself].view(len(x), self.k)
         self.place = place[~itself].view(len(x), self.k)
         self.scale = self.square[:, -1].sqrt().clamp(min=1e-6 * float(self._norms.mean().sqrt()) + 1e-18)
+        self._least = float(self.scale.min())
 
     def _nearest(self, x: Float[Tensor, "n D"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-        square = torch.addmm(self._norms, x, self.x.T, alpha=-2) + x.square().sum(1, keepdim=True)
+        with tf32(False):
+            square = torch.addmm(self._norms, x, self.x.T, alpha=-2)
+        square = square + x.square().sum(1, keepdim=True)
         least, place = square.topk(k, dim=1, largest=False)
         return least.clamp(min=0), place
 
@@ -162,6 +167,6 @@ class Neighbours:
     def extend(self, x: Float[Tensor, "n D"], embedding: Float[Tensor, "M K"]) -> Float[Tensor, "n K"]:
         """The embedding of other rows: that of their nearest landmarks, weighted by affinity, of unit length."""
         square, place = self._nearest(x, self.k)
-        own = square[:, -1].sqrt().clamp(min=float(self.scale.min()))
+        own = square[:, -1].sqrt().clamp(min=self._least)
         weight = torch.exp(-square / (own[:, None] * self.scale[place]))
         return torch.nn.functional.normalize((weight[:, :, None] * embedding[place]).sum(1), dim=1)

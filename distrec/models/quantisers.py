@@ -82,7 +82,8 @@ def tensors_of(fit: Fit) -> dict[str, Tensor]:
 def codes_of(rows: Rows, tensors: Mapping[str, Tensor], config: knobs.Codes) -> Int[Tensor, "N L"]:
     """The codes of this rank's rows by a stored fit; nothing is fitted."""
     if "rotation" in tensors:
-        rows = replace(rows, centre=tensors["centre"], rotation=tensors["rotation"])
+        centre, rotation = (tensors[name].to(rows.device) for name in ("centre", "rotation"))
+        rows = replace(rows, centre=centre, rotation=rotation)
     if isinstance(config, knobs.RqVae):
         size = len(tensors["0.codebook"])
         model = RqVae(config.levels, size, hidden=config.hidden, latent=config.latent).build(rows.width)

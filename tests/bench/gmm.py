@@ -2,7 +2,8 @@
 
     python tests/bench/gmm.py [vectors.npy]     P1, P2, precision     (12,101 × 768 and K 256; six minutes)
     python tests/bench/gmm.py --stream          100k and 1M × 768 in float16, memory-mapped
-    python tests/bench/gmm.py --cuda            P4: N 10M on a GPU
+    python tests/bench/gmm.py --cuda            P4: N 10M on a GPU, in each precision, and streamed from the host; two minutes
+    python tests/bench/gmm.py --cuda --small    the same of 1,024 rows, to rehearse it
 
 Without a file of vectors a synthetic cloud is used: unit norm, a hierarchy of clusters, as text vectors are.
 The iterations of P1 are taken in turn, in one process, on the same threads; medians.  Each fit of P2 has a
@@ -25,8 +26,9 @@ import torch
 
 from distrec.codes.gmm import GaussianMixture, _Fit
 from distrec.codes.mixture.covariance import KINDS
-from distrec.codes.mixture.density import Density, Parameters
+from distrec.codes.mixture.density import Density, Parameters, Room
 from distrec.codes.rows import Rows, spread
+from distrec.jobs.codes.fit import _GPU_BLOCK
 
 N, D, K = 12_101, 768, 256
 FLOOR = (
@@ -34,21 +36,23 @@ FLOOR = (
 )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("vectors", nargs="?", help="N × 768 as .npy")
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--rows", type=int, default=10_000_000, help="of --cuda")
+    parser.add_argument("--small", action="store_true", help="of --cuda: few rows in small blocks")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--side", choices=("ours", "float32", "float64"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.side:
         return side(options.side, load(options.vectors))
     if options.stream:
         figures = stream()
     elif options.cuda:
-        figures = cuda(options.rows)
+        n, block, rounds, x = (1024, 256, 1, cloud(300)) if options.small else (options.rows, _GPU_BLOCK, 5, cloud(N))
+        figures = cuda(n, block, rounds) | errors(x, "cuda")
     else:
         x = load(options.vectors)
         figures = iterations(x, options.rounds) | errors(x) | fits(options.vectors)
@@ -129,14 +133,16 @@ def errors(x: np.ndarray, device: str = "cpu") -> dict[str, float]:
     def best(dtype: torch.dtype, precision: str) -> torch.Tensor:
         own = Rows.whole(block.to(device), dtype=dtype, block=4096, device=device)
         moved = Parameters(*(value.to(device) for value in parameters))
-        density = Density(KINDS["diag"], moved, own, spread(own), precision)
+        density = Density(moved, own, spread(own), Room(KINDS["diag"], own, K, precision))
         return torch.cat([piece.scores.double().logsumexp(1) for piece in density(own.read(slice(0, 4096)))])
 
     exact = best(torch.float64, "float32")
     figures = {}
     for precision in ("float32", "tf32", "bf16x3"):
         off = (best(torch.float32, precision) - exact).abs()
-        print(f"log-density in {precision:<8} off by {off.mean():.1e} nat on average, {off.max():.1e} at most")
+        print(
+            f"log-density in {precision:<8} off by {float(off.mean()):.1e} nat on average, {float(off.max()):.1e} at most"
+        )
         figures[f"nats_{precision}"] = float(f"{off.max():.2e}")
     return figures
 
@@ -222,10 +228,37 @@ def stream() -> dict[str, float]:
     }
 
 
-def cuda(n: int) -> dict[str, float]:
-    """P4.  The rows are drawn on the GPU, in float16."""
+def cuda(n: int, block: int, rounds: int) -> dict[str, float | str]:
+    """P4, for the default precision and the others; each figure is printed as soon as it is known.
+
+    The rows are drawn on the GPU, in float16; `host`: the same rows in host memory, streamed.
+    """
     if not torch.cuda.is_available():
         sys.exit("--cuda needs a GPU")
+    card = torch.cuda.get_device_name()
+    print(f"{card}: {n:,} × {D} rows in float16, K {K}, blocks of {block:,}", flush=True)
+    source, start = drawn(n)
+    figures: dict[str, float | str] = {}
+    for name in ("float32", "tf32", "bf16x3", "host"):
+        torch.cuda.reset_peak_memory_stats()
+        if name == "host":
+            source = source.cpu()
+        rows = Rows.whole(source, dtype=torch.float32, block=block, device="cuda")
+        fit = _Fit(GaussianMixture(K, precision="float32" if name == "host" else name), rows)
+        state = fit.begin(0, start)
+        times = [seconds(lambda fit=fit, state=state: fit.iterate(state, 1), sync=True) for _ in range(1 + rounds)]
+        took = 1e3 * statistics.median(times[1:])
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        print(
+            f"{name:<8} {took:8.1f} ms an iteration (the first {1e3 * times[0]:.1f}), {peak:.1f} GiB at most",
+            flush=True,
+        )
+        figures |= {f"P4_{name}": round(took, 1), f"P4_{name}_gib": round(peak, 1)}
+    return {"P4": figures["P4_float32"], **figures, "card": card}
+
+
+def drawn(n: int) -> tuple[torch.Tensor, Parameters]:
+    """Rows around K centres, and parameters near theirs, on the GPU."""
     generator = torch.Generator("cuda").manual_seed(0)
     centres = torch.randn(K, D, generator=generator, device="cuda", dtype=torch.float16)
     source = torch.empty(n, D, device="cuda", dtype=torch.float16)
@@ -233,23 +266,8 @@ def cuda(n: int) -> dict[str, float]:
         part = source[low : low + 1_000_000]
         label = torch.randint(K, (len(part),), generator=generator, device="cuda")
         part.normal_(generator=generator).mul_(1.5).add_(centres[label]).mul_(0.02)
-    figures: dict[str, float] = {}
-    start = Parameters(
-        torch.full((K,), 1 / K, dtype=torch.float64, device="cuda"),
-        centres.double() * 0.02,
-        torch.full((K, D), 9e-4, dtype=torch.float64, device="cuda"),
-    )
-    for precision in ("float32", "tf32", "bf16x3"):
-        rows = Rows.whole(source, dtype=torch.float32, block=65_536, device="cuda")
-        fit = _Fit(GaussianMixture(K, precision=precision), rows)
-        state = fit.begin(0, start)
-        fit.iterate(state, 1)
-        took = statistics.median(
-            seconds(lambda fit=fit, state=state: fit.iterate(state, 1), sync=True) for _ in range(5)
-        )
-        print(f"{precision:<8} {1e3 * took:8.1f} ms an iteration of {n:,} rows")
-        figures[f"P4_{precision}"] = round(1e3 * took, 1)
-    return figures | {"P4": figures["P4_tf32"], "device": torch.cuda.get_device_name()} | errors(cloud(N), "cuda")
+    weights = torch.full((K,), 1 / K, dtype=torch.float64, device="cuda")
+    return source, Parameters(weights, centres.double() * 0.02, torch.full_like(centres, 9e-4, dtype=torch.float64))
 
 
 def seconds(work, sync: bool = False) -> float:

@@ -1,4 +1,4 @@
-"""The four covariance types as exponential families: log N(x | μ, Σ) = F(x) · W + c.
+"""The four covariance types as exponential families: log N(x | μ, Σ) = F(x) · W + c,  F(x) = [x, rest(x)].
 
 F are a row's sufficient statistics, so one product F · Wᵀ gives the log-densities of all components, and one
 product responsibilityᵀ · F all that the M-step needs.
@@ -41,11 +41,15 @@ class Covariance(Protocol):
         """What no |F| exceeds while no |x| exceeds `largest`."""
         ...
 
-    def features(self, x: Float[Tensor, "n D"], covariances: Tensor, out: Tensor | None = None) -> Float[Tensor, "n S"]:
-        """F(x), in `out` where one is given; `covariances` are the present ones."""
+    def frame(self, covariances: Tensor) -> Tensor:
+        """Return what `rest` needs of the present covariances, worked out once for all blocks: themselves, or a factor."""
         ...
 
-    def natural(self, means: Float[Tensor, "K D"], covariances: Tensor) -> Natural:
+    def rest(self, x: Float[Tensor, "n D"], frame: Tensor, out: Float[Tensor, "n R"]) -> Float[Tensor, "n R"]:
+        """Write the columns of F(x) after the first D into `out`."""
+        ...
+
+    def natural(self, means: Float[Tensor, "K D"], frame: Tensor) -> Natural:
         """(W, c)."""
         ...
 
@@ -75,19 +79,18 @@ class Diag:
         return largest**2
 
     def extreme(self, d: int, largest: float, covariances: Tensor) -> Tensor:
-        return self.features(torch.full((1, d), largest).to(covariances), covariances)[0]
+        return features(self, covariances.new_full((1, d), largest), covariances)[0]
 
-    def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
-        d = x.shape[1]
-        out = x.new_empty(len(x), 2 * d) if out is None else out
-        out[:, :d] = x
-        torch.square(x, out=out[:, d:])
-        return out
+    def frame(self, covariances: Tensor) -> Tensor:
+        return covariances
 
-    def natural(self, means: Tensor, covariances: Tensor) -> Natural:
-        precision = covariances.reciprocal()
+    def rest(self, x: Tensor, frame: Tensor, out: Tensor) -> Tensor:
+        return torch.square(x, out=out)
+
+    def natural(self, means: Tensor, frame: Tensor) -> Natural:
+        precision = frame.reciprocal()
         constant = -0.5 * (
-            means.shape[1] * math.log(2 * math.pi) + covariances.log().sum(1) + (means.square() * precision).sum(1)
+            means.shape[1] * math.log(2 * math.pi) + frame.log().sum(1) + (means.square() * precision).sum(1)
         )
         return torch.cat([means * precision, -0.5 * precision], 1), constant
 
@@ -114,14 +117,17 @@ class Spherical:
         return d * largest**2
 
     def extreme(self, d: int, largest: float, covariances: Tensor) -> Tensor:
-        return self.features(torch.full((1, d), largest).to(covariances), covariances)[0]
+        return features(self, covariances.new_full((1, d), largest), covariances)[0]
 
-    def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
-        return torch.cat([x, x.square().sum(1, keepdim=True)], 1, out=out)
+    def frame(self, covariances: Tensor) -> Tensor:
+        return covariances
 
-    def natural(self, means: Tensor, covariances: Tensor) -> Natural:
-        precision = covariances.reciprocal()[:, None]
-        constant = -0.5 * (means.shape[1] * (2 * math.pi * covariances).log() + (means.square() * precision).sum(1))
+    def rest(self, x: Tensor, frame: Tensor, out: Tensor) -> Tensor:
+        return out.copy_(x.square().sum(1, keepdim=True))
+
+    def natural(self, means: Tensor, frame: Tensor) -> Natural:
+        precision = frame.reciprocal()[:, None]
+        constant = -0.5 * (means.shape[1] * (2 * math.pi * frame).log() + (means.square() * precision).sum(1))
         return torch.cat([means * precision, -0.5 * precision], 1), constant
 
     def estimate(self, counts: Tensor, sums: Tensor, scatter: Tensor, floor: float) -> tuple[Tensor, Tensor]:
@@ -149,22 +155,24 @@ class Tied:
 
     def extreme(self, d: int, largest: float, covariances: Tensor) -> Tensor:
         least = torch.linalg.eigvalsh(covariances)[:1].clamp(min=1e-300)
-        return torch.cat([torch.full((d,), largest).to(covariances), 0.5 * d * largest**2 / least])
+        return torch.cat([covariances.new_full((d,), largest), 0.5 * d * largest**2 / least])
 
-    def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
-        white = torch.linalg.solve_triangular(cholesky(covariances), x.T, upper=False)
-        return torch.cat([x, -0.5 * white.square().sum(0)[:, None]], 1, out=out)
+    def frame(self, covariances: Tensor) -> Tensor:
+        return cholesky(covariances)
 
-    def natural(self, means: Tensor, covariances: Tensor) -> Natural:
-        factor = cholesky(covariances)
-        pulled = torch.cholesky_solve(means.T, factor).T
+    def rest(self, x: Tensor, frame: Tensor, out: Tensor) -> Tensor:
+        white = torch.linalg.solve_triangular(frame, x.T, upper=False)
+        return out.copy_(-0.5 * white.square().sum(0)[:, None])
+
+    def natural(self, means: Tensor, frame: Tensor) -> Natural:
+        pulled = torch.cholesky_solve(means.T, frame).T
         constant = -0.5 * (means.shape[1] * math.log(2 * math.pi) + (means * pulled).sum(1))
-        return torch.cat([pulled, torch.ones_like(pulled[:, :1])], 1), constant - factor.diagonal().log().sum()
+        return torch.cat([pulled, torch.ones_like(pulled[:, :1])], 1), constant - frame.diagonal().log().sum()
 
     def estimate(self, counts: Tensor, sums: Tensor, scatter: Tensor, floor: float) -> tuple[Tensor, Tensor]:
         means = sums / counts[:, None]
         within = (scatter - (means * counts[:, None]).T @ means) / counts.sum()
-        return means, within + floor * torch.eye(means.shape[1]).to(means)
+        return means, within + floor * torch.eye(means.shape[1], dtype=means.dtype, device=means.device)
 
     def average(self, weights: Tensor, covariances: Tensor) -> Tensor:
         return covariances
@@ -185,15 +193,18 @@ class Full:
         return largest**2
 
     def extreme(self, d: int, largest: float, covariances: Tensor) -> Tensor:
-        return self.features(torch.full((1, d), largest).to(covariances), covariances)[0]
+        return features(self, covariances.new_full((1, d), largest), covariances)[0]
 
-    def features(self, x: Tensor, covariances: Tensor, out: Tensor | None = None) -> Tensor:
+    def frame(self, covariances: Tensor) -> Tensor:
+        return covariances
+
+    def rest(self, x: Tensor, frame: Tensor, out: Tensor) -> Tensor:
         i, j = self._upper(x.shape[1], x.device)
-        return torch.cat([x, x[:, i] * x[:, j]], 1, out=out)
+        return torch.mul(x[:, i], x[:, j], out=out)
 
-    def natural(self, means: Tensor, covariances: Tensor) -> Natural:
+    def natural(self, means: Tensor, frame: Tensor) -> Natural:
         d = means.shape[1]
-        factor = cholesky(covariances)
+        factor = cholesky(frame)
         precision = torch.cholesky_inverse(factor)
         pulled = (precision @ means[:, :, None])[:, :, 0]
         i, j = self._upper(d, means.device)
@@ -211,7 +222,7 @@ class Full:
         second[:, i, j] = scaled[:, d:]
         second[:, j, i] = scaled[:, d:]
         covariances = second - means[:, :, None] * means[:, None]
-        return means, covariances + floor * torch.eye(d).to(means)
+        return means, covariances + floor * torch.eye(d, dtype=means.dtype, device=means.device)
 
     def average(self, weights: Tensor, covariances: Tensor) -> Tensor:
         return torch.einsum("k,kij->ij", weights, covariances)
@@ -223,6 +234,17 @@ class Full:
 
 
 KINDS: dict[Kind, Covariance] = {"diag": Diag(), "spherical": Spherical(), "tied": Tied(), "full": Full()}
+
+
+def features(
+    kind: Covariance, x: Float[Tensor, "n D"], frame: Tensor, out: Tensor | None = None
+) -> Float[Tensor, "n S"]:
+    """Return F(x), in `out` where there is one."""
+    d = x.shape[1]
+    out = x.new_empty(len(x), kind.columns(d)) if out is None else out
+    out[:, :d] = x
+    kind.rest(x, frame, out[:, d:])
+    return out
 
 
 def cholesky(covariances: Float[Tensor, "*K D D"]) -> Float[Tensor, "*K D D"]:

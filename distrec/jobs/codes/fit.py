@@ -27,6 +27,8 @@ from distrec.jobs.parts.work import Work
 from distrec.models import quantisers
 from distrec.runtime import Ranks, log
 
+_GPU_BLOCK = 131_072  # rows: one iteration's kernels then take longer than their launches
+
 
 def quantize(work: Work) -> Path | None:
     """The folder of the items' codes, made now unless it is there and intact; None when stopped before the end.
@@ -126,24 +128,25 @@ def check_spread(rows: Rows) -> None:
 
 
 def rows_of(table: np.ndarray, ranks: Ranks, device: torch.device) -> Rows:
-    """This rank's rows of the table, in blocks that suit the device."""
-    block, memory = BLOCK, 2**29
-    if device.type == "cuda":  # large blocks, but enough of them for every GPU; three copies may be alive at once
-        block = min(max(2 ** int(np.log2(max(1, len(table) / 64))), BLOCK), 65_536)
-        memory = torch.cuda.mem_get_info(device)[0] // 5
-    own = share(len(table), ranks.rank, ranks.size, block)
-    source = torch.from_numpy(table)[own]
-    if device.type == "cuda" and source.nbytes <= memory:
-        source = source.to(device)
-    return Rows(
-        source=source,
+    """Return this rank's rows of the table, in blocks that suit the device.
+
+    On a GPU in the table's own type where two thirds of its free memory hold them, else streamed from the host.
+    """
+    on_gpu = device.type == "cuda"
+    block = BLOCK
+    if on_gpu:  # large blocks, but enough of them for every GPU
+        block = min(max(2 ** int(np.log2(max(1, len(table) / 64))), BLOCK), _GPU_BLOCK)
+    place = share(len(table), ranks.rank, ranks.size, block)
+    rows = Rows(
+        source=torch.from_numpy(table)[place],
         total=len(table),
-        first=own.start,
+        first=place.start,
         sum_=ranks.sum_,
         block=block,
         device=device,
-        memory=memory,
+        memory=None if on_gpu else Rows.memory,
     )
+    return rows.resident() if on_gpu else rows
 
 
 def turned(rows: Rows, n: int | None) -> tuple[Rows, dict[str, Tensor]]:
