@@ -262,6 +262,14 @@ def test_a_pipeline_takes_gpus_for_what_computes_on_them(stubs, model, stages):
     assert last.endswith("JOB=evaluate")
 
 
+def test_the_variables_that_the_document_lists_are_those_that_the_scripts_read():
+    text = (ROOT / "docs/scale.md").read_text().split("## Cores, threads and devices")[1].split("\n## ")[0]
+    listed = set(re.findall(r"[A-Z]+_[A-Z_]+", " ".join(re.findall(r"^\| (`.*?`) \|", text, re.M))))
+    read = {name for path in SCRIPTS for name in re.findall(r"\$\{(\w+):-", path.read_text())}
+    assert listed == {"OMP_NUM_THREADS", "DISTREC_PROCS", "ACCELERATE_USE_CPU", "DISTREC_GPU", "DISTREC_CPU"}
+    assert listed <= read
+
+
 @pytest.mark.slow
 def test_gpus_that_torch_does_not_see_are_refused_and_cores_are_shared(cluster, tmp_path):
     options = ["--gpus-per-node=1", "--cpus-per-gpu=2"]
