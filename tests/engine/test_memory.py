@@ -90,8 +90,14 @@ def test_every_rank_says_it_of_its_own_device(capsys, monkeypatch):
 
 def test_other_errors_and_answers_pass():
     assert memory.explained(lambda argv: len(argv))(["a", "b"]) == 2
-    with pytest.raises(ZeroDivisionError):
-        memory.explained(lambda argv: 1 // 0)([])
+
+
+def test_only_a_full_device_is_explained():
+    def broken(argv):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match="device-side"):
+        memory.explained(broken)([])
 
 
 def test_the_traceback_is_there_for_who_asks(capsys, monkeypatch):

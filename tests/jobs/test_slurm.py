@@ -243,6 +243,14 @@ def test_a_step_is_not_given_cores_twice(stubs):
     assert stubs.run("out=a", SLURM_CPUS_PER_GPU="8", **EIGHT)[0] == "PER_GPU=\n"
 
 
+@pytest.mark.parametrize(("job", "is_back"), [("train", True), ("quantize", True), ("evaluate", False)])
+def test_only_what_saves_goes_back_into_the_queue(stubs, job, is_back):
+    (stubs.at / "srun").write_text("#!/bin/bash\nkill -USR1 $PPID\nexit 1\n")
+    (stubs.at / "scontrol").write_text(f'#!/bin/bash\necho "$*" >> {stubs.log}\n')
+    called, _ = stubs.run("out=a", code=1, DISTREC_JOB=job)
+    assert ("requeue 7" in called) == is_back
+
+
 @pytest.mark.parametrize(
     ("model", "stages"),
     [
@@ -260,6 +268,14 @@ def test_a_pipeline_takes_gpus_for_what_computes_on_them(stubs, model, stages):
     last = called.splitlines()[-1]
     assert "slurm/train.sbatch out=a b OMP" in last
     assert last.endswith("JOB=evaluate")
+
+
+def test_the_variables_that_the_document_lists_are_those_that_the_scripts_read():
+    text = (ROOT / "docs/scale.md").read_text().split("## Cores, threads and devices")[1].split("\n## ")[0]
+    listed = set(re.findall(r"[A-Z]+_[A-Z_]+", " ".join(re.findall(r"^\| (`.*?`) \|", text, re.M))))
+    read = {name for path in SCRIPTS for name in re.findall(r"\$\{(\w+):-", path.read_text())}
+    assert listed == {"OMP_NUM_THREADS", "DISTREC_PROCS", "ACCELERATE_USE_CPU", "DISTREC_GPU", "DISTREC_CPU"}
+    assert listed <= read
 
 
 @pytest.mark.slow
