@@ -55,6 +55,11 @@ def place(tensor):
     return GPU if on_gpu(tensor) else CPU
 
 
+def device_of(word):
+    """The device of torch's words for it: a number is a GPU's."""
+    return GPU if isinstance(word, int) or torch.device(word).type == "cuda" else torch.device(word)
+
+
 def waits_of(name, args, kwargs):
     """Yields what the host waits for in a call that gets a tensor of the GPU."""
     if name in WAITS or name in ("numpy", "__array__"):
