@@ -239,7 +239,7 @@ class Gpu(TorchFunctionMode):
         target = place(tensor) if device is None else device_of(device)
         dtype = dtype or tensor.dtype
         sent = target != place(tensor) and target in SENT
-        out = tensor.to(CPU if target == GPU else target, dtype, copy=copy or sent, **more)
+        out = Tensor.to(tensor, CPU if target == GPU else target, dtype, copy=copy or sent, **more)
         out = self._marked(out, target, [] if sent else [tensor])
         if sent:
             if target == CPU and non_blocking and dtype == tensor.dtype:

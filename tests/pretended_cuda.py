@@ -121,7 +121,7 @@ def without_device(describe):
     """A description of a tensor in which both devices are the same."""
 
     def run(tensor):
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch._C.DisableTorchFunction():
             return describe(tensor)
 
     return run
