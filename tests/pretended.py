@@ -164,6 +164,8 @@ class Gpu(TorchFunctionMode):
         known = {id(leaf) for leaf in leaves}
 
         def mark(tensor):
+            if tensor.layout != torch.strided:  # a sparse tensor cannot be of another class
+                return tensor
             if target == GPU and not on_gpu(tensor):
                 is_leaf = tensor.requires_grad and tensor.is_leaf and id(tensor) not in known
                 return tensor.detach().as_subclass(OnGpu).requires_grad_() if is_leaf else tensor.as_subclass(OnGpu)

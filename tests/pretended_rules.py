@@ -137,7 +137,7 @@ def faults_of(name, args, kwargs, leaves):
         if isinstance(args[1], Tensor) and on_gpu(args[0]) != on_gpu(args[1]):
             yield "a gradient of another device"
     elif name not in ANYWHERE and name != "set data":
-        others = [leaf for leaf in leaves if not on_gpu(leaf)]
+        others = [leaf for leaf in leaves if not on_gpu(leaf) and leaf.layout == torch.strided]  # no other has a device
         if any(leaf.ndim or name in STRICT for leaf in others):
             yield f"{name}: tensors on cpu and on cuda"
 
@@ -148,4 +148,9 @@ def moves_freely(source, shape, dtype, non_blocking, is_pinned):
     The host's side must be pinned.  Another type, or gaps in the host's memory, bring in a pageable temporary.
     """
     is_same = source.dtype == dtype and source.shape == shape
-    return bool(non_blocking and is_pinned and is_same and (on_gpu(source) or source.is_contiguous()))
+    return bool(
+        non_blocking
+        and is_pinned
+        and is_same
+        and (on_gpu(source) or (source.layout == torch.strided and source.is_contiguous()))
+    )
