@@ -284,7 +284,10 @@ class Train:
     weight_decay: NotNegative = 0.0
     betas: tuple[OpenShare, OpenShare] = (0.9, 0.98)
     clip: Positive = 1.0  # largest gradient norm
-    precision: Literal["no", "bf16"] = "no"  # autocast; weights and optimiser stay float32
+    precision: Literal["no", "tf32", "bf16"] = (
+        "no"  # bf16: autocast; tf32: a GPU's float32 products are rounded; weights, optimiser, evaluation stay float32
+    )
+    deterministic: bool = False  # on a GPU, add in one order: the same bits every time, at some cost in speed
     eval_epochs: AtLeastOne = 1  # epochs between evaluations of the validation split
     patience: AtLeastOne = 10  # evaluations without a better NDCG@10 before stopping
     save_steps: AtLeastOne = 1000  # steps between checkpoints; every evaluation saves as well

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from distrec import config as cfg
 from distrec.data import prepared
+from distrec.engine import memory
 from distrec.engine.evaluation import outcome
 from distrec.engine.launch import join
 from distrec.jobs.codes.artefact import Collapsed
@@ -58,4 +59,4 @@ def _existing(path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(memory.explained(main), __doc__)

@@ -82,7 +82,7 @@ def answers(gpu):
     facts = SimpleNamespace(name="pretended", total_memory=total, major=9, minor=0, multi_processor_count=132)
     constant = {
         "is_available": True, "device_count": 1, "current_device": 0, "is_initialized": True, "is_bf16_supported": True,
-        "get_device_properties": facts, "get_device_name": "pretended H100", "get_device_capability": (9, 0),
+        "get_device_properties": facts, "get_device_name": "NVIDIA H100 80GB HBM3", "get_device_capability": (9, 0),
         "mem_get_info": (gpu.free, total), "memory_allocated": 0, "max_memory_allocated": 0, "memory_reserved": 0,
         "max_memory_reserved": 0, "set_device": None, "manual_seed": None, "manual_seed_all": None, "empty_cache": None,
         "set_rng_state": None, "reset_peak_memory_stats": None, "_lazy_init": None, "_is_in_bad_fork": False,

@@ -4,7 +4,8 @@ Shapes: B users in a batch, T positions (left-padded).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -27,8 +28,38 @@ class Batch:
     targets: Int[Tensor, "B T"]  # the item that follows each position
     is_target: Bool[Tensor, "B T"]  # positions whose target counts
 
+    @cached_property
+    def place(self) -> Int[Tensor, " N"]:
+        """row · T + position of each target that counts, in that order; a GPU gets it with the batch (`to`)."""
+        return self.is_target.flatten().nonzero()[:, 0]
+
+    def at(self, place: Int[Tensor, " N"]) -> "Batch":
+        """The same batch, whose targets are known to count at these places: nobody has to look for them."""
+        self.__dict__["place"] = place
+        return self
+
+    def rows(self, index: slice | Tensor) -> "Batch":
+        """The batch of some of its users."""
+        return Batch(self.user[index], *(part[index] for part in self._planes()))
+
     def to(self, device: torch.device) -> "Batch":
-        return Batch(**{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)})
+        """The batch on a device.  To a GPU it travels as one pinned tensor, and the host does not wait for it."""
+        if device.type != "cuda" or self.items.is_cuda:
+            return Batch(self.user.to(device), *(part.to(device) for part in self._planes()))
+        shape = self.items.shape
+        parts = [
+            self.user,
+            self.items.masked_fill(~self.is_item, -1).flatten(),
+            self.targets.masked_fill(~self.is_target, -1).flatten(),
+            self.place,
+        ]
+        sent = torch.cat(parts).pin_memory().to(device, non_blocking=True)
+        user, items, targets, place = sent.split([part.numel() for part in parts])
+        items, targets = items.view(shape), targets.view(shape)
+        return Batch(user, items.clamp(min=0), items >= 0, targets.clamp(min=0), targets >= 0).at(place)
+
+    def _planes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.items, self.is_item, self.targets, self.is_target
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
+from distrec.engine import numerics
 from distrec.knobs import Train
 
 
@@ -24,11 +25,13 @@ def join(config: Train, out: Path | None = None) -> Accelerator:
             f"the launch says mixed_precision={precision}, the config train.precision={config.precision}: "
             "leave it to train.precision"
         )
+    numerics.set_up(config.precision, config.deterministic)
     on_cpu = not torch.cuda.is_available()
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     # without find_unused_parameters DDP lays its buckets out anew after the first backward pass: a resumed run
-    # would sum over three or more ranks in another order than the uninterrupted one
-    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    # would sum over three or more ranks in another order than the uninterrupted one; buffers (item tables among them) are
+    # the same everywhere from the start, and are not sent again at every step
+    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)]
     zero = _zero(config) if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" else None
     if asked > 1 or zero:
         backend = "gloo" if on_cpu else "nccl"
@@ -36,12 +39,15 @@ def join(config: Train, out: Path | None = None) -> Accelerator:
     tracked: Any = list(config.trackers)
     accelerator = Accelerator(
         cpu=on_cpu and zero is None,  # accelerate refuses both; without a GPU it takes the CPU anyway
-        mixed_precision="no" if zero else config.precision,
+        mixed_precision="bf16" if config.precision == "bf16" and not zero else "no",
         deepspeed_plugin=zero,
         log_with=tracked or None,
         project_dir=out or "runs",
         kwargs_handlers=handlers,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # ours; whatever a launch file says
+        dynamo_plugin=TorchDynamoPlugin(
+            dynamic=True
+        ),  # else each width of a batch is compiled anew, eight of them at most
     )
     if zero is not None:
         # transformers would cut a language model up while it reads it: it is sealed whole, first

@@ -55,11 +55,20 @@ class Copies:
             self._accelerator.backward(loss * scale)
         return loss.detach()
 
-    def step(self, clip: float, is_finite: bool) -> float:
-        """Clip, step, forget the gradient; its norm.  Nothing moves where loss or norm are not finite."""
+    def step(self, clip: float, is_finite: Tensor) -> Tensor:
+        """Clip, step, forget the gradient; its norm.  Nothing moves where loss or norm are not finite.
+
+        On a GPU the device decides that by itself, and the host goes on.
+        """
         assert self._accelerator is not None
-        norm = float(torch.as_tensor(self._accelerator.clip_grad_norm_(self.model.parameters(), clip)))
-        if is_finite and math.isfinite(norm):
+        assert self.optimizer is not None
+        norm = torch.as_tensor(self._accelerator.clip_grad_norm_(self.model.parameters(), clip))
+        is_finite = is_finite & norm.isfinite()
+        if _is_fused(self.optimizer):
+            # the name by which fused kernels are told to leave weights, moments and step counters as they are
+            self.optimizer.found_inf = (~is_finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+            self._stepper.step()
+        elif is_finite:
             self._stepper.step()
         self._stepper.zero_grad()
         return norm
@@ -85,8 +94,9 @@ class Copies:
         for key, value in moments.items():
             name, _, moment = key.rpartition("/")
             parameter = parameters[name]
-            # AdamW's step counter stays on the CPU
-            self.optimizer.state[parameter][moment] = value if moment == "step" else value.to(parameter.device)
+            # AdamW's step counter stays on the CPU, unless its kernel is a fused one
+            on_cpu = moment == "step" and not _is_fused(self.optimizer)
+            self.optimizer.state[parameter][moment] = value if on_cpu else value.to(parameter.device)
 
     def whole(self, parameter: Tensor) -> contextlib.AbstractContextManager[Any]:
         """Inside, the parameter lies here whole."""
@@ -125,11 +135,12 @@ class Zero:
             self._engine.backward(loss * scale)
         return loss.detach()
 
-    def step(self, clip: float, is_finite: bool) -> float:
+    def step(self, clip: float, is_finite: Tensor) -> Tensor:
         """DeepSpeed clips as it was told, and leaves a gradient that is not finite out by itself."""
         with _bounded(self._patience):
             self._engine.step()
-        return math.inf if self._zero.overflow else float(self._engine.get_global_grad_norm() or 0.0)
+        norm = math.inf if self._zero.overflow else float(self._engine.get_global_grad_norm() or 0.0)
+        return torch.full_like(is_finite, norm, dtype=torch.float64)
 
     def weights(self) -> State:
         from deepspeed.utils import safe_get_full_fp32_param
@@ -248,6 +259,10 @@ def _bounded(seconds: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    return bool(optimizer.param_groups[0].get("fused"))
 
 
 def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

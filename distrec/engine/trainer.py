@@ -2,9 +2,10 @@
 
 import math
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from distrec.data.prepared import Prepared
 from distrec.engine.checkpoint import Checkpoints, Progress
 from distrec.engine.costs.meter import Meter
 from distrec.engine.evaluation import metrics, scoring
+from distrec.engine.late import Late
 from distrec.engine.parallel import spread, stage
 from distrec.knobs import Score, Train
 from distrec.runtime import Journal, Ranks, Stopped, log
@@ -29,6 +31,14 @@ def learning_rate(config: Train, progress: float) -> float:
     share = (progress - config.warmup) / max(1e-12, 1 - config.warmup)
     floor = config.min_lr_share
     return config.lr * (floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, share))) / 2)
+
+
+class Outcome(NamedTuple):
+    """What a step came to; `values`: the loss summed over targets, whether any rank was asked to stop, the gradient's norm."""
+
+    step: int
+    rows: np.ndarray
+    values: Late
 
 
 @dataclass
@@ -49,6 +59,7 @@ class Trainer:
     ranks: Ranks
     seed: int
     progress: Progress = field(default_factory=Progress)
+    outcomes: deque[Outcome] = field(default_factory=deque)  # of the latest steps, not read yet
 
     def fit(self, stop: Callable[[], bool]) -> bool:
         """Train to the end, or until stop() on any rank; True when training is complete.
@@ -62,7 +73,10 @@ class Trainer:
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
+        # one kernel a step, which needs no answer from the host; DeepSpeed has kernels of its own
+        fused = self._is_async and stage(self.accelerator) == 0
+        groups = [group for group in groups if group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
         self.meter = self._meter()
         self.parallel = spread(self.accelerator, self.model, optimizer, config.clip, 60 * config.timeout_min)
         self.optimizer = optimizer
@@ -124,15 +138,20 @@ class Trainer:
         ) as bar:
             while progress.position < len(plan):
                 share = (progress.epoch + progress.position / len(plan)) / config.epochs
-                asked = self._step(plan[progress.position], learning_rate(config, share), stop())
+                self._step(plan[progress.position], learning_rate(config, share), stop())
                 progress.step += 1
                 progress.position += 1
                 bar.update()
-                if progress.step % config.log_steps == 0:
+                is_logged = progress.step % config.log_steps == 0
+                is_saved = progress.step % config.save_steps == 0 and progress.position < len(plan)
+                reads_all = is_logged or is_saved or progress.position == len(plan)
+                asked = self._settle(0 if reads_all else int(self._is_async))
+                if is_logged:
                     self._log(bar, share)
                 if asked:
+                    self._settle(0)  # what is saved now holds every step
                     return False
-                if progress.step % config.save_steps == 0 and progress.position < len(plan):
+                if is_saved:
                     self._save()
         is_due = (progress.epoch + 1) % config.eval_epochs == 0 or progress.epoch + 1 == config.epochs
         try:
@@ -147,25 +166,42 @@ class Trainer:
             self._save()
         return True
 
-    def _step(self, rows: np.ndarray, lr: float, stop: bool) -> bool:
-        """One optimiser step on these rows; True when any rank was asked to stop."""
+    @property
+    def _is_async(self) -> bool:
+        """Whether the device works on while the host reads: a step's outcome is then read when the next one is queued."""
+        return self.accelerator.device.type == "cuda"
+
+    def _step(self, rows: np.ndarray, lr: float, stop: bool) -> None:
+        """One optimiser step on these rows; its outcome waits in `outcomes`."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         n_targets = self.samples.n_targets(rows)
         # the loss summed over targets, and whether to stop: one small reduction a step
-        total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        total = torch.full((2,), float(stop), dtype=torch.float64, device=self.accelerator.device)
         total[0] = self._gradient(rows, n_targets)
-        total[1] = stop
         self.ranks.sum_(total)
-        loss = float(total[0]) / n_targets
-        norm = self.parallel.step(self.config.clip, math.isfinite(loss))
-        if math.isfinite(loss) and math.isfinite(norm):
-            self.progress.skips = 0
-            self.progress.losses.append(loss)
-        else:
-            self._skipped(rows, loss, norm)
+        norm = self.parallel.step(self.config.clip, total[0].isfinite())
+        values = torch.cat([total, norm.to(total).reshape(1)])
+        self.outcomes.append(Outcome(self.progress.step + 1, rows, Late(values)))
         self.meter.add(int(self.samples.lengths(rows).sum()), n_targets, self.places)
-        return bool(total[1] > 0)
+
+    def _settle(self, left: int) -> bool:
+        """Read the outcomes of all steps but the latest `left`; True when any rank was asked to stop.
+
+        Raises: ValueError when max_skips steps in a row were not finite.
+        """
+        asked = False
+        while len(self.outcomes) > left:
+            step, rows, values = self.outcomes.popleft()
+            loss, stops, norm = values.read()
+            loss /= self.samples.n_targets(rows)
+            if math.isfinite(loss) and math.isfinite(norm):
+                self.progress.skips = 0
+                self.progress.losses.append(loss)
+            else:
+                self._skipped(step, rows, loss, norm)
+            asked |= stops > 0
+        return asked
 
     def _gradient(self, rows: np.ndarray, n_targets: int) -> Tensor:
         """Add this rank's share of a step's gradient; the loss of its targets, summed."""
@@ -186,8 +222,7 @@ class Trainer:
     def _meter(self) -> Meter:
         """FLOPs are counted in a pass of the bare model, which teaches nothing: while they are counted, fused operations
         run as their parts, which round otherwise, so that a resumed run would differ from one that was not stopped."""
-        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
-        meter = Meter(self.ranks, self.accelerator.device, dtype)
+        meter = Meter(self.ranks, self.accelerator.device, self.config.precision)
         if stage(self.accelerator) == 3:  # no process can run the bare model
             return meter
         rows = batches.steps(self.samples, self.config.batch_tokens, self.seed, 0)[0]
@@ -200,21 +235,21 @@ class Trainer:
         meter.counted(piece.items.numel())
         return meter
 
-    def _skipped(self, rows: np.ndarray, loss: float, norm: float) -> None:
+    def _skipped(self, step: int, rows: np.ndarray, loss: float, norm: float) -> None:
         """Every rank sees the same reduced loss and gradient, so all skip together."""
         progress = self.progress
         progress.skips += 1
         users = self.samples.user[rows]
         self.journal.write(
             event="skipped",
-            step=progress.step + 1,
+            step=step,
             loss=repr(loss),
             norm=repr(norm),
             users=batches.raw_users(self.data, users),
         )
         shown = ", ".join(batches.raw_users(self.data, users[:10]))
         log(
-            f"WARNING: step {progress.step} skipped: loss {loss}, gradient norm {norm}; users {shown}{' …' if len(users) > 10 else ''} (all in metrics.jsonl)"
+            f"WARNING: step {step} skipped: loss {loss}, gradient norm {norm}; users {shown}{' …' if len(users) > 10 else ''} (all in metrics.jsonl)"
         )
         if progress.skips >= self.config.max_skips:
             raise ValueError(

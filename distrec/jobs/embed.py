@@ -23,12 +23,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from accelerate.state import PartialState, is_initialized
 from tqdm import tqdm
 
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import prepared, store, vectors
 from distrec.data.prepared import Prepared
+from distrec.engine import memory
 from distrec.engine.launch import join
 from distrec.jobs.parts import llm
 from distrec.models.backbone import TextReader
@@ -170,14 +172,18 @@ def open_encoder(place: Path, config: knobs.Embed) -> Encoder:
         if lexical.is_lexical(place):
             return LexicalEncoder.load(place)
         if llm.is_decoder(place):
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            dtype = "bfloat16" if device == "cuda" else "float32"
-            return TextReader(place, dtype, config.pooling, config.max_tokens, config.batch, device)
+            dtype = "bfloat16" if launched().type == "cuda" else "float32"
+            return TextReader(place, dtype, config.pooling, config.max_tokens, config.batch, str(launched()))
         return SentenceEncoder(place, config)
     except Exception as error:  # tokenizers raises nothing narrower
         if isinstance(error, ValueError) and llm.is_decoder(place):
             raise
         raise ValueError(f"{place}: not a sentence encoder: {str(error).strip().splitlines()[0]}") from None
+
+
+def launched() -> torch.device:
+    """The device that this launch gave the process, whatever else the machine has; the CPU where nothing was joined."""
+    return PartialState().device if is_initialized() else torch.device("cpu")
 
 
 class SentenceEncoder:
@@ -186,10 +192,9 @@ class SentenceEncoder:
     def __init__(self, place: Path, config: knobs.Embed):
         from sentence_transformers import SentenceTransformer
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = SentenceTransformer(
             str(place),
-            device=device,
+            device=str(launched()),
             trust_remote_code=False,
             local_files_only=True,
             model_kwargs={"use_safetensors": True},
@@ -261,4 +266,4 @@ def _join(folder: Path, parts: Path, data: Prepared, made: dict[str, Any]) -> No
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(memory.explained(main), __doc__)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distrec import config as cfg
+from distrec.engine import memory
 from distrec.engine.evaluation import outcome
 from distrec.engine.launch import join
 from distrec.jobs.parts.assemble import best_of
@@ -40,4 +41,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(memory.explained(main), __doc__)

@@ -4,7 +4,7 @@ What a training run will take before anything is asked of a cluster: memory of a
 read and no tensor is made; of a language model config.json is enough.
 
   processes=1,8        how many, several to compare          per_node=8    of them in a machine
-  gpu=h100             h200, a100, l40s, rtx4090; cpu: this machine, measured now
+  gpu=h100             b200, h200, h100_pcie, a100 (80 GB), a100_40, l40s, l4, a6000, rtx4090, v100; cpu: this machine, measured now
   memory_gib=… tflops=… gb_s=…   its memory, peak (of the type that the backbone computes in) and exchange, where they differ
   mfu=0.4              share of the peak that a run reaches (metrics.jsonl of a short run tells it)
   zero=0               stage of ZeRO; 0: a copy of the model on each process   offload=true: its optimiser in the host's memory
@@ -21,11 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from distrec import config as cfg
 from distrec import knobs
 from distrec.engine import compatibility
 from distrec.engine.checkpoint import KEEP
-from distrec.engine.costs.budget import Device
+from distrec.engine.costs.cards import Device
 from distrec.jobs.parts.estimate import GIB, Cluster, Model, Plan, device, plan, rehearsed
 from distrec.jobs.parts.sizing import Sizes, decoder, samples_of, sizes, stored
 from distrec.runtime import DONE, FAILED, log, run
@@ -69,11 +71,14 @@ def words(argv: Sequence[str]) -> tuple[Cluster, cfg.Config]:
 def _head(config: cfg.Config, cluster: Cluster, at: Device, data: Sizes, model: Model) -> list[str]:
     held = model.weights
     frozen = f"{held.elements / 1e9:.2f} billion frozen weights, " if held.elements else ""
+    precision: str = config.train.precision
+    rate = f"{at.peak(torch.float32, precision) / 1e12:.4g}"
+    float32 = f"{rate} in float32" + (" by TF32 products (train.precision=tf32)" if precision == "tf32" else "")
     return [
         f"{config.model.name}: {frozen}{held.trained / 1e6:.2f} million trained",
         f"{data.items:,} items, {data.users:,} users, {data.interactions:,} interactions; {data.samples:,} samples of up to "
         f"{data.longest} places, {data.width:.1f} with padding in the mean; {data.steps:,} steps an epoch",
-        f"{cluster.gpu}: {at.gib:.0f} GiB, {at.bf16 / 1e12:.4g} TFLOP/s in bfloat16, {at.float32 / 1e12:.4g} in float32, of which "
+        f"{cluster.gpu}: {at.gib:.0f} GiB, {at.bf16 / 1e12:.4g} TFLOP/s in bfloat16, {float32}, of which "
         f"{cluster.mfu:.0%} are reached (mfu); " + (f"ZeRO-{cluster.zero}" if cluster.zero else "copies of the model"),
     ]
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from distrec import config as cfg
 from distrec.data import prepared
+from distrec.engine import memory
 from distrec.engine.launch import join
 from distrec.jobs.codes import report
 from distrec.jobs.codes.artefact import FREE, Collapsed
@@ -65,4 +66,4 @@ def main(argv: Sequence[str]) -> int | None:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(memory.explained(main), __doc__)

@@ -74,13 +74,13 @@ class Frellm(ranking.Reader):
         return "prefixes" if sees_all else "sequences"
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
-        targets = batch.targets[batch.is_target]
-        if self.is_full:
-            table = self.table()
-            states = self.states(table[batch.items], batch.is_item)[batch.is_target]
+        targets = batch.targets.flatten()[batch.place]
+        table = self.table() if self.is_full else None
+        read = self.table(batch.items) if table is None else table[batch.items]
+        states = self.states(read, batch.is_item).flatten(0, 1).index_select(0, batch.place)
+        if table is not None:
             return softmax.full(states, table, targets, self.config.logits_mib)
-        states = self.states(self.table(batch.items), batch.is_item)[batch.is_target]
-        rows = torch.where(batch.is_target)[0]
+        rows = batch.place // batch.items.shape[1]
         owned = torch.cat([batch.items, batch.targets], 1)
         owned = owned.masked_fill(~torch.cat([batch.is_item, batch.is_target], 1), -1)[rows]
         drawn = torch.randint(self.n_items, (self.config.negatives,), device=targets.device)

@@ -44,8 +44,8 @@ class SasRec(Reader):
             nn.init.normal_(table.weight, std=0.02)  # small: rare items stay near the mean, not in a random corner
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
-        states = self.states(batch.items, batch.is_item)[batch.is_target]
-        targets = batch.targets[batch.is_target]
+        states = self.states(batch.items, batch.is_item).flatten(0, 1).index_select(0, batch.place)
+        targets = batch.targets.flatten()[batch.place]
         if self.config.loss == "ce":
             return softmax.full(states, self.item.weight, targets, _LOGITS_MIB)
         return self._binary_loss(states, targets, batch)
@@ -76,7 +76,7 @@ class SasRec(Reader):
 
         Deviation: a draw that the user has (in the window or as a target) is redrawn once, then left out.
         """
-        rows = torch.where(batch.is_target)[0]
+        rows = batch.place // batch.items.shape[1]
         owned = torch.cat([batch.items, batch.targets], 1)
         owned = owned.masked_fill(~torch.cat([batch.is_item, batch.is_target], 1), -1)[rows]
         shape = (len(targets), self.config.negatives)

@@ -9,7 +9,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from conftest import ROOT, prepare_small
+from pretended import Gpu
 from quantizing import never
 from ranks import run_on
 from sentence_transformers import SentenceTransformer
@@ -18,7 +20,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from distrec import config as cfg
+from distrec import knobs
 from distrec.data import store, vectors
+from distrec.engine.launch import join
 from distrec.jobs import embed
 from distrec.models.language.lexical import LexicalEncoder
 from distrec.runtime import Ranks
@@ -66,6 +70,48 @@ def test_a_vector_does_not_depend_on_its_batch(encoder, small):
     one = embed.SentenceEncoder(encoder, config("embed.batch=1")).encode(texts)
     many = embed.SentenceEncoder(encoder, config("embed.batch=128")).encode(texts)
     np.testing.assert_allclose(one, many, atol=1e-5)
+
+
+@pytest.fixture
+def unjoined():
+    def forget():
+        PartialState._reset_state()
+        AcceleratorState._reset_state(True)
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.parametrize(
+    ("launch", "device", "dtype"), [({}, "cuda", "bfloat16"), ({"ACCELERATE_USE_CPU": "true"}, "cpu", "float32")]
+)
+def test_an_encoder_lies_where_the_launch_says(encoder, tmp_path, monkeypatch, unjoined, launch, device, dtype):
+    """launch/cpu.yaml on a machine with a GPU leaves the GPU alone."""
+    for key, value in launch.items():
+        monkeypatch.setenv(key, value)
+    places = []
+
+    class Reader:
+        def __init__(self, folder, dtype, pooling, max_tokens, batch, device):
+            places.append((dtype, device))
+
+        def encode(self, texts):
+            raise NotImplementedError
+
+    monkeypatch.setattr(embed, "TextReader", Reader)
+    monkeypatch.setattr(embed.llm, "is_decoder", lambda _: True)
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", lambda *_, device, **__: places.append(device))
+    with Gpu():
+        join(knobs.Train())
+        embed.open_encoder(tmp_path, config())
+        embed.SentenceEncoder(encoder, config())
+    assert places == [(dtype, device), device]
+
+
+def test_without_a_launch_an_encoder_lies_on_the_cpu(unjoined):
+    with Gpu():
+        assert embed.launched() == torch.device("cpu")
 
 
 def test_nothing_is_embedded_twice_and_other_texts_or_encoders_are(encoder, small, tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ from decoders import CLASSES, saved
 from distrec import config as cfg
 from distrec.data import batches, prepared
 from distrec.engine.costs import budget
-from distrec.engine.costs.budget import DEVICES, Weights
+from distrec.engine.costs.budget import Weights
+from distrec.engine.costs.cards import DEVICES
 from distrec.jobs import plan
 from distrec.jobs.parts import estimate, sizing
 from distrec.runtime import DONE, FAILED
@@ -173,3 +174,24 @@ def test_a_table_that_is_shared_out_is_a_share(tmp_path, capsys):
     shared = capsys.readouterr().out
     one, two = (float(re.search(r"of it item table, \wiB +([\d.]+)", told)[1]) for told in (whole, shared))
     assert two == pytest.approx(one * 524288 / 600000, rel=0.02)  # two whole chunks of three
+
+
+def test_tf32_makes_float32s_products_faster_and_is_said(tmp_path, capsys, monkeypatch):
+    told = {}
+    for precision in ("no", "tf32"):
+        monkeypatch.setattr(
+            plan, "words", lambda argv, precision=precision, words=plan.words: _chosen(words(argv), precision)
+        )
+        plan.main([*SMALL, f"data.root={tmp_path}", "processes=1", "gpu=h100"])
+        told[precision] = capsys.readouterr().out
+        monkeypatch.undo()
+    assert "67 in float32, of which" in told["no"]
+    assert "495 in float32 by TF32 products (train.precision=tf32), of which" in told["tf32"]
+    for name in ("step, s", "evaluation, s"):
+        assert float(row(told["tf32"], name)[0]) < 0.5 * float(row(told["no"], name)[0])
+
+
+def _chosen(words, precision):
+    cluster, config = words
+    object.__setattr__(config.train, "precision", precision)
+    return cluster, config

@@ -1,4 +1,5 @@
-"""A real Slurm of two nodes on this machine: a job that is preempted goes back into the queue and ends as if it never was."""
+"""The scripts with stand-ins for Slurm's programs; and a real Slurm of two nodes on this machine, where a job that is preempted
+goes back into the queue and ends as if it never was."""
 
 import hashlib
 import os
@@ -35,13 +36,14 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 JobRequeue=1
+GresTypes=gpu
 ReturnToService=2
 KillWait=30
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 SlurmdParameters=config_overrides
-NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=27001 CPUs=1 RealMemory=4000
-NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port=27002 CPUs=1 RealMemory=4000
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=27001 CPUs=2 RealMemory=4000 Gres=gpu:1
+NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port=27002 CPUs=2 RealMemory=4000 Gres=gpu:1
 PartitionName=all Nodes=n1,n2 Default=YES MaxTime=1:00:00 State=UP
 """
 WORDS = [
@@ -76,6 +78,7 @@ def cluster(tmp_path_factory):
     (at / "munge/key").write_bytes(os.urandom(1024))
     (at / "munge/key").chmod(0o400)
     (at / "slurm.conf").write_text(CONF.format(at=at))
+    (at / "gres.conf").write_text("NodeName=n1,n2 Name=gpu Count=1 File=/dev/null\n")  # a card that torch cannot see
     os.environ["SLURM_CONF"] = str(at / "slurm.conf")
     places = {"key-file": "key", "socket": "sock", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
     call("munged", "--force", *(f"--{option}={at}/munge/{name}" for option, name in places.items()))
@@ -96,9 +99,17 @@ def until(is_so, seconds):
         time.sleep(0.3)
 
 
-def submit(folder, *words, script="train.sbatch", **env):
+def submit(folder, *words, script="train.sbatch", options=(), **env):
     return call(
-        *("sbatch", "--parsable", "--nodes=2", f"--output={folder}/%j.log", str(ROOT / "slurm" / script), *words),
+        *(
+            "sbatch",
+            "--parsable",
+            "--nodes=2",
+            *options,
+            f"--output={folder}/%j.log",
+            str(ROOT / "slurm" / script),
+            *words,
+        ),
         cwd=ROOT,
         env={**os.environ, "DISTREC_BIN": str(Path(sys.executable).parent), **env},
     )
@@ -121,6 +132,149 @@ def test_scripts_are_clean(script):
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not here")
     call("shellcheck", str(script))
+
+
+class Stubs:
+    """Slurm's programs, and the environment's, as scripts that write down how they were called."""
+
+    def __init__(self, at):
+        self.at, self.log = at, at / "log"
+        say = f'echo "$(basename "$0") $* OMP_NUM_THREADS=$OMP_NUM_THREADS CPU=$ACCELERATE_USE_CPU JOB=$DISTREC_JOB" >> {self.log}'
+        programs = {
+            "torchrun": say,
+            "accelerate": say,
+            "python": 'echo "$SEEN"',
+            "sbatch": f"{say}\nwc -l < {self.log}",
+            "distrec": 'printf "model:\\n  name: $MODEL\\ntrain:\\n"',
+            "scontrol": '[ "$1" = show ] && echo n1 || echo " NodeAddr=10.0.0.1 "',
+            "srun": f'while [[ $1 == --* ]]; do echo "srun $1" >> {self.log}; shift; done\nSLURM_NODEID=0 exec "$@"',
+            "sleep": "exit 0",
+        }
+        for name, text in programs.items():
+            (at / name).write_text(f"#!/bin/bash\n{text}\n")
+            (at / name).chmod(0o755)
+
+    def run(self, *words, script="train.sbatch", code=0, **env):
+        """(what was called, what was said) by a script in a job of one node."""
+        job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_CPUS_PER_NODE": "64"}
+        path = f"{self.at}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", str(ROOT / "slurm" / script), *words], cwd=ROOT, capture_output=True, text=True, check=False,
+            env={"PATH": path, "DISTREC_BIN": str(self.at), "SEEN": "8", **job, **env},
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        return self.log.read_text() if self.log.exists() else "", done.stdout + done.stderr
+
+
+@pytest.fixture
+def stubs(tmp_path):
+    return Stubs(tmp_path)
+
+
+EIGHT = {"SLURM_GPUS_ON_NODE": "8"}
+
+
+def test_the_processes_of_a_node_share_its_cores(stubs):
+    called, said = stubs.run("out=a", **EIGHT)
+    assert "srun --cpus-per-task=64\n" in called
+    assert "--nproc_per_node 8 " in called
+    assert "distrec/train.py out=a OMP_NUM_THREADS=8 CPU= " in called
+    assert said == ""
+
+
+@pytest.mark.parametrize(("nodes", "fewest"), [("16(x2),8", 8), ("8,16(x3)", 8), ("32(x4)", 32)])
+def test_the_node_with_fewest_cores_counts(stubs, nodes, fewest):
+    called, _ = stubs.run("out=a", SLURM_JOB_CPUS_PER_NODE=nodes, DISTREC_PROCS="2", **EIGHT)
+    assert f"srun --cpus-per-task={fewest}\n" in called
+    assert f"OMP_NUM_THREADS={fewest // 2} " in called
+
+
+@pytest.mark.parametrize(("own", "used"), [("2", "2"), ("64", "8")])
+def test_threads_may_be_fewer_than_the_share_and_never_more(stubs, own, used):
+    assert f"OMP_NUM_THREADS={used} " in stubs.run("out=a", OMP_NUM_THREADS=own, **EIGHT)[0]
+
+
+def test_fewer_cores_than_processes_are_refused_and_few_are_told(stubs):
+    called, said = stubs.run("out=a", code=2, SLURM_JOB_CPUS_PER_NODE="1", **EIGHT)
+    assert called == ""
+    assert said == "error: 8 processes on a node would share 1 core(s): sbatch --cpus-per-task=64, or fewer processes (DISTREC_PROCS)\n"  # fmt: skip
+    called, said = stubs.run("out=a", SLURM_JOB_CPUS_PER_NODE="24", **EIGHT)
+    assert "torchrun" in called
+    assert said == "WARNING: 3 core(s) for each GPU's process, which may wait for them: sbatch --cpus-per-task=64\n"
+    assert "WARNING" not in stubs.run("out=a", SLURM_JOB_CPUS_PER_NODE="1")[1]  # on a CPU one will do
+
+
+@pytest.mark.parametrize("launch", ["", "launch/zero2.yaml"])
+@pytest.mark.parametrize(("seen", "told"), [("0", "0"), ("7", "7"), ("", "none")])
+def test_gpus_of_the_job_that_torch_does_not_see_stop_it(stubs, launch, seen, told):
+    called, said = stubs.run("out=a", code=2, SEEN=seen, DISTREC_LAUNCH=launch, **EIGHT)
+    assert "torchrun" not in called
+    assert "accelerate" not in called
+    assert f"the job has 8 GPU(s) on this node, torch sees {told} for 8 process(es): look with distrec doctor" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus"),
+    [
+        (EIGHT, 8),
+        ({"SLURM_JOB_GPUS": "0,1,2,3"}, 4),
+        ({"SLURM_GPUS_PER_NODE": "h100:2"}, 2),
+        ({"SLURM_GPUS_PER_NODE": "2"}, 2),
+        ({}, 0),
+        ({"SLURM_GPUS_ON_NODE": "8", "ACCELERATE_USE_CPU": "true"}, 0),
+    ],
+)
+def test_processes_are_as_many_as_the_jobs_gpus_and_cpus_are_taken_where_they_are_wanted(stubs, given, gpus):
+    called, said = stubs.run("out=a", **given)
+    assert f"--nproc_per_node {max(1, gpus)} " in called
+    assert ("CPU=true" in called) == (gpus == 0)
+    assert ("no GPUs in this job: train runs on CPUs" in said) == (gpus == 0)
+
+
+def test_accelerate_starts_the_processes_of_all_nodes(stubs):
+    called, _ = stubs.run("out=a", "seed=1", SLURM_NNODES="2", DISTREC_LAUNCH="launch/zero2.yaml", **EIGHT)
+    assert "accelerate launch --config_file launch/zero2.yaml" in called
+    assert "--num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip 10.0.0.1 --main_process_port 20007 distrec/train.py out=a seed=1 OMP_NUM_THREADS=8" in called  # fmt: skip
+
+
+def test_a_step_is_not_given_cores_twice(stubs):
+    (stubs.at / "torchrun").write_text(f'#!/bin/bash\necho "PER_GPU=${{SLURM_CPUS_PER_GPU:-}}" > {stubs.log}\n')
+    assert stubs.run("out=a", SLURM_CPUS_PER_GPU="8", **EIGHT)[0] == "PER_GPU=\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "stages"),
+    [
+        ("markov", {"prepare": "cpu", "train": "cpu", "evaluate": "cpu"}),
+        ("sasrec", {"prepare": "cpu", "train": "gpu", "evaluate": "gpu"}),
+        ("frellm", {"prepare": "cpu", "train": "gpu", "evaluate": "gpu"}),
+        ("tone", {"prepare": "cpu", "embed": "gpu", "quantize": "gpu", "train": "gpu", "evaluate": "gpu"}),
+    ],
+)
+def test_a_pipeline_takes_gpus_for_what_computes_on_them(stubs, model, stages):
+    options = {"DISTREC_CPU": "--partition=cpu", "DISTREC_GPU": "--partition=gpu"}
+    called, _ = stubs.run("model.name=x", "out=a b", script="pipeline.sh", MODEL=model, **options)
+    jobs = dict(re.findall(r"--job-name distrec-(\w+) .*--partition=(\w+)", called))
+    assert jobs == stages
+    last = called.splitlines()[-1]
+    assert "slurm/train.sbatch out=a b OMP" in last
+    assert last.endswith("JOB=evaluate")
+
+
+@pytest.mark.slow
+def test_gpus_that_torch_does_not_see_are_refused_and_cores_are_shared(cluster, tmp_path):
+    options = ["--gpus-per-node=1", "--cpus-per-gpu=2"]
+    job = submit(tmp_path, *WORDS, f"out={tmp_path}/run", options=options)
+    until(lambda: state(job) == "FAILED", 120)
+    log = (tmp_path / f"{job}.log").read_text()
+    assert "the job has 1 GPU(s) on this node, torch sees 0 for 1 process(es)" in log
+    assert "WARNING: 2 core(s) for each GPU's process" in log
+    assert not (tmp_path / "run").exists()
+    words = [*WORDS, "train.epochs=1", f"data.root={tmp_path}/artefacts", f"out={tmp_path}/run"]
+    job = submit(tmp_path, *words, options=options, ACCELERATE_USE_CPU="true")
+    until(lambda: state(job) in ("COMPLETED", "FAILED"), 240)
+    assert state(job) == "COMPLETED", (tmp_path / f"{job}.log").read_text()[-3000:]
 
 
 @pytest.mark.slow

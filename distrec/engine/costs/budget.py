@@ -12,31 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
+from distrec.engine.costs.cards import Device
 from distrec.engine.costs.rehearsal import Flops
 from distrec.engine.parallel import BUCKET
 
 _LIVE = 10**9  # weights that ZeRO-3 holds at once (DeepSpeed's stage3_max_live_parameters)
 
 
-@dataclass(frozen=True)
-class Device:
-    """What a data sheet says.   Dense FLOP/s; bytes/s: `inside` a node and `between` nodes, a process; of its `memory`."""
-
-    gib: float
-    bf16: float
-    float32: float
-    inside: float
-    between: float
-    memory: float
-
-
-DEVICES = {
-    "h200": Device(139, 989e12, 67e12, 450e9, 50e9, 4.8e12),
-    "h100": Device(78, 989e12, 67e12, 450e9, 50e9, 3.35e12),
-    "a100": Device(78, 312e12, 19.5e12, 300e9, 25e9, 2.0e12),
-    "l40s": Device(44, 362e12, 91.6e12, 32e9, 25e9, 0.86e12),
-    "rtx4090": Device(23, 165e12, 82.6e12, 32e9, 10e9, 1.0e12),
-}
 CONTEXT = {"cuda": 1.0, "cpu": 0.5}  # GiB of a process before anything is in it: the driver's or the libraries' own
 SLACK = {"cuda": 1.05, "cpu": 1.3}  # of what an allocator holds to what is in use; glibc's was measured
 
@@ -70,10 +52,12 @@ def memory(weights: Weights, stage: int, size: int, is_offloaded: bool = False) 
     }
 
 
-def seconds(flops: Flops, device: Device, mfu: float) -> float:
-    """Of these products on one device.   `mfu`: the share of its peak that a run reaches (metrics.jsonl tells it)."""
-    rate = {torch.bfloat16: device.bf16, torch.float16: device.bf16}
-    return sum(count / (rate.get(kind, device.float32) * mfu) for kind, count in flops.items())
+def seconds(flops: Flops, device: Device, mfu: float, precision: str = "no") -> float:
+    """Seconds of these products on one device.
+
+    `mfu`: the share of its peak that a run reaches (metrics.jsonl has it); `precision`: train.precision.
+    """
+    return sum(count / (device.peak(kind, precision) * mfu) for kind, count in flops.items())
 
 
 def update(weights: Weights, device: Device, sharers: int) -> float:

@@ -2,10 +2,14 @@
 
 import resource
 import time
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from distrec.engine.costs import cards
 from distrec.runtime import Ranks
 
 _aten = torch.ops.aten
@@ -22,31 +26,50 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=_ATTENTION)
 
 
-class Meter:
-    """Counts between two readings.  MFU = FLOPs of the passes ÷ time ÷ FLOP/s of a bare matrix product here.
+class Products(TorchDispatchMode):
+    """Counts FLOPs of matrix products and attention, by the type that they are computed in, while it is entered."""
 
-    Deviation: the peak is measured on this very device and dtype, not read from a data sheet; FLOPs per
-    position are counted once, by torch, on the first step.
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: dict[torch.dtype, int] = {}
+        self._counters = flop_counter().flop_registry
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if count := self._counters.get(func._overloadpacket):
+            kind = tree_leaves(out)[0].dtype
+            self.flops[kind] = self.flops.get(kind, 0) + count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+class Meter:
+    """Counts between two readings.   MFU = seconds that the products of the passes take at the device's peak ÷ seconds.
+
+    The peak is that of the type of each product: on a card that cards.py knows the data sheet's, elsewhere that of a
+    bare product, measured.  `precision`: train.precision; with tf32 float32's products count against TF32's peak.
+
+    Deviation: FLOPs a position are counted once, by torch, on the first batch; padded positions count.
     """
 
-    def __init__(self, ranks: Ranks, device: torch.device, dtype: torch.dtype):
+    def __init__(self, ranks: Ranks, device: torch.device, precision: str):
         self.ranks = ranks
         self.device = device
-        self.dtype = dtype
-        self.counter: FlopCounterMode | None = None
-        self.flops_per_position = 0.0
-        self.peak = 0.0
+        self.precision = precision
+        self.counter: Products | None = None
+        self.ideal_per_position = 0.0
         self._restart()
 
-    def count_flops(self) -> FlopCounterMode:
-        """A context for the first step's passes on this rank."""
-        self.peak = matmul_speed(self.device, self.dtype)
-        self.counter = flop_counter()
+    def count_flops(self) -> Products:
+        """A context for the first batch's passes on this rank."""
+        self.counter = Products()
         return self.counter
 
     def counted(self, positions: int) -> None:
+        """End the count; `positions` of that batch, with padding."""
         if self.counter:
-            self.flops_per_position = self.counter.get_total_flops() / max(1, positions)
+            flops = self.counter.flops.items()
+            ideal = sum(count / peak(self.device, kind, self.precision) for kind, count in flops)
+            self.ideal_per_position = ideal / max(1, positions)
         self._restart()
 
     def add(self, tokens: int, targets: int, places: int) -> None:
@@ -56,7 +79,11 @@ class Meter:
         self.targets += targets
 
     def read(self) -> dict[str, float | None]:
-        """Rates since the last reading, and peak memory of this process in GiB; no MFU where no FLOPs were counted."""
+        """Rates since the last reading.   The host waits for the device, once.
+
+        Units: tokens_per_s, items_per_s: of all ranks together; peak_gib: GiB that tensors took at once on this GPU since
+        the last reading, or of host memory since this process began; mfu: a share, None where no FLOPs were counted.
+        """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             memory = torch.cuda.max_memory_allocated(self.device) / 2**30
@@ -64,7 +91,7 @@ class Meter:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         seconds = max(time.perf_counter() - self.started, 1e-9)
         tokens_per_s, targets_per_s = self.tokens / seconds, self.targets / seconds
-        mfu = self.flops_per_position * self.places / seconds / self.peak if self.counter else None
+        mfu = self.ideal_per_position * self.places / seconds if self.counter else None
         self._restart()
         return {
             "tokens_per_s": round(tokens_per_s, 1),
@@ -74,17 +101,29 @@ class Meter:
         }
 
     def _restart(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.tokens = self.targets = self.places = 0
         self.started = time.perf_counter()
 
 
+def peak(device: torch.device, kind: torch.dtype, precision: str) -> float:
+    """FLOP/s of dense products of this type at most: by the card's data sheet, or else measured."""
+    card = cards.named(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return card.peak(kind, precision) if card else matmul_speed(device, kind)
+
+
 def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square product, the best of five."""
-    n = 8192 if device.type == "cuda" else 1024
-    a = torch.ones(n, n, device=device, dtype=dtype)
+    """FLOP/s of a square product of random numbers, the best of five."""
+    n, times = (4096, 10) if device.type == "cuda" else (1024, 1)  # a launch and a wait cost a GPU tens of microseconds
+    a = torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    out = torch.empty_like(a)
     best = float("inf")
     for _ in range(5):
         started = time.perf_counter()
-        (a @ a).sum().item()
+        for _ in range(times):
+            torch.mm(a, a, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)
-    return 2 * n**3 / best
+    return 2 * times * n**3 / best

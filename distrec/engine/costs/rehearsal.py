@@ -163,22 +163,18 @@ def _forget(parameter: Tensor) -> None:
 
 
 class _AllCount(TorchFunctionMode):
-    """Whoever picks places of a batch by a mask gets them all, or the last of each row, without looking."""
+    """Makes a batch of which every place counts, or the last of each row; whoever asks for distinct items gets all."""
 
     def __init__(self, rows: int, width: int, last_only: bool):
         super().__init__()
         self._shape, self._n = (rows, width), rows if last_only else rows * width
 
     def batch(self) -> Batch:
-        self._places = (torch.zeros(self._n, dtype=torch.int64), torch.zeros(self._n, dtype=torch.int64))
         ids, mask = torch.zeros(self._shape, dtype=torch.int64), torch.ones(self._shape, dtype=torch.bool)
-        return Batch(user=ids[:, 0], items=ids, is_item=mask, targets=ids.clone(), is_target=mask.clone())
+        place = torch.zeros(self._n, dtype=torch.int64)
+        return Batch(ids[:, 0], ids, mask, ids.clone(), mask.clone()).at(place)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
-            return args[0][self._places]
-        if func is torch.where and len(args) == 1:
-            return self._places
         if func is Tensor.unique:  # all are, at most
             return args[0].flatten(), torch.zeros_like(args[0])
         return func(*args, **(kwargs or {}))

@@ -3,7 +3,6 @@
 Shapes: B users in a batch, K items wanted, W listed.
 """
 
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -73,6 +72,6 @@ def _generated(
     scores = torch.full(items.shape, -torch.inf, device=batch.items.device)
     for each in width.unique().tolist():
         rows = (width == each).nonzero()[:, 0].to(batch.items.device)
-        part = Batch(**{field.name: getattr(batch, field.name)[rows] for field in fields(batch)})
+        part = batch.rows(rows)
         items[rows, :each], scores[rows, :each] = model.search(part, each, "constrained", among)
     return items, scores

@@ -12,7 +12,8 @@ from pydantic import ConfigDict, Field
 from distrec import config as cfg
 from distrec import knobs
 from distrec.engine.costs import budget
-from distrec.engine.costs.budget import CONTEXT, DEVICES, SLACK, Device, Weights
+from distrec.engine.costs.budget import CONTEXT, SLACK, Weights
+from distrec.engine.costs.cards import DEVICES, Device
 from distrec.engine.costs.meter import matmul_speed
 from distrec.engine.costs.rehearsal import Ranked, Rehearsal
 from distrec.engine.evaluation.exact import CHUNK
@@ -29,7 +30,9 @@ class Cluster:
     __pydantic_config__: ClassVar[ConfigDict] = knobs.STRICT
     processes: Annotated[tuple[knobs.AtLeastOne, ...], Field(min_length=1)] = (1, 8)
     per_node: knobs.AtLeastOne = 8
-    gpu: Literal["h200", "h100", "a100", "l40s", "rtx4090", "cpu"] = "h100"
+    gpu: Literal[
+        "b200", "h200", "h100", "h100_pcie", "a100", "a100_40", "l40s", "l4", "a6000", "rtx4090", "v100", "cpu"
+    ] = "h100"
     memory_gib: knobs.Positive | None = None
     tflops: knobs.Positive | None = None
     gb_s: knobs.Positive | None = None
@@ -113,9 +116,9 @@ def plan(config: cfg.Config, cluster: Cluster, at: Device, data: Sizes, model: M
         parts,
         ranking,
         table,
-        budget.seconds(step, at, cluster.mfu) + updates,
+        budget.seconds(step, at, cluster.mfu, config.train.precision) + updates,
         budget.exchange(held, cluster.zero, size, at, cluster.per_node, pieces),
-        budget.seconds(_evaluation(config, data, model, size), at, cluster.mfu),
+        budget.seconds(_evaluation(config, data, model, size), at, cluster.mfu, config.train.precision),
     )
 
 
@@ -168,13 +171,14 @@ def device(cluster: Cluster, size: int = 1) -> Device:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
         here = min(size, cluster.per_node)
         bf16, float32 = (matmul_speed(torch.device("cpu"), kind) / here for kind in (torch.bfloat16, torch.float32))
-        found = Device(memory / here, bf16, float32, 2e9, 1e9, 2e10 / here)
+        found = Device(memory / here, bf16, float32, float32, 2e9, 1e9, 2e10 / here)
     else:
         found = DEVICES[cluster.gpu]
     if cluster.memory_gib:
         found = replace(found, gib=cluster.memory_gib)
     if cluster.tflops:
-        found = replace(found, bf16=1e12 * cluster.tflops, float32=1e12 * cluster.tflops)
+        rate = 1e12 * cluster.tflops
+        found = replace(found, bf16=rate, tf32=rate, float32=rate)
     if cluster.gb_s:
         found = replace(found, inside=1e9 * cluster.gb_s, between=1e9 * cluster.gb_s)
     return found
