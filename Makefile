@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo tone test slow lint clean
+.PHONY: setup demo tone test slow lint device device-rehearsal clean
 
 setup: .venv/.done
 
@@ -34,5 +34,15 @@ lint: setup
 	$(BIN)/ruff format --check distrec tune tests
 	$(BIN)/pyright
 
+# what to take to a machine with a GPU and without a network, and the command to run there (tests/device/README.md)
+device: setup
+	PYTHON=$(BIN)/python bash tests/device/pack.sh
+
+OUT ?= runs/device-rehearsal
+device-rehearsal: setup
+	mkdir -p $(OUT)
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/device/check.py --small --device cpu --budget 1200 --out $(OUT)
+	! grep FAILED $(OUT)/result.json
+
 clean:
-	rm -rf .venv artefacts runs
+	rm -rf .venv artefacts runs .whl

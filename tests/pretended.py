@@ -22,13 +22,14 @@ from unittest import mock
 
 import torch
 import torch._dynamo  # compares signatures when it is imported: before any is patched
-from pretended_cuda import Generator, answers, for_cpu, grouped
-from pretended_rules import CPU, GPU, LOOKS, OnGpu, faults_of, moves_freely, on_gpu, place, waits_of
+from pretended_cuda import Generator, answers, for_cpu, grouped, without_device
+from pretended_rules import CPU, GPU, LOOKS, OnGpu, device_of, faults_of, moves_freely, on_gpu, place, waits_of
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils import _foreach_utils
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.checkpoint import _allowed_determinism_checks_to_fns as saved_metadata
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETENDING = tuple(str(ROOT / "tests" / f"{name}.py") for name in ("pretended", "pretended_cuda", "pretended_rules"))
@@ -78,6 +79,8 @@ class Gpu(TorchFunctionMode):
             patch(module, "_foreach_supported_types", [*module._foreach_supported_types, OnGpu])
         patch(torch._C, "_group_tensors_by_device_and_dtype", grouped(torch._C._group_tensors_by_device_and_dtype))
         patch(torch.autograd, "_engine_run_backward", self._backward(torch.autograd._engine_run_backward))
+        for name, describe in saved_metadata.items():  # compares what C++ saved with what Python saved
+            self._stack.enter_context(mock.patch.dict(saved_metadata, {name: without_device(describe)}))
         OnGpu.gpu = self
         return super().__enter__()
 
@@ -121,6 +124,8 @@ class Gpu(TorchFunctionMode):
         with torch._C.DisableTorchFunctionSubclass():
             if name == "__get__":
                 return self._property(func, args[0])
+            if func is torch.device and isinstance(args[0], int):
+                return GPU
             if name == "__set__":
                 name = f"set {func.__self__.__name__}"
             return self._call(func, name, args, dict(kwargs))
@@ -159,6 +164,8 @@ class Gpu(TorchFunctionMode):
         known = {id(leaf) for leaf in leaves}
 
         def mark(tensor):
+            if tensor.layout != torch.strided:  # a sparse tensor cannot be of another class
+                return tensor
             if target == GPU and not on_gpu(tensor):
                 is_leaf = tensor.requires_grad and tensor.is_leaf and id(tensor) not in known
                 return tensor.detach().as_subclass(OnGpu).requires_grad_() if is_leaf else tensor.as_subclass(OnGpu)
@@ -197,9 +204,8 @@ class Gpu(TorchFunctionMode):
         elif name.endswith("_like") or name.startswith("new_"):
             target = place(args[0])
         if device is not None:
-            target = torch.device(device)
-            if target.type == "cuda":
-                target, kwargs["device"] = GPU, CPU
+            target = device_of(device)
+            kwargs["device"] = CPU if target == GPU else target
         generator = kwargs.get("generator")
         if generator is not None and generator.device.type != target.type:
             self.fault(f"a generator of {generator.device.type} for a tensor on {target.type}")
@@ -211,11 +217,11 @@ class Gpu(TorchFunctionMode):
         source = place(data)
         target = place(args[0]) if name == "new_tensor" else source
         if kwargs.get("device") is not None:
-            target = GPU if torch.device(kwargs["device"]).type == "cuda" else CPU
+            target = device_of(kwargs["device"])
         if not isinstance(data, Tensor):
             for _ in (leaf for leaf in tree_leaves(data) if on_gpu(leaf)):
                 self.wait("item")
-        if source != target:
+        if source != target and target in SENT:
             self.wait(SENT[target])
         return target
 
@@ -232,12 +238,10 @@ class Gpu(TorchFunctionMode):
                 device = word
         if other is not None:
             device, dtype = place(other), other.dtype
-        target = place(tensor) if device is None else torch.device(device)
-        if target.type == "cuda":
-            target = GPU
+        target = place(tensor) if device is None else device_of(device)
         dtype = dtype or tensor.dtype
-        sent = target != place(tensor) and target.type != "meta"
-        out = tensor.to(CPU if target == GPU else target, dtype, copy=copy or sent, **more)
+        sent = target != place(tensor) and target in SENT
+        out = Tensor.to(tensor, CPU if target == GPU else target, dtype, copy=copy or sent, **more)
         out = self._marked(out, target, [] if sent else [tensor])
         if sent:
             if target == CPU and non_blocking and dtype == tensor.dtype:

@@ -115,3 +115,13 @@ def grouped(function):
         return {(place(group[0][0][0]), key[1]): group for key, group in groups.items()}
 
     return run
+
+
+def without_device(describe):
+    """A description of a tensor in which both devices are the same."""
+
+    def run(tensor):
+        with torch._C.DisableTorchFunction():
+            return describe(tensor)
+
+    return run

@@ -23,8 +23,10 @@ WAITS = _words(
 # arguments of these, after the first that is given, are read as numbers where they are tensors
 NUMBERS = _words("full_like new_full narrow view reshape expand repeat topk select")
 FACTORIES = _words("arange full linspace zeros ones empty")
-# these take tensors of both devices
-ANYWHERE = _words("copy_ view_as expand_as reshape_as set_data _has_compatible_shallow_copy_type set_")
+# these take tensors of both devices (4-bit weights have a class of their own, and so no device)
+ANYWHERE = _words(
+    "copy_ view_as expand_as reshape_as set_data _has_compatible_shallow_copy_type set_ gemm_4bit.default"
+)
 # these refuse even a scalar of the other device
 STRICT = _words(
     "cat stack concat matmul mm bmm addmm linear embedding embedding_bag gather scatter_ scatter_add_ index_add_ index_copy_ "
@@ -53,6 +55,11 @@ def on_gpu(thing):
 
 def place(tensor):
     return GPU if on_gpu(tensor) else CPU
+
+
+def device_of(word):
+    """The device of torch's words for it: a number is a GPU's."""
+    return GPU if isinstance(word, int) or torch.device(word).type == "cuda" else torch.device(word)
 
 
 def waits_of(name, args, kwargs):
@@ -129,8 +136,8 @@ def faults_of(name, args, kwargs, leaves):
     elif name == "set grad":
         if isinstance(args[1], Tensor) and on_gpu(args[0]) != on_gpu(args[1]):
             yield "a gradient of another device"
-    elif name not in ANYWHERE:
-        others = [leaf for leaf in leaves if not on_gpu(leaf)]
+    elif name not in ANYWHERE and name != "set data":
+        others = [leaf for leaf in leaves if not on_gpu(leaf) and leaf.layout == torch.strided]  # no other has a device
         if any(leaf.ndim or name in STRICT for leaf in others):
             yield f"{name}: tensors on cpu and on cuda"
 
@@ -141,4 +148,9 @@ def moves_freely(source, shape, dtype, non_blocking, is_pinned):
     The host's side must be pinned.  Another type, or gaps in the host's memory, bring in a pageable temporary.
     """
     is_same = source.dtype == dtype and source.shape == shape
-    return bool(non_blocking and is_pinned and is_same and (on_gpu(source) or source.is_contiguous()))
+    return bool(
+        non_blocking
+        and is_pinned
+        and is_same
+        and (on_gpu(source) or (source.layout == torch.strided and source.is_contiguous()))
+    )

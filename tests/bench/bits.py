@@ -52,8 +52,8 @@ RUNS = {
 }  # fmt: skip
 FITS = {
     "gmm": ["codes.name=gmm", "codes.n_init=2", "codes.max_iter=20"],
-    "gmm tf32": ["codes.name=gmm", "codes.n_init=1", "codes.max_iter=5", "codes.precision=tf32"],
-    "gmm bf16x3": ["codes.name=gmm", "codes.n_init=1", "codes.max_iter=5", "codes.precision=bf16x3"],
+    "gmm tf32": ["codes.name=gmm", "codes.n_init=1", "codes.max_iter=5", "codes.precision=tf32", "codes.pca=4"],
+    "gmm bf16x3": ["codes.name=gmm", "codes.n_init=1", "codes.max_iter=5", "codes.precision=bf16x3", "codes.pca=4"],
     "gmm full": ["codes.name=gmm", "codes.covariance=full", "codes.pca=3", "codes.assignment=posterior", "codes.n_init=1"],
     "gmm tied": ["codes.name=gmm", "codes.covariance=tied", "codes.pca=8", "codes.n_init=1"],
     "gmm spherical": ["codes.name=gmm", "codes.covariance=spherical", "codes.n_init=1"],

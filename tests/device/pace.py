@@ -1,0 +1,129 @@
+"""Seconds of steps, evaluations and EM iterations."""
+
+import time
+
+import numpy as np
+import torch
+from device.inputs import beauty
+from device.steps import kernels_of_steps, seconds_a_step, steps_an_epoch, trainer_of
+from device.visit import failed, gib, left, say, section, sync, timed, visit
+
+
+def beauty_codes(data):
+    """Codes of that many items: three random levels and a running number (as many kinds as ResGMM's)."""
+    from distrec.codes.collisions import running_digit
+    from distrec.data.item_codes import ItemCodes
+
+    own = torch.from_numpy(np.random.default_rng(0).integers(256, size=(data.n_items, 3)))
+    last = running_digit(own, (256,) * 3, 256)
+    return ItemCodes.of(torch.cat([own, last[:, None]], 1), (256,) * 4)
+
+
+@section(70)
+def speed():
+    """Beauty: seconds a step and an epoch, how busy the visit.is_gpu is, an evaluation."""
+    from distrec import knobs
+    from distrec.engine.evaluation import scoring
+    from distrec.models.tone import Tone
+    from distrec.runtime import Ranks
+
+    data = beauty()
+    codes = beauty_codes(data)
+    n = 6 if visit.small else 60
+    for name, make, train in (
+        ("sasrec 512", lambda: knobs.SasRec(dropout=0.2), {"batch_tokens": 512}),
+        ("sasrec 16384 bf16", lambda: knobs.SasRec(dropout=0.2), {"batch_tokens": 16384, "precision": "bf16"}),
+        ("tiger 5120", lambda: Tone(knobs.Tiger(), codes), {"batch_tokens": 5120}),
+        ("tiger 5120 tf32", lambda: Tone(knobs.Tiger(), codes), {"batch_tokens": 5120, "tf32": True}),
+        ("tiger 5120 bf16", lambda: Tone(knobs.Tiger(), codes), {"batch_tokens": 5120, "precision": "bf16"}),
+        ("tone 5120", lambda: Tone(knobs.Tone(), codes), {"batch_tokens": 5120}),
+        ("tone 5120 bf16", lambda: Tone(knobs.Tone(), codes), {"batch_tokens": 5120, "precision": "bf16"}),
+        (
+            "tone 40960 bf16",
+            lambda: Tone(knobs.Tone(), codes),
+            {"batch_tokens": 40960, "micro_tokens": 40960, "precision": "bf16"},
+        ),
+    ):
+        if visit.only not in name:
+            continue
+        if left() < 40:
+            return
+        try:
+            train = dict(train)
+            torch.backends.cuda.matmul.allow_tf32 = train.pop("tf32", False)
+            one = trainer_of(data, make(), f"speed-{name}".replace(" ", "-"), **train)
+            if visit.is_gpu:
+                torch.cuda.reset_peak_memory_stats()
+            step = seconds_a_step(one, n, warm=2 if visit.small else 5)
+            values = {"ms a step": 1e3 * step, "s an epoch": step * steps_an_epoch(one), "gib": gib()}
+            if visit.is_gpu:
+                again = trainer_of(data, make(), f"profiled-{name}".replace(" ", "-"), **train)
+                n_kernels, busy = kernels_of_steps(again, 17, warm=5)
+                values |= {"kernels a step": n_kernels, "GPU busy": busy / step}
+            if "tf32" not in name and not visit.small:
+                sync()
+                began = time.perf_counter()
+                scoring.rank_split(one.model, data, "valid", knobs.Score(bootstrap=0), Ranks(), visit.device)
+                sync()
+                values["s an evaluation"] = time.perf_counter() - began
+            say(name, **values)
+        except Exception as error:
+            failed(name, error)
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@section(60)
+def em():
+    """An iteration of EM, 10M × 768, K 256, by precision; with the M-step's product in TF32 too; how many kernels."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from distrec.codes.gmm import GaussianMixture, _Fit
+    from distrec.codes.mixture import density
+    from distrec.codes.mixture.density import Parameters
+    from distrec.codes.rows import Rows
+
+    n, d, k = (4096, 64, 16) if visit.small else (10_000_000, 768, 256)
+    generator = torch.Generator(visit.device).manual_seed(0)
+    centres = torch.randn(
+        k, d, generator=generator, device=visit.device, dtype=torch.float16 if visit.is_gpu else torch.float32
+    )
+    source = torch.empty(n, d, device=visit.device, dtype=centres.dtype)
+    for low in range(0, n, 1_000_000):
+        part = source[low : low + 1_000_000]
+        label = torch.randint(k, (len(part),), generator=generator, device=visit.device)
+        part.normal_(generator=generator).mul_(1.5).add_(centres[label]).mul_(0.02)
+    start = Parameters(torch.full((k,), 1 / k, dtype=torch.float64, device=visit.device), centres.double() * 0.02, torch.full((k, d), 9e-4, dtype=torch.float64, device=visit.device))  # fmt: skip
+    piece = density._PIECE
+    for precision, size, m_tf32 in (
+        ("float32", piece, False),
+        ("tf32", piece, False),
+        ("tf32", piece, True),
+        ("tf32", 2**27, True),
+        ("bf16x3", piece, False),
+        ("bf16x3", 2**27, True),
+    ):
+        if left() < 30:
+            return
+        try:
+            density._PIECE = size
+            rows = Rows.whole(
+                source, dtype=torch.float32, block=65_536 if size == piece else 131_072, device=visit.device
+            )
+            torch.backends.cuda.matmul.allow_tf32 = m_tf32
+            fit = _Fit(GaussianMixture(k, precision=precision), rows)
+            state = fit.begin(0, start)
+            took = timed(lambda fit=fit, state=state: fit.iterate(state, 1), 3, 1)
+            found = {"ms": 1e3 * took, "gib": gib()}
+            if visit.is_gpu:
+                with profile(activities=[ProfilerActivity.CUDA]) as seen:
+                    fit.iterate(state, 1)
+                    sync()
+                kernels = [e for e in seen.events() if e.device_type.name == "CUDA"]
+                found |= {"kernels": len(kernels), "busy": sum(e.time_range.elapsed_us() for e in kernels) / 1e6 / took}
+                if size == piece and precision == "tf32" and not m_tf32:
+                    print(seen.key_averages().table(sort_by="cuda_time_total", row_limit=12, max_name_column_width=60))
+            say(f"{precision}, M {'tf32' if m_tf32 else 'fp32'}, pieces of 2^{size.bit_length() - 1}", **found)
+        except Exception as error:
+            failed(f"{precision} {size}", error)
+    density._PIECE = piece
+    torch.backends.cuda.matmul.allow_tf32 = False
