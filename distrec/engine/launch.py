@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin, parse_flag_from_env
 
 from distrec.engine import numerics
 from distrec.knobs import Train
@@ -26,7 +26,7 @@ def join(config: Train, out: Path | None = None) -> Accelerator:
             "leave it to train.precision"
         )
     numerics.set_up(config.precision, config.deterministic)
-    on_cpu = not torch.cuda.is_available()
+    on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     # without find_unused_parameters DDP lays its buckets out anew after the first backward pass: a resumed run
     # would sum over three or more ranks in another order than the uninterrupted one; buffers (item tables among them) are
@@ -34,8 +34,12 @@ def join(config: Train, out: Path | None = None) -> Accelerator:
     handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)]
     zero = _zero(config) if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" else None
     if asked > 1 or zero:
-        backend = "gloo" if on_cpu else "nccl"
+        # tensors of GPUs over NCCL; objects and tensors of hosts over gloo, which neither fills GPUs nor waits for them.
+        # DeepSpeed knows single backends only
+        backend = "gloo" if on_cpu else "nccl" if zero else "cpu:gloo,cuda:nccl"
         handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=config.timeout_min)))
+    if not on_cpu and "LOCAL_RANK" in os.environ:  # accelerate does so after it joined, when each is on the first GPU
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     tracked: Any = list(config.trackers)
     accelerator = Accelerator(
         cpu=on_cpu and zero is None,  # accelerate refuses both; without a GPU it takes the CPU anyway

@@ -83,6 +83,8 @@ class Trainer:
         self._resume()
         with self.checkpoints:
             is_complete = self._epochs(stop)
+        if is_complete and hasattr(self.model, "verify_seal"):
+            self.model.verify_seal(self.parallel.whole)
         self.ranks.wait()  # none leaves, or reads the last checkpoint, before the main rank has written it
         return is_complete
 

@@ -226,3 +226,26 @@ def test_what_parts_learnt_is_told_from_the_start_and_at_each_evaluation(small, 
     assert learnt(tmp_path / "cut") == told
     fit(small, tmp_path / "without")
     assert not learnt(tmp_path / "without")
+
+
+class Sealed(Poisoned):
+    """A model that records when its seal is looked at."""
+
+    def __init__(self, net):
+        super().__init__(net, None, "loss", times=0)
+        self.looks = []
+
+    def check_seal(self, whole):
+        self.looks.append("check")
+
+    def verify_seal(self, whole):
+        self.looks.append("verify")
+
+
+def test_the_seal_is_checked_at_each_save_and_verified_once_when_training_has_ended(small, tmp_path):
+    asked = iter(range(100))
+    cut = trainer(small, tmp_path, model=Sealed(build(SASREC, small, 0)))
+    assert not cut.fit(lambda: next(asked) == 2)
+    assert cut.model.looks == ["check"] * 2  # before the first step, and when stopped
+    done = fit(small, tmp_path, model=Sealed(build(SASREC, small, 0)))
+    assert done.model.looks == ["check"] * 2 + ["verify"]  # one save an epoch

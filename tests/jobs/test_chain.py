@@ -78,6 +78,7 @@ def test_a_chain_goes_back_to_the_prepared_data(place, run):
     stamp = store.read_stamp(place / run)["made_by"]
     assert found[0].made_by["command"] == stamp["command"]
     assert found[0].made_by["versions"]["torch"]
+    assert found[0].made_by["numerics"]["tf32"] is False
     assert found[-1].content == stamp["data"]
     assert found[-1].folder.name == stamp["prepared"]
     for name, key in (("codes", "codes"), ("item tables", "tables"), ("language model", "backbone")):

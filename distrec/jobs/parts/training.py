@@ -17,7 +17,7 @@ from torch import Tensor
 from distrec import config as cfg
 from distrec.data import batches, store
 from distrec.data.prepared import Prepared
-from distrec.engine import compatibility
+from distrec.engine import compatibility, numerics
 from distrec.engine.checkpoint import Checkpoints
 from distrec.engine.evaluation import outcome
 from distrec.engine.parallel import stage
@@ -135,7 +135,13 @@ def finish(
         name: importlib.metadata.version(name)
         for name in ("distrec", "torch", "accelerate", "datasets", "polars", "numpy")
     }
-    provenance = {**made, "prepared": data.folder.name, "command": shlex.join(sys.argv), "versions": versions}
+    provenance = {
+        **made,
+        "prepared": data.folder.name,
+        "command": shlex.join(sys.argv),
+        "versions": versions,
+        "numerics": numerics.facts(),
+    }
     store.stamp_files(out, provenance, ["config.yaml", "metrics.jsonl", "test.json", "ranks.parquet"])
 
 
