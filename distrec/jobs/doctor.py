@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
+from torch.cuda import nccl
 
 from distrec import config as cfg
 from distrec.engine.launch import join
@@ -70,7 +71,7 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     if torch.cuda.is_available():
-        found["nccl"] = ".".join(str(number) for number in torch.cuda.nccl.version())
+        found["nccl"] = ".".join(str(number) for number in nccl.version())
     return found
 
 

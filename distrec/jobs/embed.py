@@ -183,7 +183,8 @@ def open_encoder(place: Path, config: knobs.Embed) -> Encoder:
 
 def launched() -> torch.device:
     """The device that this launch gave the process, whatever else the machine has; the CPU where nothing was joined."""
-    return PartialState().device if is_initialized() else torch.device("cpu")
+    state: Any = PartialState() if is_initialized() else None
+    return state.device if state else torch.device("cpu")
 
 
 class SentenceEncoder:
