@@ -2,8 +2,8 @@
 
     python tests/bench/steps.py [--cuda] [--steps N] [--data FOLDER]          (about two minutes)
 
-N steps of the house's own loop are measured and multiplied by the steps of an epoch.  On the CPU: 8 steps of SASRec, two of TIGER, one of TONE.
-others.  With --cuda: 60 steps, then 12 under the profiler; P25 is the share of a step that the device works.  Host waits of a
+N steps of the house's own loop are measured and multiplied by the steps of an epoch.  On the CPU: 8 steps of SASRec, two of
+TIGER, one of TONE.  With --cuda: 60 steps, then 12 under the profiler; P25 is the share of a step that the device works.  Host waits of a
 step are those of tests/bench/waits.py.  Each model prints its line as soon as it is measured.
 """
 

@@ -57,8 +57,8 @@ cat << 'COMMAND'
 
 In the root of the copied tree on that machine, for some nine minutes (OUT: a folder to bring back):
 
-mkdir -p /tmp/site && python3 -c "import tarfile; tarfile.open('.whl/site.tar.xz').extractall('/tmp/site', filter='data')"
-export PYTHONPATH=$PWD:/tmp/site:$PWD/tests DISTREC_DATA=$PWD/.whl/data HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=4
+python3 -c "import tarfile; tarfile.open('.whl/site.tar.xz').extractall('.whl/site', filter='data')"
+export PYTHONPATH=$PWD:$PWD/.whl/site:$PWD/tests DISTREC_DATA=$PWD/.whl/data HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=4
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 set -o pipefail; timeout 545 python3 tests/device/check.py --budget 530 --out "$OUT" 2>&1 | grep -v Warning | tee "$OUT/log.txt"
 COMMAND
