@@ -121,7 +121,7 @@ class Gmm(_Residual):
     tol: NotNegative = 1e-3  # nats an item
     reg_covar: Positive = 1e-6  # of the mean variance
     precision: Literal["float32", "tf32", "bf16x3"] = (
-        "float32"  # of the E-step's products; the others are for tensor cores
+        "float32"  # of the products of both steps; the others are for tensor cores
     )
 
 

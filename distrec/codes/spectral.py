@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from distrec.codes.kmeans import KMeans, Labelled, cluster_means, nearest
@@ -25,6 +25,8 @@ from distrec.codes.mixture.precision import tf32
 from distrec.codes.rows import Rows, State, largest
 
 _PIECE = 1024  # rows compared with all landmarks at once
+_DENSE = 2048  # rows whose affinity may be decomposed whole: a second, 32 MiB
+_NOTHING = 1e-10  # below it an eigenvalue is 0, but for rounding
 
 
 class Spectral(Labelled):
@@ -111,7 +113,9 @@ def leading(
     """The k largest eigenvalues of a normalised affinity and their vectors, largest first.
 
     Each connected part has an eigenvalue 1, with D^½ 1 of that part as its vector.  Lanczos finds only one of
-    equal eigenvalues, so these are written down and taken out of the matrix that it sees.
+    equal eigenvalues, so these are written down and taken out of the matrix that it sees.  Where it finds none of what
+    is left, as among rows that repeat, a small matrix is decomposed whole, and vectors of eigenvalue 0, any of which would
+    do, are left out as zeros.
     """
     m = len(root)
     n_parts, part = connected_components(affinity, directed=False)
@@ -123,7 +127,14 @@ def leading(
     settings: Any = {"shape": (m, m), "matvec": lambda x: affinity @ x - known @ (known.T @ x), "dtype": np.float64}
     rest = LinearOperator(**settings)
     start = np.random.default_rng(seed).standard_normal(m)
-    values, vectors = eigsh(rest, k=k - n_parts, which="LA", v0=start, rng=seed)
+    try:
+        values, vectors = eigsh(rest, k=k - n_parts, which="LA", v0=start, rng=seed)
+    except ArpackNoConvergence:
+        if m > _DENSE:
+            raise
+        values, vectors = np.linalg.eigh((affinity - known @ known.T).toarray())
+        values, vectors = values[n_parts - k :], vectors[:, n_parts - k :]
+        vectors = np.where(np.abs(values) > _NOTHING, vectors, 0)
     order = np.argsort(-values)
     return np.r_[np.ones(n_parts), values[order]], np.hstack([known.toarray(), vectors[:, order]])
 

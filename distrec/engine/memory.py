@@ -24,6 +24,7 @@ _REMEDIES = {
         "model.backbone.checkpointing=true, or lower model.logits_mib.",
     ),
     "distrec/jobs/embed.py": ("embedding", "Lower embed.batch, or embed.max_tokens."),
+    "distrec/jobs/analysis/": ("analysing", "Lower users, or take fewer parts."),
     "distrec/jobs/codes/": (
         "quantizing",
         "Start more processes (each holds its share of the items), or set codes.pca to fewer dimensions; "

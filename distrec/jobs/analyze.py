@@ -19,6 +19,8 @@ from typing import Any
 
 from distrec import config as cfg
 from distrec.data import store
+from distrec.engine import memory
+from distrec.engine.evaluation.precision import exact_products
 from distrec.engine.launch import join
 from distrec.jobs.analysis.parts import PARTS
 from distrec.jobs.analysis.subject import SETTINGS, Subject, code
@@ -118,7 +120,8 @@ def fill(subject: Subject, chosen: Sequence[str]) -> None:
     sections, figures = [], {}
     for name in chosen:
         log(f"analysis: {name}")
-        part = PARTS[name](subject)
+        with exact_products():
+            part = PARTS[name](subject)
         sections.append(part.section)
         figures[name] = part.figures
     page.write(subject.folder, page.Page(f"Analysis of {subject.out.resolve().name}", tuple(sections)))
@@ -135,4 +138,4 @@ def _count(given: dict[str, str], key: str) -> int:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(memory.explained(main), __doc__)

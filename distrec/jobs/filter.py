@@ -17,6 +17,7 @@ from functools import partial
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import prepared
+from distrec.engine import memory
 from distrec.engine.launch import join
 from distrec.jobs.parts.tables import tables
 from distrec.jobs.parts.training import train
@@ -43,4 +44,4 @@ def main(argv: Sequence[str]) -> int | None:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(memory.explained(main), __doc__)

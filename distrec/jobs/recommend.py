@@ -32,6 +32,7 @@ from distrec.data import histories
 from distrec.data.batches import Batch
 from distrec.data.histories import Histories
 from distrec.data.prepared import Prepared
+from distrec.engine import memory
 from distrec.engine.evaluation import scoring
 from distrec.engine.evaluation.listing import best_generated, best_scored
 from distrec.engine.evaluation.precision import exact_products
@@ -174,4 +175,4 @@ def _write(target: Path, table: pl.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(memory.explained(main), __doc__)

@@ -6,9 +6,11 @@ import torch
 from clouds import cloud, whole
 from ranks import run_on
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse.linalg import ArpackNoConvergence
 from sklearn.cluster import SpectralClustering
 from sklearn.metrics import adjusted_rand_score
 
+from distrec.codes import spectral as spectral_file
 from distrec.codes.balanced import BalancedKMeans, deal, equal_shares
 from distrec.codes.kmeans import Means
 from distrec.codes.rows import Rows, largest, share
@@ -229,3 +231,19 @@ def test_few_distinct_rows_are_no_crash_for_spectral_clustering():
     labels = spectral(whole(x), 10).labels_
     assert torch.equal(labels, labels[::20].repeat_interleave(20))
     assert len(labels.unique()) == 8
+
+
+def test_where_lanczos_finds_nothing_a_small_affinity_is_decomposed_whole(monkeypatch):
+    affinity, root = Neighbours(cloud(n=60, d=4, dtype=torch.float32), 6).normalised_affinity()
+    values, vectors = leading(affinity, root, 5, 0)
+
+    def fail(*_, **__):
+        raise ArpackNoConvergence("none", np.empty(0), np.empty((60, 0)))
+
+    monkeypatch.setattr(spectral_file, "eigsh", fail)
+    again, dense = leading(affinity, root, 5, 0)
+    np.testing.assert_allclose(again, values, atol=1e-10)
+    np.testing.assert_allclose(np.abs((vectors * dense).sum(0)), 1, atol=1e-6)
+    monkeypatch.setattr(spectral_file, "_DENSE", 59)
+    with pytest.raises(ArpackNoConvergence):
+        leading(affinity, root, 5, 0)

@@ -118,6 +118,8 @@ def test_a_command_ends_with_one_line_and_code_1(tmp_path):
     assert "ran out of memory for 2.50 GiB more" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("job", ["train.py", "jobs/embed.py", "jobs/evaluate.py", "jobs/quantize.py"])
+@pytest.mark.parametrize(
+    "job", ["train", *(f"jobs/{name}" for name in ("analyze", "embed", "evaluate", "filter", "quantize", "recommend"))]
+)
 def test_every_command_that_fills_a_device_explains_it(job):
-    assert (ROOT / "distrec" / job).read_text().endswith("    run(memory.explained(main), __doc__)\n")
+    assert (ROOT / "distrec" / f"{job}.py").read_text().endswith("    run(memory.explained(main), __doc__)\n")

@@ -22,7 +22,7 @@ def of_training(journal: Lines, folder: Path) -> list[Picture]:
         ("loss", "training loss", "Training loss, the mean since the last point."),
         ("lr", "learning rate", "Learning rate."),
         ("tokens_per_s", "tokens (1/s)", "Throughput: tokens read in a second, all processes together."),
-        ("mfu", "share of peak", "Model FLOPs utilisation: the share of the device's measured peak."),
+        ("mfu", "share of peak", "Model FLOPs utilisation: the share of the device's peak for products of their type."),
     )
     found = [_curve(lines, key, y, caption, folder) for key, y, caption in kinds]
     return [each for each in found if each]
