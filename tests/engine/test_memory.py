@@ -60,7 +60,7 @@ def test_embedding_names_its_batch(small, tmp_path, capsys, monkeypatch):
 
 
 def test_quantizing_names_processes_and_dimensions(table, capsys, monkeypatch):
-    monkeypatch.setattr(fit, "Rows", full)
+    monkeypatch.setattr(fit, "share", full)
     said = told(capsys, lambda: fit.rows_of(table, Ranks(), torch.device("cpu")))
     assert said.startswith("error: quantizing ran out of memory")
     assert "codes.pca" in said
@@ -80,7 +80,7 @@ def test_elsewhere_the_line_names_the_plan(capsys):
 def test_the_device_is_named_with_what_is_free(capsys):
     with Gpu(free=2**29):
         said = told(capsys, full)
-    assert "on pretended H100 (cuda:0): 0.5 of 80.0 GiB are free, tensors of this process hold 0.0 GiB. " in said
+    assert "on NVIDIA H100 80GB HBM3 (cuda:0): 0.5 of 80.0 GiB are free, tensors of this process hold 0.0 GiB. " in said
 
 
 def test_every_rank_says_it_of_its_own_device(capsys, monkeypatch):
