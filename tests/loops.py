@@ -69,7 +69,7 @@ class Poisoned(torch.nn.Module):
             return loss
         self.times -= 1
         if self.what == "loss":
-            return loss * torch.nan
+            return loss + torch.nan  # its gradient is finite
         return loss + (self.net.item.weight.sum() * 0).sqrt() * 0  # finite, but its gradient is 0 · ∞
 
     def scorer(self, batch):

@@ -16,7 +16,7 @@ def _words(text):
 # functions whose result, or its size, is read by the host
 WAITS = _words(
     "item tolist __bool__ __int__ __float__ __index__ __complex__ __contains__ __repr__ __format__ is_nonzero equal allclose "
-    "nonzero argwhere masked_select unique _unique2 unique_consecutive bincount histc multinomial _local_scalar_dense "
+    "nonzero argwhere masked_select isin unique _unique2 unique_consecutive bincount histc multinomial _local_scalar_dense "
     "eigh linalg_eigh eigvalsh linalg_eigvalsh cholesky linalg_cholesky svd linalg_svd svdvals linalg_svdvals inverse inv "
     "linalg_inv solve linalg_solve linalg_lstsq pinverse linalg_pinv coalesce to_sparse to_sparse_csr sparse_coo_tensor"
 )

@@ -33,6 +33,11 @@ class Batch:
         """row · T + position of each target that counts, in that order; a GPU gets it with the batch (`to`)."""
         return self.is_target.flatten().nonzero()[:, 0]
 
+    def owned(self) -> Int[Tensor, "N S"]:
+        """The items in the row of each target that counts, as input or as a target that counts; -1 where there is none."""
+        items = self.items.masked_fill(~self.is_item, -1), self.targets.masked_fill(~self.is_target, -1)
+        return torch.cat(items, 1)[self.place // self.items.shape[1]]
+
     def at(self, place: Int[Tensor, " N"]) -> "Batch":
         """The same batch, whose targets are known to count at these places: nobody has to look for them."""
         self.__dict__["place"] = place

@@ -81,15 +81,12 @@ class Frellm(ranking.Reader):
         states = self.states(read, batch.is_item).flatten(0, 1).index_select(0, batch.place)
         if table is not None:
             return softmax.full(states, table, targets, self.config.logits_mib)
-        rows = batch.place // batch.items.shape[1]
-        owned = torch.cat([batch.items, batch.targets], 1)
-        owned = owned.masked_fill(~torch.cat([batch.is_item, batch.is_target], 1), -1)[rows]
         drawn = torch.randint(self.n_items, (self.config.negatives,), device=targets.device)
         return softmax.sampled(
             states,
             self.table(targets),
             targets,
-            owned,
+            batch.owned(),
             self.table(drawn),
             drawn,
             self.n_items,

@@ -76,9 +76,7 @@ class SasRec(Reader):
 
         Deviation: a draw that the user has (in the window or as a target) is redrawn once, then left out.
         """
-        rows = batch.place // batch.items.shape[1]
-        owned = torch.cat([batch.items, batch.targets], 1)
-        owned = owned.masked_fill(~torch.cat([batch.is_item, batch.is_target], 1), -1)[rows]
+        owned = batch.owned()
         shape = (len(targets), self.config.negatives)
         first, second = torch.randint(self.n_items, (2, *shape), device=targets.device)
         drawn = torch.where(_among(first, owned), second, first)

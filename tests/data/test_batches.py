@@ -5,6 +5,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from pretended import Gpu
 
 from distrec.data import batches
 
@@ -126,3 +127,33 @@ def test_every_step_of_prefixes_holds_as_many_whatever_their_lengths(small):
     rows = batches.steps(samples, 640, 0, 0)[0]
     pieces = batches.micro_batches(small, samples, rows, 160, 0, 1)
     assert max(len(piece.items) for piece in pieces) == 8
+
+
+@pytest.mark.parametrize("kind", ["sequences", "prefixes"])
+def test_each_target_knows_what_its_user_has(small, kind):
+    samples = batches.training(small, kind, 10)
+    batch = batches.collate(small, samples, np.arange(7), weightless=2)
+    rows, columns = batch.is_target.nonzero(as_tuple=True)
+    owned = batch.owned()
+    assert len(owned) == len(rows)
+    for n, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+        assert batch.targets[row, column] == batch.targets.flatten()[batch.place[n]]
+        items = {*batch.items[row][batch.is_item[row]].tolist(), *batch.targets[row][batch.is_target[row]].tolist()}
+        assert {*owned[n].tolist()} - {-1} == items
+
+
+@pytest.mark.parametrize("kind", ["sequences", "prefixes"])
+def test_a_batch_is_the_same_on_a_gpu(small, kind):
+    """Padding, rows that count no target and the places of those that do."""
+    samples = batches.training(small, kind, 10)
+    batch = batches.collate(small, samples, np.arange(7), weightless=2)
+    with Gpu() as gpu:
+        there = batch.to(torch.device("cuda"))
+        assert not gpu.waits
+        for name in ("user", "items", "is_item", "targets", "is_target", "place"):
+            value = getattr(there, name)
+            assert value.is_cuda
+            assert torch.equal(value.cpu(), getattr(batch, name)), name
+    assert batch.place.tolist() == batch.is_target.flatten().nonzero()[:, 0].tolist()
+    part = batch.rows(slice(2, 5))
+    assert part.place.tolist() == batch.is_target[2:5].flatten().nonzero()[:, 0].tolist()

@@ -32,13 +32,13 @@ def test_nothing_rounds_or_reorders_that_was_not_asked_for():
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
     torch.backends.cuda.enable_cudnn_sdp(True)
-    joined(precision="bf16")
+    assert joined(precision="bf16").mixed_precision == "bf16"
     assert numerics.facts() == OFF
     assert not torch.backends.cudnn.benchmark
 
 
 def test_tf32_is_used_where_the_config_says_so():
-    joined(precision="tf32")
+    assert joined(precision="tf32").mixed_precision == "no"
     assert numerics.facts() == {**OFF, "tf32": True, "cudnn_tf32": True}
     joined()
     assert numerics.facts() == OFF

@@ -30,6 +30,9 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine():
 
 def test_it_learns(small, tmp_path):
     done = fit(small, tmp_path, epochs=12, lr=5e-3)
+    assert losses(tmp_path)[0] == pytest.approx(
+        math.log(small.n_items), rel=0.02
+    )  # nats a target: nothing is known yet
     assert np.mean(losses(tmp_path)[-5:]) < np.mean(losses(tmp_path)[:5]) - 0.2
     assert done.progress.best > 0
 

@@ -86,6 +86,31 @@ def test_outcomes_are_read_in_order_and_a_stop_is_seen(small, tmp_path):
     assert one.progress.losses == two.progress.losses
 
 
+@pytest.mark.parametrize(("train", "question"), [({"save_steps": 3}, None), ({}, None), ({}, 2)], ids=str)
+def test_every_save_holds_every_step(small, tmp_path, monkeypatch, train, question):
+    """Between two steps, after an epoch, and when stopped: no outcome is left to be read, so none is lost by a kill."""
+    saved = []
+    with Gpu():
+        one = trainer(small, tmp_path, log_steps=10**6, **train)
+        save = one.checkpoints.save
+
+        def look(parallel, progress, **more):
+            saved.append((progress.step, len(progress.losses), len(one.outcomes)))
+            save(parallel, progress, **more)
+
+        monkeypatch.setattr(one.checkpoints, "save", look)
+        asked = iter(range(100))
+        one.fit(lambda: next(asked) == question)
+    assert len(saved) > 1
+    assert saved == [(step, step, 0) for step, *_ in saved]
+
+
+def test_one_kernel_steps_on_a_gpu_and_torch_s_plain_loop_on_a_cpu(small, tmp_path):
+    assert not fit(small, tmp_path / "cpu", epochs=1).optimizer.param_groups[0]["fused"]
+    with Gpu():
+        assert fit(small, tmp_path / "gpu", epochs=1).optimizer.param_groups[0]["fused"]
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_the_device_leaves_out_a_step_that_is_not_finite(small, tmp_path, what):
     """Weights, moments and step counters stay as they are; the journal names the users as it does on a CPU."""

@@ -18,7 +18,7 @@ from distrec.data import store
 from distrec.jobs import analyze
 from distrec.jobs.analysis import controls, locality, spectra
 from distrec.jobs.analysis.attention import attention
-from distrec.jobs.analysis.subject import Subject
+from distrec.jobs.analysis.subject import Part, Subject
 from distrec.jobs.analysis.tables import graph_of
 from distrec.jobs.pages import page
 from distrec.models.sasrec import SasRec
@@ -309,3 +309,22 @@ def test_some_users_are_drawn_and_they_alone_are_read_and_ranked(subject):
     assert dict(zip(*few.drawn.targets("valid"), strict=True)).items() <= dict(zip(whole, places, strict=True)).items()
     assert (few.drawn.is_train() == subject.data.is_train()).all()
     assert len(replace(subject, users=10**6).drawn.targets("valid")[0]) == len(whole)
+
+
+def test_it_computes_in_float32_whatever_the_run_was_trained_in(subject, monkeypatch):
+    """A stub of a part records the switch; TF32 would move ranks and frequencies."""
+    flags = []
+
+    def part(_):
+        flags.append(torch.backends.cuda.matmul.allow_tf32)
+        return Part(page.Section("stub", ()), {})
+
+    monkeypatch.setattr(analyze, "PARTS", {"stub": part})
+    subject.folder.mkdir(parents=True, exist_ok=True)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        analyze.fill(subject, ["stub"])
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert flags == [False]
