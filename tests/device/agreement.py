@@ -68,13 +68,12 @@ def models():
             with torch.no_grad():
                 if isinstance(one, TableModel):
                     found["states"] = apart(two.user_states(there), one.user_states(batch))
-                    wanted = [torch.from_numpy(np.random.default_rng(0).integers(400, size=(48, 21)))]
+                    wanted = np.random.default_rng(0).integers(400, size=(48, 21))
                     ranks = [
-                        exact_ranks([m.scorer(b)], [wanted[0].to(b.items.device)], [None], 400, slice(0, 400), Ranks())[
-                            0
-                        ][0].cpu()
+                        exact_ranks([m.scorer(b)], [wanted], [None], 400, slice(0, 400), Ranks(), b.items.device)
                         for m, b in ((one, batch), (two, there))
                     ]
+                    ranks = [blocks[0][0].cpu() for blocks in ranks]
                     found["ranks that differ"] = float((ranks[0] != ranks[1]).double().mean())
                 else:
                     for way in ("constrained", "free"):

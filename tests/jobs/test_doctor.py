@@ -86,7 +86,7 @@ def test_a_gpu_is_told_in_its_line(monkeypatch):
         monkeypatch.setenv("LOCAL_RANK", "1")
         assert doctor.gpu(torch.device("cuda", 0))["nf4"] is None  # one process a machine looks
     assert facts == card(free=30.0, total=80.0, driver=(12, 4), kernels=["sm_90"], nf4="broken")
-    assert "pretended H100; 30.0 of 80.0 GiB free, capability 9.0, driver for CUDA 12.4; " in told
+    assert "NVIDIA H100 80GB HBM3; 30.0 of 80.0 GiB free, capability 9.0, driver for CUDA 12.4; " in told
 
 
 @pytest.mark.parametrize(
