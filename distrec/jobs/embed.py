@@ -175,6 +175,8 @@ def open_encoder(place: Path, config: knobs.Embed) -> Encoder:
             dtype = "bfloat16" if launched().type == "cuda" else "float32"
             return TextReader(place, dtype, config.pooling, config.max_tokens, config.batch, str(launched()))
         return SentenceEncoder(place, config)
+    except torch.OutOfMemoryError:  # nothing is wrong with the folder
+        raise
     except Exception as error:  # tokenizers raises nothing narrower
         if isinstance(error, ValueError) and llm.is_decoder(place):
             raise

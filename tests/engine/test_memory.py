@@ -6,15 +6,19 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from decoders import saved
 from loops import never, trainer
 from pretended import Gpu
+from transformers import AutoModel
 
 from distrec import config as cfg
+from distrec import knobs
 from distrec.engine import memory
 from distrec.engine.evaluation import scoring
 from distrec.jobs import embed
 from distrec.jobs.codes import fit
 from distrec.jobs.parts import assemble
+from distrec.models.language.pretrained import open_decoder
 from distrec.runtime import FAILED, Ranks
 
 WORDS = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.1 GiB of which …"
@@ -71,6 +75,16 @@ def test_loading_names_the_type_of_the_weights(small, capsys, monkeypatch):
     said = told(capsys, lambda: assemble.assemble(cfg.load([]), small, assemble.Parts({}, {}), torch.device("cpu")))
     assert said.startswith("error: loading the model ran out of memory")
     assert "model.backbone.quantise=nf4" in said
+
+
+def test_a_device_that_is_full_is_no_wrong_folder(tmp_path, monkeypatch):
+    """Fails: where loading turns every error into one about the files."""
+    monkeypatch.setattr(AutoModel, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        open_decoder(saved(tmp_path))
+    monkeypatch.setattr(embed, "SentenceEncoder", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        embed.open_encoder(tmp_path / "none", knobs.Embed())
 
 
 def test_elsewhere_the_line_names_the_plan(capsys):

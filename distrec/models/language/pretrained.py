@@ -214,6 +214,8 @@ def open_decoder(
     safe = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
     try:
         model, told = AutoModel.from_pretrained(str(folder), output_loading_info=True, **safe, **settings)
+    except torch.OutOfMemoryError:  # nothing is wrong with the folder
+        raise
     except Exception as error:  # safetensors, transformers and torch each raise their own
         told = str(error).strip().splitlines()[0]
         told = "its weights do not fit its config" if "mismatched" in str(error) else told
