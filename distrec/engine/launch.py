@@ -11,6 +11,7 @@ from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin, pars
 
 from distrec.engine import numerics
 from distrec.knobs import Train
+from distrec.runtime import log
 
 
 def join(config: Train, out: Path | None = None) -> Accelerator:
@@ -27,6 +28,8 @@ def join(config: Train, out: Path | None = None) -> Accelerator:
         )
     numerics.set_up(config.precision, config.deterministic)
     on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if on_cpu and config.precision == "tf32":
+        log("train.precision=tf32 changes nothing here: a processor's products stay float32")
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     # without find_unused_parameters DDP lays its buckets out anew after the first backward pass: a resumed run
     # would sum over three or more ranks in another order than the uninterrupted one; buffers (item tables among them) are

@@ -37,11 +37,13 @@ def test_nothing_rounds_or_reorders_that_was_not_asked_for():
     assert not torch.backends.cudnn.benchmark
 
 
-def test_tf32_is_used_where_the_config_says_so():
+def test_tf32_is_used_where_the_config_says_so(capsys):
     assert joined(precision="tf32").mixed_precision == "no"
     assert numerics.facts() == {**OFF, "tf32": True, "cudnn_tf32": True}
+    assert "train.precision=tf32 changes nothing here" in capsys.readouterr().err
     joined()
     assert numerics.facts() == OFF
+    assert not capsys.readouterr().err
 
 
 def test_one_order_of_addition_is_for_gpus():
