@@ -15,6 +15,11 @@ def weights_of(model):
     return {k: v.detach().cpu().clone() for k, v in model.state_dict().items() if v.is_floating_point()}
 
 
+def worst(a, b):
+    """The largest difference between two sets of weights."""
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
 @section(60)
 def twice():
     """The same run twice, and stopped and resumed: to the last bit?  (under `deterministic` too)"""
@@ -64,7 +69,6 @@ def twice():
                 place = tag.replace(" ", "_")
                 one, two = run(name, place + "1"), run(name, place + "2")
                 cut = run(name, place + "3", stops=(3,))
-                worst = lambda a, b: max(float((a[k] - b[k]).abs().max()) for k in a)  # noqa: E731
                 say(tag, twice=worst(one, two), resumed=worst(one, cut))
             except Exception as error:
                 failed(tag, error)
