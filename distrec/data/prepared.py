@@ -241,7 +241,7 @@ def _items(attributes: pl.DataFrame, names: pl.Series, template: str) -> pl.Data
 def _write(folder: Path, name: str, columns: Mapping[str, Any]) -> None:
     """One Arrow file in one record batch, so that a column is one memory-mapped array."""
     table = pa.table({key: _plain_text(pa.array(values)) for key, values in columns.items()}).combine_chunks()
-    with ArrowWriter(path=str(folder / f"{name}.arrow"), schema=table.schema) as writer:
+    with ArrowWriter(path=str((folder / f"{name}.arrow").absolute()), schema=table.schema) as writer:
         writer.write_table(table, writer_batch_size=max(1, table.num_rows))
         writer.finalize()
 

@@ -1,45 +1,34 @@
-"""Text files of records, plain or gzip, streamed in blocks; every error names the file and the line.
+"""Text files of records, plain or packed, streamed in blocks; every error names the file and the line.
 
 A block is some 32 MiB of whole lines, so memory stays bounded whatever the size of the file.
 """
 
 import ast
-import gzip
 import io
 import json
-import zlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from tqdm import tqdm
+
+from distrec.data.files.text import LONGEST, Text, undecodable
 
 BLOCK = 32 << 20
-LONGEST = 16 << 20  # bytes in one line
+_NO_ID = r"^[\[{]|^true$|^false$|^-?\d+\.\d+$|\x00"  # what may have been no text and no whole number
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
 def blocks(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, bytes]]:
     """(number of its first line, whole lines as UTF-8) for each block of the file.
 
-    Raises: ValueError for a cut-off gzip stream, a line over 16 MiB, or bytes that are not `encoding`.
+    Raises: ValueError for a damaged packing, a line over 16 MiB, or bytes that are not `encoding`.
     """
     line, rest = 1, b""
-    with (
-        path.open("rb") as raw,
-        tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, delay=2, leave=False) as bar,
-    ):
-        zipped = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        stream = gzip.GzipFile(fileobj=raw) if zipped else raw
+    with Text(path, encoding) as text:
         while True:
-            try:
-                fresh = stream.read(BLOCK)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise ValueError(
-                    f"{path}, after line {line + rest.count(10)}: the gzip stream is cut off or damaged ({error}); fetch the file again"
-                ) from None
-            bar.update(raw.tell() - bar.n)
+            fresh = text.read(BLOCK)
             cut = fresh.rfind(b"\n") + 1
             block, rest = (rest + fresh[:cut], fresh[cut:]) if cut else (b"", rest + fresh)
             if not fresh:
@@ -50,7 +39,7 @@ def blocks(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, bytes]]:
                     f"{path}, line {_line_over(block + rest, line)}: longer than {LONGEST >> 20} MiB; is this a file of one record a line?"
                 )
             if block:
-                yield line, _to_utf8(block, encoding, path, line)
+                yield line, _checked(block, path, line)
                 line += block.count(b"\n")
             if not fresh:
                 return
@@ -88,7 +77,12 @@ def read_delimited(
             continue
         try:
             frame = pl.read_csv(
-                block.replace(b"\r\n", b"\n"), separator=mark, has_header=False, infer_schema=False, quote_char=None
+                block.replace(b"\r\n", b"\n"),
+                separator=mark,
+                has_header=False,
+                infer_schema=False,
+                quote_char=None,
+                glob=False,
             )
         except pl.exceptions.PolarsError as error:
             raise ValueError(f"{path}, from line {first}: {_first(error)}") from None
@@ -109,31 +103,69 @@ def read_delimited(
     return table
 
 
-def read_json_lines(path: Path, schema: Mapping[str, Any], filled: Sequence[str] = ()) -> pl.DataFrame:
-    """The named fields of a file of JSON objects, one a line, plus `line`; absent fields are null."""
+def read_json_lines(
+    path: Path,
+    schema: Mapping[str, Any],
+    filled: Sequence[str] = (),
+    *,
+    encoding: str = "utf-8",
+    ids: Sequence[str] = (),
+) -> pl.DataFrame:
+    """The named fields of a file of JSON objects, one a line, plus `line`; absent fields are null.
+
+    Raises: ValueError naming file and line for what is no object, a missing field of `filled`, and a field of `filled`
+    or `ids` that is neither a text nor a whole number.
+    """
     frames = []
-    for first, block in blocks(path):
-        if blank := _blank_line(block):
-            raise ValueError(
-                f"{path}, line {first + blank - 1}: a blank line where a JSON object should stand; remove it"
-            )
-        try:
-            frame = pl.read_ndjson(io.BytesIO(block), schema=dict(schema))
-        except pl.exceptions.PolarsError as error:
-            raise ValueError(
-                _bad_line(path, first, block, json.loads) or f"{path}, from line {first}: {_first(error)}"
-            ) from None
-        if frame.height != block.count(b"\n") + (not block.endswith(b"\n")):
-            raise ValueError(
-                _bad_line(path, first, block, json.loads) or f"{path}, from line {first}: not one JSON object a line"
-            )
-        frames.append(frame.with_row_index("line", offset=first))
-    if not frames:
-        raise ValueError(f"{path}: the file is empty")
+    for first, block in _json_blocks(path, encoding):
+        frame = _parsed(path, first, block, schema).with_row_index("line", offset=first)
+        for name in dict.fromkeys([*filled, *ids]):
+            _check_ids(path, first, block, frame[name])
+        frames.append(frame)
     table = pl.concat(frames, rechunk=False)
     for name in filled:
         require(table, name, pl.col(name).is_null(), path, "is missing")
     return table
+
+
+def read_json_table(path: Path, key: str, encoding: str = "utf-8") -> tuple[pl.DataFrame, pl.Series]:
+    """(all fields of a file of JSON objects as String, the line of each row).
+
+    Lists are joined by a bar, objects and lists of objects are JSON text, absent fields and nulls are null.
+
+    Raises: ValueError naming file and line for what is no object, and for a `key` that is no id.
+    """
+    frames, begins, names = [], [], set()
+    for first, block in _json_blocks(path, encoding):
+        kinds = _kinds(block)
+        names |= kinds.keys()
+        frame = _parsed(path, first, block, {**kinds, key: pl.String})
+        _check_ids(path, first, block, frame[key])
+        for column in frame.get_columns():
+            if column.dtype == pl.String and (row := column.str.contains("\0", literal=True).arg_max()) is not None:
+                if column.str.contains("\0", literal=True)[row]:
+                    raise ValueError(
+                        f"{path}, line {first + row}: {column.name} holds a NUL or half a surrogate pair (a cut emoji); mend it"
+                    )
+        frames.append(frame.select(as_text(column) for column in frame.get_columns()))
+        begins.append(pl.int_range(first, first + frame.height, dtype=pl.UInt32, eager=True))
+    if key not in names:
+        raise ValueError(f"{path}: no field {key!r}; found: {', '.join(sorted(names))} (set data.columns)")
+    return pl.concat(frames, how="diagonal", rechunk=False), pl.concat(begins).alias("line")
+
+
+def as_text(column: pl.Series) -> pl.Series:
+    """Any attribute as text: a list of plain values joined by a bar, what is nested deeper as JSON."""
+    kind = column.dtype
+    if isinstance(kind, pl.Array):
+        column, kind = column.arr.to_list(), pl.List(kind.inner)
+    if isinstance(kind, pl.List) and not kind.inner.is_nested():
+        return column.list.eval(pl.element().cast(pl.String)).list.join("|")
+    if not kind.is_nested():
+        return column.cast(pl.String)
+    boxed = pl.DataFrame({"": column}).to_struct(column.name).struct.json_encode()  # {"":…}
+    inside = boxed.str.slice(4).str.strip_suffix("}")
+    return inside.zip_with(column.is_not_null(), pl.Series([None], dtype=pl.String)).alias(column.name)
 
 
 def read_literal_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -160,6 +192,66 @@ def require(table: pl.DataFrame, name: str, wrong: pl.Expr, path: Path, what: st
         raise ValueError(f"{path}, line {line}: {name} {value!r} {what}{more}")
 
 
+def _json_blocks(path: Path, encoding: str) -> Iterator[tuple[int, bytes]]:
+    """Blocks of JSON lines.   Raises: ValueError for a file without any, and for a blank line that others follow."""
+    blank, is_empty = 0, True
+    for first, block in blocks(path, encoding):
+        body = block.rstrip()
+        if body and (blank or _blank_line(body)):
+            line = blank or first + _blank_line(body) - 1
+            raise ValueError(f"{path}, line {line}: a blank line where a JSON object should stand; remove it")
+        if body:
+            is_empty = False
+            yield first, body
+        if not blank and block.count(b"\n", len(body)) > bool(body):
+            blank = first + body.count(b"\n") + bool(body)
+    if is_empty:
+        raise ValueError(f"{path}: the file is empty")
+
+
+def _parsed(path: Path, first: int, block: bytes, schema: Mapping[str, Any]) -> pl.DataFrame:
+    try:
+        frame = pl.read_ndjson(io.BytesIO(block), schema=dict(schema))
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(
+            _bad_line(path, first, block, json.loads) or f"{path}, from line {first}: {_first(error)}"
+        ) from None
+    if frame.height != block.count(b"\n") + 1:
+        raise ValueError(
+            _bad_line(path, first, block, json.loads) or f"{path}, from line {first}: not one JSON object a line"
+        )
+    return frame
+
+
+def _kinds(block: bytes) -> dict[str, Any]:
+    """The fields of a block: lists of plain values as they are, all else as (JSON) text."""
+    try:
+        kinds = dict(pl.read_ndjson(io.BytesIO(block), infer_schema_length=None).schema)
+    except pl.exceptions.PolarsError:  # a field inside a field is of two types, or the block is no JSON
+        rows = [row for text in block.split(b"\n") if isinstance(row := _literal(text), dict)]
+        kinds = dict.fromkeys((name for row in rows for name in row), pl.String())
+    return {
+        name: kind if isinstance(kind, pl.List) and not kind.inner.is_nested() else pl.String
+        for name, kind in kinds.items()
+    }
+
+
+def _check_ids(path: Path, first: int, block: bytes, column: pl.Series) -> None:
+    """Refuse what polars turns into text although it is none: lists, objects, truth values, fractions."""
+    odd = column.str.contains(_NO_ID).arg_true()
+    texts = block.split(b"\n") if len(odd) else []
+    for row in odd:
+        value = json.loads(texts[row])[column.name]
+        if isinstance(value, str) and "\0" not in value and not _HALF.search(value):
+            continue
+        what = {list: "a list", dict: "an object", bool: "a truth value", float: "a fraction"}.get(type(value))
+        more = "; write one row for each item of a list, or use data.source=sequences" if what == "a list" else ""
+        raise ValueError(
+            f"{path}, line {first + row}: {column.name} {json.dumps(value)[:60]} is {what or 'broken text'}; an id is a text "
+            f"or a whole number{more}"
+        )
+
+
 def _literal(text: bytes) -> Any:
     for parse in (json.loads, lambda raw: ast.literal_eval(raw.decode())):
         try:
@@ -179,15 +271,13 @@ def _bad_line(path: Path, first: int, block: bytes, parse: Callable[[bytes], Any
     return None
 
 
-def _to_utf8(block: bytes, encoding: str, path: Path, first: int) -> bytes:
+def _checked(block: bytes, path: Path, first: int) -> bytes:
     try:
-        text = block.decode(encoding)
+        block.decode()
     except UnicodeDecodeError as error:
         line = first + block[: error.start].count(b"\n")
-        raise ValueError(
-            f"{path}, line {line}: byte {block[error.start : error.start + 1]!r} is not {encoding}; convert the file (iconv -t utf-8)"
-        ) from None
-    return block if encoding == "utf-8" else text.encode()
+        raise ValueError(undecodable(path, line, block[error.start : error.start + 1], "utf-8")) from None
+    return block
 
 
 def _longest(block: bytes) -> int:
