@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -42,8 +43,8 @@ def read(path: Path, wanted: Sequence[str] | None, style: Style) -> tuple[pl.Dat
     Raises: ValueError naming file and line, for a missing or doubled column, a row of too few or too many cells, a
     quote that is not closed or closes too early, bytes of another encoding, a NUL byte, and a cut-off packing.
     """
-    header, has_rows = _header(path, style)
-    names = check_header(path, header, wanted, style)
+    columns, has_rows = _header(path, style)
+    names = _check_header(path, columns, wanted, style)
     if not has_rows:
         return pl.DataFrame(schema=dict.fromkeys(names, pl.String)), pl.Series("line", [], pl.UInt32)
     text = Text(path, style.encoding)
@@ -52,24 +53,24 @@ def read(path: Path, wanted: Sequence[str] | None, style: Style) -> tuple[pl.Dat
             frames = [pl.DataFrame(batch) for batch in reader]
     except pa.ArrowInvalid as error:
         first = str(error).splitlines()[0]
-        raise ValueError(_fault(path, style, len(header)) or f"{path}: {first}") from None
+        raise ValueError(_fault(path, style, len(columns)) or f"{path}: {first}") from None
     finally:
         text.close()
     table = pl.concat(frames, rechunk=False)
     if style.quoted and text.has_quotes:
-        _check_quotes(path, style, len(header))
+        _check_quotes(path, style, len(columns))
     if text.lines == table.height + 1:
         return table, pl.int_range(2, table.height + 2, dtype=pl.UInt32, eager=True).alias("line")
     begins = np.fromiter((line for line, _ in islice(_records(path, style), 1, None)), np.uint32)
     return table, pl.Series("line", begins)
 
 
-def check_header(path: Path, header: Sequence[str], wanted: Sequence[str] | None, style: Style) -> list[str]:
+def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str] | None, style: Style) -> list[str]:
     """The names that will be read.   Raises: ValueError for one that is missing, or stands twice."""
     names = list(header if wanted is None else wanted)
     if absent := [name for name in names if name not in header]:
         raise ValueError(
-            f"{path}, line 1: no column {absent[0]!r}; found: {', '.join(header)} ({_remedy(header, style)})"
+            f"{path}, line 1: no column {absent[0]!r}; found: {', '.join(header)} ({_remedy(path, header, style)})"
         )
     if twice := [name for name in names if header.count(name) > 1]:
         raise ValueError(
@@ -79,10 +80,16 @@ def check_header(path: Path, header: Sequence[str], wanted: Sequence[str] | None
     return names
 
 
-def _remedy(header: Sequence[str], style: Style) -> str:
+def header(path: Path, style: Style) -> list[str]:
+    """The names in the first line.   Raises: ValueError for an empty file."""
+    return _header(path, style)[0]
+
+
+def _remedy(path: Path, header: Sequence[str], style: Style) -> str:
     other = next((mark for mark in (";", "\t", "|", ",") if mark in header[0]), None)
     if len(header) == 1 and other and other != style.separator:
-        return f"the cells are separated by {other!r}, it seems: set data.separator={other!r}"
+        name = "name it .csv and " if path.suffix.lower() == ".tsv" else ""
+        return f"the cells are separated by {other!r}, it seems: {name}set data.separator={other!r}"
     if blanks := [name for name in header if name != name.strip()]:
         return f"{blanks[0]!r} has blanks around it; set data.columns, or remove them"
     return "set data.columns; the first line holds the names"
@@ -113,7 +120,7 @@ def _options(names: Sequence[str], style: Style) -> tuple[arrow.ReadOptions, arr
     )
 
 
-def _reader(lines: io.TextIOBase, style: Style) -> Iterator[list[str]]:
+def _reader(lines: io.TextIOBase, style: Style) -> Any:
     csv.field_size_limit(LONGEST)
     quoting = csv.QUOTE_MINIMAL if style.quoted else csv.QUOTE_NONE
     return csv.reader(lines, delimiter=style.separator, quoting=quoting, strict=True)

@@ -23,7 +23,7 @@ _UNPACK = {
     "tgz": "tar xzf {0}",
 }
 # folders whose parts are alive or deleted as a log beside them says
-_LOGS = {"_delta_log/*": "Delta", ".hoodie/*": "Hudi", "metadata/*.metadata.json": "Iceberg"}
+_LOGS = {"_delta_log/*": "a Delta", ".hoodie/*": "a Hudi", "metadata/*.metadata.json": "an Iceberg"}
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
@@ -86,7 +86,7 @@ def parts(path: Path, key: str) -> list[Part]:
     for pattern, table in _LOGS.items():
         if any(path.glob(pattern)):
             raise ValueError(
-                f"{key}={path}: this is a {table} table, and only its log knows which parts are alive; "
+                f"{key}={path}: this is {table} table, and only its log knows which parts are alive; "
                 "export it to plain Parquet first"
             )
     files = [Path(folder, name) for folder, names in _walk(path) for name in names]

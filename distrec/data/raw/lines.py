@@ -117,55 +117,15 @@ def read_json_lines(
     or `ids` that is neither a text nor a whole number.
     """
     frames = []
-    for first, block in _json_blocks(path, encoding):
-        frame = _parsed(path, first, block, schema).with_row_index("line", offset=first)
+    for first, block in json_blocks(path, encoding):
+        frame = parsed(path, first, block, schema).with_row_index("line", offset=first)
         for name in dict.fromkeys([*filled, *ids]):
-            _check_ids(path, first, block, frame[name])
+            check_ids(path, first, block, frame[name])
         frames.append(frame)
     table = pl.concat(frames, rechunk=False)
     for name in filled:
         require(table, name, pl.col(name).is_null(), path, "is missing")
     return table
-
-
-def read_json_table(path: Path, key: str, encoding: str = "utf-8") -> tuple[pl.DataFrame, pl.Series]:
-    """(all fields of a file of JSON objects as String, the line of each row).
-
-    Lists are joined by a bar, objects and lists of objects are JSON text, absent fields and nulls are null.
-
-    Raises: ValueError naming file and line for what is no object, and for a `key` that is no id.
-    """
-    frames, begins, names = [], [], set()
-    for first, block in _json_blocks(path, encoding):
-        kinds = _kinds(block)
-        names |= kinds.keys()
-        frame = _parsed(path, first, block, {**kinds, key: pl.String})
-        _check_ids(path, first, block, frame[key])
-        for column in frame.get_columns():
-            if column.dtype == pl.String and (row := column.str.contains("\0", literal=True).arg_max()) is not None:
-                if column.str.contains("\0", literal=True)[row]:
-                    raise ValueError(
-                        f"{path}, line {first + row}: {column.name} holds a NUL or half a surrogate pair (a cut emoji); mend it"
-                    )
-        frames.append(frame.select(as_text(column) for column in frame.get_columns()))
-        begins.append(pl.int_range(first, first + frame.height, dtype=pl.UInt32, eager=True))
-    if key not in names:
-        raise ValueError(f"{path}: no field {key!r}; found: {', '.join(sorted(names))} (set data.columns)")
-    return pl.concat(frames, how="diagonal", rechunk=False), pl.concat(begins).alias("line")
-
-
-def as_text(column: pl.Series) -> pl.Series:
-    """Any attribute as text: a list of plain values joined by a bar, what is nested deeper as JSON."""
-    kind = column.dtype
-    if isinstance(kind, pl.Array):
-        column, kind = column.arr.to_list(), pl.List(kind.inner)
-    if isinstance(kind, pl.List) and not kind.inner.is_nested():
-        return column.list.eval(pl.element().cast(pl.String)).list.join("|")
-    if not kind.is_nested():
-        return column.cast(pl.String)
-    boxed = pl.DataFrame({"": column}).to_struct(column.name).struct.json_encode()  # {"":…}
-    inside = boxed.str.slice(4).str.strip_suffix("}")
-    return inside.zip_with(column.is_not_null(), pl.Series([None], dtype=pl.String)).alias(column.name)
 
 
 def read_literal_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -175,7 +135,7 @@ def read_literal_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     for first, block in blocks(path):
         for offset, text in enumerate(block.splitlines()):
-            record = _literal(text)
+            record = literal(text)
             if not isinstance(record, dict):
                 raise ValueError(
                     f"{path}, line {first + offset}: neither a Python literal nor a JSON object: {text[:60].decode(errors='replace')!r}"
@@ -184,15 +144,18 @@ def read_literal_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def require(table: pl.DataFrame, name: str, wrong: pl.Expr, path: Path, what: str) -> None:
-    """Raise naming the first line in which `wrong` holds for column `name`."""
-    bad = table.lazy().filter(wrong).select("line", name, n=pl.len()).head(1).collect()
+    """Raise naming the first line in which `wrong` holds for column `name`, and its file where `part` says it."""
+    several = ["part"] if "part" in table.columns else []
+    bad = table.lazy().filter(wrong).select("line", name, *several, n=pl.len()).head(1).collect()
     if bad.height:
-        line, value, count = bad.row(0)
+        line, value, *part, count = bad.row(0)
         more = f" (and {count - 1} more)" if count > 1 else ""
-        raise ValueError(f"{path}, line {line}: {name} {value!r} {what}{more}")
+        file = Path(part[0]) if part else path
+        unit = "row" if file.suffix.lower() in (".parquet", ".pq") else "line"
+        raise ValueError(f"{file}, {unit} {line}: {name} {value!r} {what}{more}")
 
 
-def _json_blocks(path: Path, encoding: str) -> Iterator[tuple[int, bytes]]:
+def json_blocks(path: Path, encoding: str) -> Iterator[tuple[int, bytes]]:
     """Blocks of JSON lines.   Raises: ValueError for a file without any, and for a blank line that others follow."""
     blank, is_empty = 0, True
     for first, block in blocks(path, encoding):
@@ -209,7 +172,7 @@ def _json_blocks(path: Path, encoding: str) -> Iterator[tuple[int, bytes]]:
         raise ValueError(f"{path}: the file is empty")
 
 
-def _parsed(path: Path, first: int, block: bytes, schema: Mapping[str, Any]) -> pl.DataFrame:
+def parsed(path: Path, first: int, block: bytes, schema: Mapping[str, Any]) -> pl.DataFrame:
     try:
         frame = pl.read_ndjson(io.BytesIO(block), schema=dict(schema))
     except pl.exceptions.PolarsError as error:
@@ -223,20 +186,7 @@ def _parsed(path: Path, first: int, block: bytes, schema: Mapping[str, Any]) -> 
     return frame
 
 
-def _kinds(block: bytes) -> dict[str, Any]:
-    """The fields of a block: lists of plain values as they are, all else as (JSON) text."""
-    try:
-        kinds = dict(pl.read_ndjson(io.BytesIO(block), infer_schema_length=None).schema)
-    except pl.exceptions.PolarsError:  # a field inside a field is of two types, or the block is no JSON
-        rows = [row for text in block.split(b"\n") if isinstance(row := _literal(text), dict)]
-        kinds = dict.fromkeys((name for row in rows for name in row), pl.String())
-    return {
-        name: kind if isinstance(kind, pl.List) and not kind.inner.is_nested() else pl.String
-        for name, kind in kinds.items()
-    }
-
-
-def _check_ids(path: Path, first: int, block: bytes, column: pl.Series) -> None:
+def check_ids(path: Path, first: int, block: bytes, column: pl.Series) -> None:
     """Refuse what polars turns into text although it is none: lists, objects, truth values, fractions."""
     odd = column.str.contains(_NO_ID).arg_true()
     texts = block.split(b"\n") if len(odd) else []
@@ -252,7 +202,7 @@ def _check_ids(path: Path, first: int, block: bytes, column: pl.Series) -> None:
         )
 
 
-def _literal(text: bytes) -> Any:
+def literal(text: bytes) -> Any:
     for parse in (json.loads, lambda raw: ast.literal_eval(raw.decode())):
         try:
             return parse(text)
@@ -293,8 +243,10 @@ def _line_over(block: bytes, first: int) -> int:
 
 def _blank_line(block: bytes) -> int:
     """1-based number of the first blank line, 0 for none."""
-    at = block.find(b"\n\n") + 1 or (1 if block[:1] == b"\n" else 0)
-    return block.count(b"\n", 0, at) + 1 if at else 0
+    if block.startswith(b"\n"):
+        return 1
+    place = block.find(b"\n\n") + 1
+    return block.count(b"\n", 0, place) + 1 if place else 0
 
 
 def _shown(text: bytes) -> str:
