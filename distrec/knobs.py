@@ -28,7 +28,10 @@ class Columns:
     user: str = "user"
     item: str = "item"
     time: str = "time"  # epoch numbers (see time_unit), dates or ISO texts
-    time_unit: Literal["s", "ms", "us", "ns"] = "s"
+    # What one of the numbers counts since 1970; `order`: nothing but who came first, so that the log has no times.
+    time_unit: Literal["s", "ms", "us", "ns", "order"] = "s"
+    # How times are written: a strptime format such as %d/%m/%Y, `epoch` (numbers, whatever year they are in) or `iso`; None: numbers or ISO 8601.
+    time_format: str | None = None
     item_key: str = "item"
 
 

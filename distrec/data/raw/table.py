@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from distrec.data.raw import lines
+from distrec.data.raw import lines, times
 from distrec.data.raw.layout import Raw, no_items
 from distrec.knobs import Data
 
@@ -25,13 +25,13 @@ def read(config: Data) -> Raw:
         raise ValueError("data.columns: user, item and time are three different columns")
     table = _open(path, [names.user, names.item, names.time])
     table = table.rename({names.user: "user", names.item: "item", names.time: "time"})
-    time_, ticks = _ticks(table, path, names.time_unit)
-    table = table.with_columns(pl.col("user", "item").cast(pl.String), time_)
+    timed = times.read(table, path, config)
+    table = timed.table.with_columns(pl.col("user", "item").cast(pl.String))
     items = no_items()
     if rest:
         items = _open(rest[0], [names.item_key]).drop("line").rename({names.item_key: "item"})
         items = items.select(_as_text(items[name]) for name in items.columns)
-    return Raw(table, items, [path, *rest], ticks=ticks)
+    return Raw(table, items, [path, *rest], timed.dropped, timed.ticks)
 
 
 def _as_text(column: pl.Series) -> pl.Series:
@@ -71,23 +71,3 @@ def _open(path: Path, needed: list[str]) -> pl.DataFrame:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
     except OSError as error:  # a damaged gzip stream
         raise ValueError(f"{path}: {error}; fetch the file again") from None
-
-
-def _ticks(table: pl.DataFrame, path: Path, unit: str) -> tuple[pl.Series, int]:
-    """The time column as whole numbers, and how many of them make a second; from numbers, dates or ISO texts."""
-    column = table["time"]
-    if column.dtype == pl.String:
-        numbers = column.cast(pl.Float64, strict=False)
-        dates = column.str.to_datetime(strict=False, time_unit="ms", time_zone="UTC")
-        parsed = numbers if numbers.null_count() <= dates.null_count() else dates
-        unread = pl.col("parsed").is_null() & pl.col("time").is_not_null()
-        lines.require(table.with_columns(parsed=parsed), "time", unread, path, "is neither a number nor an ISO date")
-        column = parsed
-    if column.dtype in (pl.Date, pl.Datetime):
-        return column.cast(pl.Datetime("us")).dt.epoch("us").rename("time"), 10**6
-    if not column.dtype.is_numeric():
-        raise ValueError(f"{path}: the time column holds {column.dtype}; give epoch numbers, dates or ISO texts")
-    ticks = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
-    if column.dtype.is_float() and ticks < 10**6:
-        column, ticks = column * (10**6 // ticks), 10**6
-    return column.cast(pl.Int64, strict=False).rename("time"), ticks
