@@ -131,8 +131,6 @@ def _formatted(text: pl.Series, form: str) -> tuple[pl.Series, int, Faults]:
 
 def _iso(text: pl.Series) -> tuple[pl.Series, int, Faults]:
     """Read ISO 8601 texts of any precision and zone, extended or basic; second 60 is the next minute's first."""
-    if quick := _iso_of_one_shape(text):
-        return *quick, []
     names = ["year", "hyphen", "month", "other", "day", "hour", "minute", "second", "fraction", "zone"]
     parts = text.str.extract_groups(_ISO).struct.rename_fields(names).struct.unnest()
     hour, minute, second = (pl.col(name).fill_null("00") for name in ("hour", "minute", "second"))
@@ -144,14 +142,14 @@ def _iso(text: pl.Series) -> tuple[pl.Series, int, Faults]:
     east = (east // 100 * 3600 + east % 100 * 60) * pl.when(zone.str.starts_with("-")).then(-1).otherwise(1)
     fraction = pl.col("fraction").fill_null("")
     read = parts.select(
-        second=base.str.to_datetime("%Y-%m-%dT%H:%M:%S", strict=False, time_unit="us").dt.epoch("s")
-        - east.fill_null(0),
+        micro=base.str.to_datetime("%Y-%m-%dT%H:%M:%S", strict=False, time_unit="us").dt.epoch("us")
+        - east.fill_null(0) * 10**6,
         nano=fraction.str.pad_end(9, "0").str.head(9).cast(pl.Int64),
         finer=fraction.str.slice(9).str.strip_chars("0") != "",
         wrong=(pl.col("hyphen") != pl.col("other")).fill_null(True),
     )
-    unread = (read["second"].is_null() | read["wrong"]) & text.is_not_null()
-    return *_joined(read["second"], read["nano"]), [(unread, _NOT_READ), (read["finer"], _FINER)]
+    unread = (read["micro"].is_null() | read["wrong"]) & text.is_not_null()
+    return *_joined(read["micro"], read["nano"]), [(unread, _NOT_READ), (read["finer"], _FINER)]
 
 
 def _iso_of_one_shape(text: pl.Series) -> tuple[pl.Series, int] | None:
@@ -164,9 +162,9 @@ def _iso_of_one_shape(text: pl.Series) -> tuple[pl.Series, int] | None:
     if not mark:
         second = text.str.to_date("%Y-%m-%d", strict=False).to_physical().cast(pl.Int64) * 86_400
         return (second, 1) if second.null_count() == text.null_count() else None
-    second = text.str.head(19).str.to_datetime(f"%Y-%m-%d{mark}%H:%M:%S", strict=False, time_unit="us").dt.epoch("s")
-    right = second.is_not_null()
-    nano = None
+    clock = text.str.head(19) if fraction or zone else text
+    tick = clock.str.to_datetime(f"%Y-%m-%d{mark}%H:%M:%S", strict=False, time_unit="us").to_physical()
+    right, nano = tick.is_not_null(), None
     if fraction:
         decimals = text.str.slice(20, len(fraction) - 1)
         nano = decimals.cast(pl.Int64, strict=False) * 10 ** (10 - len(fraction))
@@ -176,19 +174,17 @@ def _iso_of_one_shape(text: pl.Series) -> tuple[pl.Series, int] | None:
         if hours > 18 or minutes > 59:
             return None
         right &= text.str.slice(19 + len(fraction)) == zone
-        second = second - (hours * 3600 + minutes * 60) * (-1 if zone[0] == "-" else 1)
+        tick = tick - (hours * 3600 + minutes * 60) * (-(10**6) if zone[0] == "-" else 10**6)
     if right.sum() < len(text) - text.null_count():
         return None
-    return (second, 1) if nano is None else _joined(second, nano)
+    return (tick, 10**6) if nano is None else _joined(tick, nano)
 
 
-def _joined(second: pl.Series, nano: pl.Series) -> tuple[pl.Series, int]:
-    """Whole seconds and nanoseconds → (ticks, ticks per second), no finer than they need."""
-    for per_second in (1, 10**6):
-        step = NANO // per_second
-        if not (nano % step != 0).any():
-            return second * per_second + nano // step, per_second
-    return _clip(second.cast(pl.Int128) * _wide(NANO) + nano), NANO
+def _joined(micro: pl.Series, nano: pl.Series) -> tuple[pl.Series, int]:
+    """Microseconds and nanoseconds more → (ticks, ticks per second): of microseconds where those suffice."""
+    if not (nano % 1000 != 0).any():
+        return micro + nano // 1000, 10**6
+    return _clip(micro.cast(pl.Int128) * _wide(1000) + nano), NANO
 
 
 # --- numbers ----------------------------------------------------------------------------------
@@ -202,6 +198,8 @@ def _texts(column: pl.Series, unit: str, form: str | None) -> tuple[pl.Series, i
     whole = column.cast(pl.Int64, strict=False)
     if whole.null_count() == column.null_count():  # the usual case, in one pass
         return whole, PER_SECOND[unit], []
+    if form is None and (quick := _iso_of_one_shape(column)):
+        return *quick, []
     text = _bare(column)
     first = text.first(ignore_nulls=True)
     if form is None and isinstance(first, str) and not re.fullmatch(_NUMBER_ALONE, first):
