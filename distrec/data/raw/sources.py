@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from distrec.data.raw import download, lines, synthetic, table, times
+from distrec.data.raw import download, ids, lines, synthetic, table, times
 from distrec.data.raw.layout import Raw, no_items
 from distrec.knobs import Data
 
@@ -24,9 +24,8 @@ def read(config: Data) -> Raw:
         raw = _READERS[config.source](config)
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{config.path}: {str(error).splitlines()[0]}") from None
-    for name in ("user", "item") if "line" in raw.interactions.columns else ():
-        nothing = pl.col(name).is_null() | (pl.col(name).str.len_bytes() == 0)
-        lines.require(raw.interactions, name, nothing, raw.files[0], "is missing or empty")
+    if config.source != "synthetic":
+        raw = _with_ids(raw, config)
     raw.interactions = raw.interactions.select("user", "item", *(["time"] if raw.has_time else []))
     raw = _in_microseconds(raw)
     if raw.interactions.is_empty():
@@ -198,6 +197,14 @@ def _sequences(config: Data) -> Raw:
         return Raw(long, items, [path, *rest])
     timed = times.read(long, path, config, unit="s")
     return Raw(timed.table, items, [path, *rest], timed.dropped, timed.ticks)
+
+
+def _with_ids(raw: Raw, config: Data) -> Raw:
+    raw.interactions, missing = ids.read(raw.interactions, ["user", "item"], raw.files[0], config)
+    raw.items, nameless = ids.read(raw.items, ["item"], raw.files[-1], config)
+    counts = {"rows without user or item": missing, "item rows without an id": nameless}
+    raw.dropped |= {name: count for name, count in counts.items() if count}
+    return raw
 
 
 def _in_microseconds(raw: Raw) -> Raw:

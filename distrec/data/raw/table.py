@@ -26,12 +26,11 @@ def read(config: Data) -> Raw:
     table = _open(path, [names.user, names.item, names.time])
     table = table.rename({names.user: "user", names.item: "item", names.time: "time"})
     timed = times.read(table, path, config)
-    table = timed.table.with_columns(pl.col("user", "item").cast(pl.String))
     items = no_items()
     if rest:
         items = _open(rest[0], [names.item_key]).drop("line").rename({names.item_key: "item"})
-        items = items.select(_as_text(items[name]) for name in items.columns)
-    return Raw(table, items, [path, *rest], timed.dropped, timed.ticks)
+        items = items.select("item", *(_as_text(items[name]) for name in items.columns if name != "item"))
+    return Raw(timed.table, items, [path, *rest], timed.dropped, timed.ticks)
 
 
 def _as_text(column: pl.Series) -> pl.Series:
