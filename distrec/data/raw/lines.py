@@ -144,15 +144,22 @@ def read_literal_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def require(table: pl.DataFrame, name: str, wrong: pl.Expr, path: Path, what: str) -> None:
-    """Raise naming the first line in which `wrong` holds for column `name`, and its file where `part` says it."""
-    several = ["part"] if "part" in table.columns else []
-    bad = table.lazy().filter(wrong).select("line", name, *several, n=pl.len()).head(1).collect()
-    if bad.height:
-        line, value, *part, count = bad.row(0)
-        more = f" (and {count - 1} more)" if count > 1 else ""
-        file = Path(part[0]) if part else path
-        unit = "row" if file.suffix.lower() in (".parquet", ".pq") else "line"
-        raise ValueError(f"{file}, {unit} {line}: {name} {value!r} {what}{more}")
+    """Raise naming the first line in which `wrong` holds for column `name`."""
+    rows = table.lazy().select(wrong.fill_null(False).arg_true()).collect().to_series()
+    if len(rows):
+        more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+        raise ValueError(f"{place(table, rows[0], path)}: {name} {table[name][rows[0]]!r} {what}{more}")
+
+
+def place(table: pl.DataFrame, row: int, path: Path) -> str:
+    """The file and line of a row: `line` beside it says it, `part` where there are several files; else rows are counted.
+
+    An attribute of items may be called line or part: those are texts.
+    """
+    kinds = table.schema
+    file = Path(table["part"][row]) if isinstance(kinds.get("part"), pl.Enum) else path
+    has_line = kinds.get("line", pl.String()).is_integer()
+    return f"{file}, line {table['line'][row]}" if has_line else f"{file}, row {row + 1}"
 
 
 def json_blocks(path: Path, encoding: str) -> Iterator[tuple[int, bytes]]:

@@ -4,14 +4,13 @@ Every reader returns `Raw`.  Users and items are the raw ids as text; `read` giv
 so that nothing is cut off before it is ordered.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from distrec.data.raw import download, lines, synthetic, table
+from distrec.data.raw import download, ids, lines, synthetic, table, times
 from distrec.data.raw.layout import Raw, no_items
 from distrec.knobs import Data
 
@@ -25,10 +24,10 @@ def read(config: Data) -> Raw:
         raw = _READERS[config.source](config)
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{config.path}: {str(error).splitlines()[0]}") from None
-    for name in ("user", "item") if "line" in raw.interactions.columns else ():
-        nothing = pl.col(name).is_null() | (pl.col(name).str.len_bytes() == 0)
-        lines.require(raw.interactions, name, nothing, raw.files[0], "is missing or empty")
-    raw = _check_times(raw, config)
+    if config.source != "synthetic":
+        raw = _with_ids(raw, config)
+    raw.interactions = raw.interactions.select("user", "item", *(["time"] if raw.has_time else []))
+    raw = _in_microseconds(raw)
     if raw.interactions.is_empty():
         raise ValueError(f"{config.path}: no interaction in it")
     return raw
@@ -78,7 +77,8 @@ def _movielens(config: Data) -> Raw:
     year = pl.col("title").str.extract(r"\((\d{4})\)\s*$").fill_null("")
     title = pl.col("title").str.replace(r"\s*\(\d{4}\)\s*$", "")
     items = items.select("item", title=title, year=year, category=pl.col("category").fill_null(""))
-    return Raw(_timed(table, ratings), items, [ratings, movies])
+    timed = times.read(table, ratings, config, unit="s")
+    return Raw(timed.table, items, [ratings, movies], timed.dropped, timed.ticks)
 
 
 # fmt: off
@@ -115,7 +115,8 @@ def _amazon(config: Data) -> Raw:
     names = {"reviewerID": "user", "asin": "item", "unixReviewTime": "time"}
     table = lines.read_json_lines(reviews, schema, filled=["reviewerID", "asin"]).rename(names)
     items = _amazon_items(metadata[0], set(table["item"].unique())) if metadata else no_items()
-    return Raw(table, items, [reviews, *metadata])
+    timed = times.read(table, reviews, config, unit="s")
+    return Raw(timed.table, items, [reviews, *metadata], timed.dropped, timed.ticks)
 
 
 def _amazon_items(path: Path, wanted: set[str]) -> pl.DataFrame:
@@ -148,12 +149,9 @@ def _lastfm(config: Data) -> Raw:
     names = {"userID": "user", "artistID": "item", "timestamp": "time"}
     table = lines.read_delimited(tagged, list(names), "\t", header=True, filled=list(names)).rename(names)
     items = lines.read_delimited(artists, ["id", "name"], "\t", header=True, filled=["id"])
-    return Raw(
-        _timed(table, tagged),
-        items.select(item="id", title=pl.col("name").fill_null("")),
-        [tagged, artists],
-        ticks=1000,
-    )
+    items = items.select(item="id", title=pl.col("name").fill_null(""))
+    timed = times.read(table, tagged, config, unit="ms")
+    return Raw(timed.table, items, [tagged, artists], timed.dropped, timed.ticks)
 
 
 def _sequences_files(config: Data) -> list[Path]:
@@ -195,31 +193,30 @@ def _sequences(config: Data) -> Raw:
         items = lines.read_delimited(rest[0], ["item_id", *known], "\t", header=True, filled=["item_id"])
         items = items.drop("line").rename({"item_id": "item"}).with_columns(pl.col(known).fill_null(""))
         items = items.rename({"attributes": "category"}, strict=False).rename({"genres": "category"}, strict=False)
-    return Raw(_timed(long, path) if has_time else long, items, [path, *rest])
+    if not has_time:
+        return Raw(long, items, [path, *rest])
+    timed = times.read(long, path, config, unit="s")
+    return Raw(timed.table, items, [path, *rest], timed.dropped, timed.ticks)
 
 
-def _timed(table: pl.DataFrame, path: Path) -> pl.DataFrame:
-    number = table["time"].cast(pl.Int64, strict=False)
-    lines.require(table.with_columns(parsed=number), "time", pl.col("parsed").is_null(), path, "is not a whole number")
-    return table.with_columns(number)
+def _with_ids(raw: Raw, config: Data) -> Raw:
+    raw.interactions, missing = ids.read(raw.interactions, ["user", "item"], raw.files[0], config)
+    raw.items, nameless = ids.read(raw.items, ["item"], raw.files[-1], config)
+    counts = {"rows without user or item": missing, "item rows without an id": nameless}
+    raw.dropped |= {name: count for name, count in counts.items() if count}
+    return raw
 
 
-def _check_times(raw: Raw, config: Data) -> Raw:
-    """Refuse, or drop and count, timestamps that cannot be: missing, negative or more than a day ahead."""
-    if raw.has_time:
-        ahead = (int(time.time()) + 86_400) * raw.ticks
-        wrong = pl.col("time").is_null() | (pl.col("time") < 0) | (pl.col("time") > ahead)
-        if config.bad_times == "refuse" and "line" in raw.interactions.columns:
-            what = "is a missing, negative or future timestamp; mend the file, set data.columns.time_unit, or set data.bad_times=drop"
-            lines.require(raw.interactions, "time", wrong, raw.files[0] if raw.files else Path("synthetic"), what)
-        kept = raw.interactions.filter(~wrong)
-        raw.dropped["bad timestamps"] = raw.interactions.height - kept.height
-        raw.interactions = kept
-    columns = ["user", "item", *(["time"] if raw.has_time else [])]
-    raw.interactions = raw.interactions.select(columns)
-    if raw.has_time:
-        micro = pl.col("time") * (10**6 // raw.ticks) if raw.ticks <= 10**6 else pl.col("time") // (raw.ticks // 10**6)
-        raw.interactions = raw.interactions.with_columns(micro)
+def _in_microseconds(raw: Raw) -> Raw:
+    """Times in epoch microseconds; rows that are apart by less are put in order first, as it would be lost."""
+    if raw.has_time and raw.ticks > 10**6:
+        step = raw.ticks // 10**6
+        if (raw.interactions["time"] % step != 0).any():
+            raw.interactions = raw.interactions.sort("time", maintain_order=True)
+        raw.interactions = raw.interactions.with_columns(pl.col("time") // step)
+    elif raw.has_time:
+        raw.interactions = raw.interactions.with_columns(pl.col("time") * (10**6 // raw.ticks))
+    raw.ticks = 10**6
     return raw
 
 
@@ -229,6 +226,7 @@ def _synthetic(config: Data) -> Raw:
     return Raw(
         interactions.with_columns(pl.col("user", "item").cast(pl.String)),
         pl.DataFrame(log.items).with_columns(pl.col("item").cast(pl.String)),
+        dropped={"bad timestamps": 0},
     )
 
 

@@ -7,7 +7,7 @@ import polars as pl
 
 from distrec.data.files import opening, paths
 from distrec.data.files.paths import Part
-from distrec.data.raw import lines, where
+from distrec.data.raw import lines, times, where
 from distrec.data.raw.layout import Raw, no_items
 from distrec.knobs import Data
 from distrec.runtime import log
@@ -35,16 +35,19 @@ def read(config: Data) -> Raw:
 
     Raises: ValueError naming file, line and remedy.
     """
-    inputs, path = files(config), config.path
-    assert path is not None
-    table, dropped = _interactions(path, config)
-    ticks = 1
+    files(config)
+    assert config.path is not None
+    members = paths.parts(config.path, "data.path")
+    path = members[0].path if len(members) == 1 else config.path
+    table, dropped = _interactions(members, path, config)
+    raw = Raw(table, no_items(), dropped=dropped)
     if config.columns.time is not None:
-        time_, ticks = _ticks(table, path, config.columns.time_unit)
-        table = table.with_columns(time_)
-    table = table.with_columns(pl.col("user", "item").cast(pl.String))
-    items = read_items(config.items, config.columns.item_key, config) if config.items else no_items()
-    return Raw(table, items, inputs, dropped, ticks)
+        timed = times.read(raw.interactions, path, config)
+        raw.interactions, raw.ticks, raw.dropped = timed.table, timed.ticks, raw.dropped | timed.dropped
+    if config.items:
+        raw.items = read_items(config.items, config.columns.item_key, config)
+    raw.files = [path, *([config.items] if config.items else [])]
+    return raw
 
 
 def read_items(path: Path, key: str, config: Data) -> pl.DataFrame:
@@ -55,10 +58,11 @@ def read_items(path: Path, key: str, config: Data) -> pl.DataFrame:
     frames = []
     for part in paths.parts(path, "data.items"):
         table, line = opening.read_all(part, key, config)
-        ids = table.select(pl.col(key).alias("item")).with_columns(line)
-        lines.require(
-            ids, "item", pl.col("item").fill_null("") == "", part.path, f"(column {key!r}) is missing or empty"
-        )
+        if config.missing_ids == "refuse":
+            ids = table.select(pl.col(key).alias("item"))
+            ids = ids if paths.kind(part.path) == "parquet" else ids.with_columns(line)
+            missing = pl.col("item").fill_null("") == ""
+            lines.require(ids, "item", missing, part.path, f"(column {key!r}) is missing or empty")
         frames.append(table)
     table = pl.concat(frames, how="diagonal") if len(frames) > 1 else frames[0]
     attributes = {name: name for name in table.columns if name != key}
@@ -75,14 +79,13 @@ def read_items(path: Path, key: str, config: Data) -> pl.DataFrame:
     )
 
 
-def _interactions(path: Path, config: Data) -> tuple[pl.DataFrame, dict[str, int]]:
+def _interactions(members: Sequence[Part], path: Path, config: Data) -> tuple[pl.DataFrame, dict[str, int]]:
     """(user, item and time as they stand in the file, `line`, and `part` where there are several; what was dropped)."""
     columns, conditions = config.columns, where.parse(config.where)
     roles = {"user": columns.user, "item": columns.item, **({"time": columns.time} if columns.time is not None else {})}
     if len(set(roles.values())) < len(roles):
         raise ValueError("data.columns: user, item and time are three different columns")
     wanted = list(dict.fromkeys([*roles.values(), *(condition.column for condition in conditions)]))
-    members = paths.parts(path, "data.path")
     known = opening.names(members[0], config)
     if columns.time not in (None, *known) and paths.kind(members[0].path) != "jsonl" and columns.item in known:
         raise ValueError(
@@ -124,23 +127,3 @@ def _joined(frames: Sequence[pl.DataFrame], members: Sequence[Part]) -> pl.DataF
         for frame, part in zip(frames, members, strict=True)
     ]
     return pl.concat(parts, how="vertical_relaxed", rechunk=False)
-
-
-def _ticks(table: pl.DataFrame, path: Path, unit: str) -> tuple[pl.Series, int]:
-    """The time column as whole numbers, and how many of them make a second; from numbers, dates or ISO texts."""
-    column = table["time"]
-    if column.dtype == pl.String:
-        numbers = column.cast(pl.Float64, strict=False)
-        dates = column.str.to_datetime(strict=False, time_unit="ms", time_zone="UTC")
-        parsed = numbers if numbers.null_count() <= dates.null_count() else dates
-        unread = pl.col("parsed").is_null() & pl.col("time").is_not_null()
-        lines.require(table.with_columns(parsed=parsed), "time", unread, path, "is neither a number nor an ISO date")
-        column = parsed
-    if column.dtype in (pl.Date, pl.Datetime):
-        return column.cast(pl.Datetime("us")).dt.epoch("us").rename("time"), 10**6
-    if not column.dtype.is_numeric():
-        raise ValueError(f"{path}: the time column holds {column.dtype}; give epoch numbers, dates or ISO texts")
-    ticks = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
-    if column.dtype.is_float() and ticks < 10**6:
-        column, ticks = column * (10**6 // ticks), 10**6
-    return column.cast(pl.Int64, strict=False).rename("time"), ticks
