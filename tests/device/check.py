@@ -21,6 +21,7 @@ ORDER = (
     "models",
     "commands",
     "twice",
+    "culprit",
     "waits",
     "codes",
     "filters",
@@ -29,6 +30,7 @@ ORDER = (
     "shapes",
     "four",
     "speed",
+    "host",
 )
 
 

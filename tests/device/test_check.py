@@ -24,7 +24,7 @@ def rehearsal(tmp_path, monkeypatch):
 
 def test_every_section_has_its_turn():
     assert set(check.ORDER) == SECTIONS.keys()
-    assert len(check.ORDER) == len(SECTIONS) == 12
+    assert len(check.ORDER) == len(SECTIONS) == 14
 
 
 @pytest.mark.parametrize("name", ["ceilings", "filters", "models"])
