@@ -34,7 +34,7 @@ def speed():
         ("sasrec 512", lambda: knobs.SasRec(dropout=0.2), {"batch_tokens": 512}),
         ("sasrec 16384 bf16", lambda: knobs.SasRec(dropout=0.2), {"batch_tokens": 16384, "precision": "bf16"}),
         ("tiger 5120", lambda: Tone(knobs.Tiger(), codes), {"batch_tokens": 5120}),
-        ("tiger 5120 tf32", lambda: Tone(knobs.Tiger(), codes), {"batch_tokens": 5120, "tf32": True}),
+        ("tiger 5120 tf32", lambda: Tone(knobs.Tiger(), codes), {"batch_tokens": 5120, "precision": "tf32"}),
         ("tiger 5120 bf16", lambda: Tone(knobs.Tiger(), codes), {"batch_tokens": 5120, "precision": "bf16"}),
         ("tone 5120", lambda: Tone(knobs.Tone(), codes), {"batch_tokens": 5120}),
         ("tone 5120 bf16", lambda: Tone(knobs.Tone(), codes), {"batch_tokens": 5120, "precision": "bf16"}),
@@ -50,7 +50,6 @@ def speed():
             return
         try:
             train = train | ({"batch_tokens": 640} if visit.small else {})
-            torch.backends.cuda.matmul.allow_tf32 = train.pop("tf32", False)
             one = trainer_of(data, make(), f"speed-{name}".replace(" ", "-"), **train)
             if visit.is_gpu:
                 torch.cuda.reset_peak_memory_stats()
@@ -69,7 +68,6 @@ def speed():
             say(name, **values)
         except Exception as error:
             failed(name, error)
-    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @section(60)

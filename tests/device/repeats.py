@@ -10,6 +10,8 @@ from device.inputs import catalogue, histories, prepared_small
 from device.steps import run_steps, trainer_of
 from device.visit import failed, left, say, section, visit
 
+from distrec.engine import numerics
+
 
 def weights_of(model):
     return {k: v.detach().cpu().clone() for k, v in model.state_dict().items() if v.is_floating_point()}
@@ -47,9 +49,9 @@ def twice():
         "frellm bf16": (lambda: decoders.frellm(folder, n_items=150, dropout=0.1), {"precision": "bf16"}),
     }
 
-    def run(name, place, stops=()):
+    def run(name, place, deterministic, stops=()):
         make, more = kinds[name]
-        asked = {"epochs": 1, "batch_tokens": 1000, "micro_tokens": 600, **more}
+        asked = {"epochs": 1, "batch_tokens": 1000, "micro_tokens": 600, **more, "deterministic": deterministic}
         for stop in (*stops, None):
             count = iter(range(10**9))
             one = loops.trainer(data, visit.work / place, model=make(), **asked)
@@ -57,7 +59,6 @@ def twice():
         return weights_of(one.model)
 
     for deterministic in (False, True):
-        torch.use_deterministic_algorithms(deterministic)
         for name in kinds:
             first = visit.result.get(visit.section, {}).get(name, {})
             if deterministic and not any(first.get(key) for key in ("twice", "resumed")):
@@ -67,12 +68,12 @@ def twice():
             tag = f"{name}{' (deterministic)' if deterministic else ''}"
             try:
                 place = tag.replace(" ", "_")
-                one, two = run(name, place + "1"), run(name, place + "2")
-                cut = run(name, place + "3", stops=(3,))
+                one, two = run(name, place + "1", deterministic), run(name, place + "2", deterministic)
+                cut = run(name, place + "3", deterministic, stops=(3,))
                 say(tag, twice=worst(one, two), resumed=worst(one, cut))
             except Exception as error:
                 failed(tag, error)
-    torch.use_deterministic_algorithms(False)
+    numerics.set_up("no", deterministic=False)
 
 
 def _record(model, batch):
@@ -136,7 +137,7 @@ def culprit():
     from distrec import knobs
     from distrec.models.tone import Tone
 
-    torch.use_deterministic_algorithms(True)
+    numerics.set_up("no", deterministic=True)
     for name, run in _kernels():
         try:
             first, differ = run(), set()
@@ -166,7 +167,7 @@ def culprit():
         say(name, first=dict(found))
     torch.backends.cuda.enable_mem_efficient_sdp(True)
     torch.backends.cuda.enable_flash_sdp(True)
-    torch.use_deterministic_algorithms(False)
+    numerics.set_up("no", deterministic=False)
 
 
 @section(20)
