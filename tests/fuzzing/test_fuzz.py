@@ -1,6 +1,7 @@
 """Sound logs are read to the last row and in exact order; damaged ones are refused in one line, or read."""
 
 import pytest
+
 from fuzzing.judge import judge
 from fuzzing.logs import KINDS
 
