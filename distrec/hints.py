@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -110,6 +111,11 @@ def place(text: str, key: str) -> str:
     if text.startswith("./~"):  # which would be a home folder, once the dot is gone
         return str(Path(text).absolute())
     return whole
+
+
+def placed(words: Mapping[str, str], *keys: str) -> dict[str, str]:
+    """The words of a command by their keys, with `place` done to those that are paths.   Raises: as `place` does."""
+    return {key: place(text, key) if key in keys else text for key, text in words.items()}
 
 
 @functools.cache

@@ -45,9 +45,10 @@ class Schema(Generic[T]):
             key, equals, text = arg.partition("=")
             if re.search("[\ud800-\udfff]", arg):
                 raise ValueError(f"{arg!a} is not UTF-8: rename what is called so")
-            if equals and re.fullmatch(r"[\w.]+", key):
+            is_file = arg.endswith((".yaml", ".yml"))
+            if equals and re.fullmatch(r"[\w.]+", key) and not (is_file and Path(arg).is_file()):
                 merge(tree, _nest(key, self._value(key, text)))
-            elif arg.endswith((".yaml", ".yml")):
+            elif is_file:
                 merge(tree, _read(Path(arg), self._root))
             else:
                 raise ValueError(f"{arg!r} is neither FILE.yaml nor section.key=value (see --help)")
