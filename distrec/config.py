@@ -114,7 +114,7 @@ def _check_embed(embed: knobs.Embed, is_frellm: bool) -> None:
             raise ValueError(f"embed.{key} does nothing with embed.encoder={embed.encoder or 'the default'}")
 
 
-_SCHEMA = Schema(Config, {"model": (knobs.Model, "sasrec"), "codes": (knobs.Codes, "gmm")}, verbatim=("data.text",))
+_SCHEMA = Schema(Config, {"model": (knobs.Model, "sasrec"), "codes": (knobs.Codes, "gmm")})
 
 
 def load(args: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Config:
@@ -123,6 +123,11 @@ def load(args: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Con
     Raises: ValueError, one line, naming the file or key, what is allowed and the nearest right key.
     """
     return _SCHEMA.load(args, overrides)
+
+
+def word(key: str, value: Any) -> str:
+    """Write the word that `load` reads as this value of this key, where a word can say it."""
+    return _SCHEMA.word(key, value)
 
 
 def shared(job: Config) -> dict[str, Any]:

@@ -18,6 +18,7 @@ Count = Annotated[int, Field(ge=0, lt=2**31)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NameOrPlace = Annotated[str, Path]  # a name, or the path of a folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +76,7 @@ class Embed:
     """Item texts → vectors."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    encoder: str | None = (
+    encoder: NameOrPlace | None = (
         None  # a hub name, a folder, `minilm`, `builtin`, `small_llm`; None: frellm's backbone, else sentence-t5-base
     )
     revision: str | None = None  # of a hub name
@@ -305,7 +306,7 @@ class Backbone:
     """The language model that reads the items' vectors."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    path: str = "small_llm"  # a hub name or a folder; small_llm: trained on the items' own texts, at first use
+    path: NameOrPlace = "small_llm"  # a hub name or a folder; small_llm: trained on the items' own texts, at first use
     revision: str | None = None  # of a hub name
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantise: Literal["none", "nf4"] = "none"

@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field
 from distrec import config as cfg
 from distrec import knobs
 from distrec.engine.evaluation.metrics import per_user
+from distrec.hints import Like
 from distrec.settings import Schema
 
 Point = dict[str, Any]
@@ -32,7 +33,7 @@ class Sweep:
     """The section `sweep` of a sweep's files."""
 
     __pydantic_config__: ClassVar[ConfigDict] = knobs.STRICT
-    space: dict[str, Any]
+    space: Annotated[dict[str, Any], Like(cfg.Config, many=True)]
     search: Literal["grid", "random", "tpe"] = "grid"
     trials: knobs.AtLeastOne = 20  # of random and tpe; a grid has as many as it has
     seeds: Annotated[tuple[knobs.Count, ...], Field(min_length=1)] = (0,)  # each point is trained with each: grids
@@ -87,7 +88,7 @@ def load(args: list[str]) -> tuple[Job, dict[str, Dimension]]:
     Raises: ValueError, one line: a wrong key or value of the config, the sweep or the space; an impossible space.
     """
     choices = {"model": (knobs.Model, "sasrec"), "codes": (knobs.Codes, "gmm")}
-    job = Schema(Job, choices, verbatim=("data.text",)).load(args)
+    job = Schema(Job, choices).load(args)
     sweep = job.sweep
     if sweep.metric not in NAMES:
         near = difflib.get_close_matches(sweep.metric, NAMES, 1, 0.4)

@@ -38,6 +38,7 @@ from distrec.engine.evaluation.listing import best_generated, best_scored
 from distrec.engine.evaluation.precision import exact_products
 from distrec.engine.evaluation.shelf import Shelf
 from distrec.engine.launch import join
+from distrec.hints import placed
 from distrec.jobs.parts.assemble import best_of
 from distrec.models.ranking import CHUNK
 from distrec.runtime import Ranks, log, run
@@ -60,6 +61,7 @@ def main(argv: Sequence[str]) -> None:
     given = {key: value for key, _, value in (arg.partition("=") for arg in argv)}
     if other := [key for key in given if key not in _OWN and key not in _PLACES]:
         raise ValueError(f"recommend takes {', '.join((*_OWN, *_PLACES))}, not {other[0]}: the run's config holds")
+    given = placed(given, "out", "histories", "to", "among")
     own = _OWN | {key: value for key, value in given.items() if key in _OWN}
     if empty := [key for key, value in given.items() if not value]:
         raise ValueError(f"{empty[0]}= has no value")
