@@ -31,6 +31,7 @@ class Columns:
     time: str = "time"  # epoch numbers (see time_unit), dates or ISO texts
     time_unit: Literal["s", "ms", "us", "ns"] = "s"
     item_key: str = "item"
+    split: str = "split"  # names the part of each interaction (train, valid or test) where data.split=given
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +64,10 @@ class Data:
     bad_times: Literal["refuse", "drop"] = "refuse"  # missing, negative or future timestamps
     k_core: Count | None = None  # None: 5 for raw logs; 0 for `sequences`, `synthetic` and `table`
     ties: Literal["file_order", "shuffle"] = "file_order"  # order of one user's equal timestamps
-    split: Literal["leave_one_out", "global_time"] = "leave_one_out"
+    split: Literal["leave_one_out", "global_time", "given"] = (
+        "leave_one_out"  # given: by the column data.columns.split of a table, or a folder of train, valid and test files
+    )
+    cold_items: Literal["drop", "keep"] = "drop"  # rows of the item table without an interaction; keep: for tiger, tone
     valid_share: InnerShare = 0.1  # global_time: share of interactions in each later window
     test_share: InnerShare = 0.1
     negatives: Annotated[int, Field(ge=0, le=10_000)] = 99  # of the secondary 1+N protocol

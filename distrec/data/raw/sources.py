@@ -215,7 +215,7 @@ def _check_times(raw: Raw, config: Data) -> Raw:
         kept = raw.interactions.filter(~wrong)
         raw.dropped["bad timestamps"] = raw.interactions.height - kept.height
         raw.interactions = kept
-    columns = ["user", "item", *(["time"] if raw.has_time else [])]
+    columns = [name for name in ("user", "item", "time", "split") if name in raw.interactions.columns]
     raw.interactions = raw.interactions.select(columns)
     if raw.has_time:
         micro = pl.col("time") * (10**6 // raw.ticks) if raw.ticks <= 10**6 else pl.col("time") // (raw.ticks // 10**6)

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import polars as pl
 
+from distrec.data.preparation import given
 from distrec.data.raw import lines
 from distrec.data.raw.layout import Raw, no_items
 from distrec.knobs import Data
 
 
 def files(config: Data) -> list[Path]:
+    if config.split == "given" and config.path is not None and config.path.is_dir():
+        return [*given.files(config.path).values(), *([config.items] if config.items else [])]
     if config.path is None or not config.path.is_file():
         raise ValueError(
             f"data.path={config.path}: no such file; a table source needs one CSV, TSV, Parquet or JSONL file"
@@ -19,19 +22,41 @@ def files(config: Data) -> list[Path]:
 
 def read(config: Data) -> Raw:
     """Any CSV, TSV, Parquet or JSONL file with named columns (`data.columns`)."""
-    path, *rest = files(config)
+    paths = files(config)
+    rest = [paths.pop()] if config.items else []
     names = config.columns
     if len({names.user, names.item, names.time}) < 3:
         raise ValueError("data.columns: user, item and time are three different columns")
-    table = _open(path, [names.user, names.item, names.time])
-    table = table.rename({names.user: "user", names.item: "item", names.time: "time"})
-    time_, ticks = _ticks(table, path, names.time_unit)
-    table = table.with_columns(pl.col("user", "item").cast(pl.String), time_)
+    read = [_interactions(path, config, part) for path, part in zip(paths, _parts(paths), strict=True)]
+    ticks = max(ticks for _, ticks in read)
+    table = pl.concat(table.with_columns(pl.col("time") * (ticks // own)) for table, own in read)
     items = no_items()
     if rest:
         items = _open(rest[0], [names.item_key]).drop("line").rename({names.item_key: "item"})
         items = items.select(_as_text(items[name]) for name in items.columns)
-    return Raw(table, items, [path, *rest], ticks=ticks)
+    return Raw(table, items, [*paths, *rest], ticks=ticks)
+
+
+def _parts(paths: list[Path]) -> list[str]:
+    """The part that each file holds, of a split that comes as three files; nothing for one file."""
+    return list(given.PARTS) if len(paths) > 1 else [""]
+
+
+def _interactions(path: Path, config: Data, part: str) -> tuple[pl.DataFrame, int]:
+    """(user, item, time, of a split that comes with the data also the part; how many times make a second)."""
+    names = config.columns
+    needed = {names.user: "user", names.item: "item", names.time: "time"}
+    if config.split == "given" and not part:
+        needed[names.split] = "split"
+    table = _open(path, list(needed)).rename(needed)
+    time_, ticks = _ticks(table, path, names.time_unit)
+    table = table.with_columns(pl.col("user", "item").cast(pl.String), time_)
+    if part:
+        table = table.with_columns(split=pl.lit(part))
+        for name in ("user", "item"):  # here, where the file is known
+            nothing = pl.col(name).is_null() | (pl.col(name).str.len_bytes() == 0)
+            lines.require(table, name, nothing, path, "is missing or empty")
+    return table.with_columns(given.parts(table, path)) if config.split == "given" else table, ticks
 
 
 def _as_text(column: pl.Series) -> pl.Series:
