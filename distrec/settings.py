@@ -67,9 +67,12 @@ class Schema(Generic[T]):
             raise ValueError("; ".join(self._explain(finding) for finding in first)) from None
 
     def word(self, key: str, value: Any) -> str:
-        """Write the word that `load` reads as this value of this key."""
+        """Write the word that `load` reads as this value of this key.   Raises: ValueError where no word says it."""
         is_verbatim = isinstance(value, str) and hints.takes_text(self._hint(key))
-        return f"{key}={value if is_verbatim else json.dumps(value, ensure_ascii=False)}"
+        text = value if is_verbatim else json.dumps(value, ensure_ascii=False)
+        if (said := self._value(key, text)) != value:
+            raise ValueError(f"{key}={text} on a command line says {said!r}, not {value!r}: choose another value")
+        return f"{key}={text}"
 
     def _value(self, key: str, text: str) -> Any:
         """What a word says.   Raises: ValueError where there is no such key, or what it says is no value."""

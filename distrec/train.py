@@ -24,7 +24,7 @@ from distrec import config as cfg
 from distrec.data import prepared
 from distrec.engine import memory
 from distrec.engine.evaluation import outcome
-from distrec.engine.launch import join
+from distrec.engine.launch import check_trackers, join
 from distrec.jobs.codes.artefact import Collapsed
 from distrec.jobs.parts.training import train
 from distrec.jobs.parts.work import Work
@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
     config = cfg.load(argv)
     if config.out and (not os.access(_existing(config.out), os.W_OK) or not _existing(config.out).is_dir()):
         raise ValueError(f"out={config.out}: {_existing(config.out)} is no folder that can be written to")
-    accelerator = join(config.train, config.out)
+    check_trackers(config.train)
+    accelerator = join(config.train, config.out, tracks=True)
     ranks = Ranks.here()
     data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
     try:

@@ -8,6 +8,7 @@ from typing import Any
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import store
+from distrec.engine.trainer import SCHEDULE
 
 _FREE = (
     "train.log_steps",
@@ -35,7 +36,7 @@ def settings(config: cfg.Config) -> dict[str, Any]:
     """The settings that a checkpoint must agree with to be of this run, by name."""
     chosen = {
         "model": cfg.plain(config.model),
-        "train": cfg.plain(config.train),
+        "train": cfg.plain(config.train) | {"schedule": SCHEDULE},
         "score.mask_history": config.score.mask_history,
         "seed": config.seed,
     }
