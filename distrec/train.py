@@ -6,6 +6,7 @@ With no argument: SASRec on the built-in catalogue.  Started again, a killed run
   data.source=… data.path=…   the interactions (distrec prepare --help)
   model.name=…                popularity, item_knn, markov, sasrec; tiger, tone, frellm (what they need is made first)
   train.epochs=… train.lr=…   the loop            out=DIR   the run folder       seed=…
+  from=RUN                    start from the best weights of another run, with the interactions that came since
 
 Every key with its default: distrec config.   Two processes on a CPU:
   torchrun --standalone --nproc_per_node 2 distrec/train.py …
@@ -32,7 +33,10 @@ from distrec.runtime import DONE, FAILED, REQUEUE, Ranks, Stop, log, run
 
 
 def main(argv: Sequence[str]) -> int:
-    config = cfg.load(argv)
+    parents = [arg.partition("=")[2] for arg in argv if arg.startswith("from=")]
+    if parents and (len(parents) > 1 or not (Path(parents[0]) / "config.yaml").is_file()):
+        raise ValueError(f"from={parents[-1]} is no run folder (no config.yaml in it); give one from=RUN")
+    config = cfg.load([arg for arg in argv if not arg.startswith("from=")])
     if config.out and (not os.access(_existing(config.out), os.W_OK) or not _existing(config.out).is_dir()):
         raise ValueError(f"out={config.out}: {_existing(config.out)} is no folder that can be written to")
     accelerator = join(config.train, config.out)
@@ -40,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
     try:
         with Stop() as stop:
-            out = train(Work(config, data, ranks, stop, accelerator.device, accelerator))
+            parent = Path(parents[0]) if parents else None
+            out = train(Work(config, data, ranks, stop, accelerator.device, accelerator, parent))
     except Collapsed as error:
         log(str(error))
         return FAILED
