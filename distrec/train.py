@@ -22,11 +22,13 @@ from functools import partial
 from pathlib import Path
 
 from distrec import config as cfg
+from distrec import knobs
 from distrec.data import prepared
 from distrec.engine import memory
 from distrec.engine.evaluation import outcome
 from distrec.engine.launch import join
 from distrec.jobs.codes.artefact import Collapsed
+from distrec.jobs.parts.assemble import GENERATIVE
 from distrec.jobs.parts.training import train
 from distrec.jobs.parts.work import Work
 from distrec.runtime import DONE, FAILED, REQUEUE, Ranks, Stop, log, run
@@ -37,6 +39,11 @@ def main(argv: Sequence[str]) -> int:
     if parents and (len(parents) > 1 or not (Path(parents[0]) / "config.yaml").is_file()):
         raise ValueError(f"from={parents[-1]} is no run folder (no config.yaml in it); give one from=RUN")
     config = cfg.load([arg for arg in argv if not arg.startswith("from=")])
+    if config.data.cold_items == "keep" and not isinstance(config.model, GENERATIVE | knobs.Frellm):
+        raise ValueError(
+            f"model.name={config.model.name} knows items by their interactions alone and cannot rank those that have none "
+            "(data.cold_items=keep): use tiger, tone or frellm, which know them by their texts, or data.cold_items=drop"
+        )
     if config.out and (not os.access(_existing(config.out), os.W_OK) or not _existing(config.out).is_dir()):
         raise ValueError(f"out={config.out}: {_existing(config.out)} is no folder that can be written to")
     accelerator = join(config.train, config.out)
