@@ -168,6 +168,9 @@ def _fill(folder: Path, config: Data) -> None:
     counts["item rows without interactions"] = 0 if config.cold_items == "keep" else len(cold)
     counts["item rows removed with their interactions"] = item_table.n_removed(raw.items, known, table.items)
     if config.cold_items == "keep":
+        log(
+            f"{len(cold):,} rows of the item table have no interaction and are kept: for models that know items by texts"
+        )
         table.items, number = item_table.with_cold(table.items, cold, cold_rng)
         table.item = number[table.item]
         negatives = negatives if negatives is None else np.where(negatives < 0, -1, number[negatives])
