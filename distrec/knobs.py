@@ -65,6 +65,7 @@ class Data:
     bad_times: Literal["refuse", "drop"] = "refuse"  # missing, negative or future timestamps
     missing_ids: Literal["refuse", "drop"] = "refuse"  # rows without user or item; "drop" counts them
     null_words: bool = False  # nan, None, NULL and the like are ids like others, and not missing ones
+    min_joined: Share = 0.1  # the share of the log's items that must be in the item table; 0 asks for none
     k_core: Count | None = None  # None: 5 for raw logs; 0 for `sequences`, `synthetic` and `table`
     ties: Literal["file_order", "shuffle"] = "file_order"  # order of one user's equal timestamps
     split: Literal["leave_one_out", "global_time"] = "leave_one_out"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from distrec.data.raw import download, ids, lines, synthetic, table, times
+from distrec.data.raw import download, ids, join, lines, synthetic, table, texts, times
 from distrec.data.raw.layout import Raw, no_items
 from distrec.knobs import Data
 
@@ -25,11 +25,12 @@ def read(config: Data) -> Raw:
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{config.path}: {str(error).splitlines()[0]}") from None
     if config.source != "synthetic":
-        raw = _with_ids(raw, config)
+        raw = _cleaned(raw, config)
     raw.interactions = raw.interactions.select("user", "item", *(["time"] if raw.has_time else []))
     raw = _in_microseconds(raw)
     if raw.interactions.is_empty():
         raise ValueError(f"{config.path}: no interaction in it")
+    join.check(raw, config)
     return raw
 
 
@@ -55,15 +56,19 @@ def _movielens_files(config: Data) -> list[Path]:
 
 
 def _movielens(config: Data) -> Raw:
-    """MovieLens-100K (u.data, u.item) and 1M (ratings.dat, movies.dat); both name their movies in latin-1."""
+    """MovieLens-100K (u.data, u.item) and 1M (ratings.dat, movies.dat); both name their movies in latin-1.
+
+    MovieLens-10M has the files of 1M in UTF-8, and so have copies that were saved again.
+    """
     ratings, movies = _movielens_files(config)
     is_100k = ratings.name.startswith("u.data")
     table = lines.read_delimited(
         ratings, ["user", "item", "rating", "time"], "\t" if is_100k else "::", filled=["user", "item", "time"]
     )
+    coding = texts.encoding(movies)
     if is_100k:
         items = lines.read_delimited(
-            movies, ["item", "title", *(f"c{i}" for i in range(22))], "|", encoding="latin-1", filled=["item"]
+            movies, ["item", "title", *(f"c{i}" for i in range(22))], "|", encoding=coding, filled=["item"]
         )
         genres = pl.concat_str(
             [
@@ -73,7 +78,7 @@ def _movielens(config: Data) -> Raw:
         ).str.strip_suffix("|")
         items = items.with_columns(category=genres)
     else:
-        items = lines.read_delimited(movies, ["item", "title", "category"], "::", encoding="latin-1", filled=["item"])
+        items = lines.read_delimited(movies, ["item", "title", "category"], "::", encoding=coding, filled=["item"])
     year = pl.col("title").str.extract(r"\((\d{4})\)\s*$").fill_null("")
     title = pl.col("title").str.replace(r"\s*\(\d{4}\)\s*$", "")
     items = items.select("item", title=title, year=year, category=pl.col("category").fill_null(""))
@@ -199,11 +204,13 @@ def _sequences(config: Data) -> Raw:
     return Raw(timed.table, items, [path, *rest], timed.dropped, timed.ticks)
 
 
-def _with_ids(raw: Raw, config: Data) -> Raw:
+def _cleaned(raw: Raw, config: Data) -> Raw:
     raw.interactions, missing = ids.read(raw.interactions, ["user", "item"], raw.files[0], config)
     raw.items, nameless = ids.read(raw.items, ["item"], raw.files[-1], config)
     counts = {"rows without user or item": missing, "item rows without an id": nameless}
     raw.dropped |= {name: count for name, count in counts.items() if count}
+    raw.items, changes = texts.clean(raw.items)
+    raw.dropped |= changes
     return raw
 
 
