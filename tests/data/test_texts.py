@@ -8,7 +8,8 @@ import pytest
 
 from distrec import config as cfg
 from distrec.data import prepared
-from distrec.data.raw import sources, texts
+from distrec.data.raw import sources
+from distrec.data.raw.values import texts
 
 
 @pytest.mark.parametrize(

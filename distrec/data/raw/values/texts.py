@@ -58,14 +58,16 @@ def clean(items: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
 
 def encoding(path: Path) -> str:
     """Return utf-8 where all of a file is, else latin-1; told where it makes a difference."""
-    raw = [block.decode().encode("latin-1") for _, block in lines.blocks(path, "latin-1")]
-    if all(block.isascii() for block in raw):
-        return "utf-8"
-    # the lossless way round: what is no UTF-8 comes out as half of a surrogate pair
-    is_utf8 = not any(re.search("[\udc80-\udcff]", block.decode(errors="surrogateescape")) for block in raw)
-    name = "utf-8" if is_utf8 else "latin-1"
-    log(f"{path}: read as {name}" + ("" if is_utf8 else ", as it is no utf-8"))
-    return name
+    is_ascii = True
+    try:
+        for _, block in lines.blocks(path):
+            is_ascii &= block.isascii()
+    except ValueError:  # any other fault than the encoding comes again when the file is read
+        log(f"{path}: read as latin-1, as it is no utf-8")
+        return "latin-1"
+    if not is_ascii:
+        log(f"{path}: read as utf-8")
+    return "utf-8"
 
 
 _LOST = "texts with lost characters (U+FFFD)"
