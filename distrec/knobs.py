@@ -29,7 +29,10 @@ class Columns:
     user: str = "user"
     item: str = "item"
     time: str = "time"  # epoch numbers (see time_unit), dates or ISO texts
-    time_unit: Literal["s", "ms", "us", "ns"] = "s"
+    # What one of the numbers counts since 1970; `order`: nothing but who came first, so that the log has no times.
+    time_unit: Literal["s", "ms", "us", "ns", "order"] = "s"
+    # How times are written: a strptime format such as %d/%m/%Y, `epoch` (numbers, whatever year they are in) or `iso`; None: numbers or ISO 8601.
+    time_format: str | None = None
     item_key: str = "item"
     split: str = "split"  # names the part of each interaction (train, valid or test) where data.split=given
 
@@ -62,6 +65,9 @@ class Data:
     synthetic: Synthetic = field(default_factory=Synthetic)
     duplicates: Literal["keep", "same_time", "first"] | None = None  # None: what suits the source
     bad_times: Literal["refuse", "drop"] = "refuse"  # missing, negative or future timestamps
+    missing_ids: Literal["refuse", "drop"] = "refuse"  # rows without user or item; "drop" counts them
+    null_words: bool = False  # nan, None, NULL and the like are ids like others, and not missing ones
+    min_joined: Share = 0.1  # the share of the log's items that must be in the item table; 0 asks for none
     k_core: Count | None = None  # None: 5 for raw logs; 0 for `sequences`, `synthetic` and `table`
     ties: Literal["file_order", "shuffle"] = "file_order"  # order of one user's equal timestamps
     split: Literal["leave_one_out", "global_time", "given"] = (
