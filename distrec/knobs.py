@@ -5,7 +5,7 @@ What must hold between two knobs stands in config.py.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -28,7 +28,8 @@ class Columns:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     user: str = "user"
     item: str = "item"
-    time: str = "time"  # epoch numbers (see time_unit), dates or ISO texts
+    # Epoch numbers (see time_unit), dates or ISO texts; null: there are no times, and the rows are in order.
+    time: str | None = "time"
     # What one of the numbers counts since 1970; `order`: nothing but who came first, so that the log has no times.
     time_unit: Literal["s", "ms", "us", "ns", "order"] = "s"
     # How times are written: a strptime format such as %d/%m/%Y, `epoch` (numbers, whatever year they are in) or `iso`; None: numbers or ISO 8601.
@@ -62,6 +63,12 @@ class Data:
     path: Path | None = None  # folder of the raw files, or the file of interactions itself
     items: Path | None = None  # file of item attributes, where it does not lie beside data.path
     columns: Columns = field(default_factory=Columns)
+    separator: str | None = None  # One character between the cells of a .csv; null: a comma (a .tsv has tabs).
+    encoding: str = "utf-8"  # Of the texts of a `table` source: latin-1, cp1252, utf-16, …
+    # Cells of .csv and .tsv may stand in quotes, quotes inside them doubled; false: a quote is a character like others.
+    quoted: bool = True
+    # Which rows count: 'rating >= 4 and event in purchase, cart' or {rating: ">= 4", event: [purchase, cart]}.
+    where: str | dict[str, Any] | None = None
     synthetic: Synthetic = field(default_factory=Synthetic)
     duplicates: Literal["keep", "same_time", "first"] | None = None  # None: what suits the source
     bad_times: Literal["refuse", "drop"] = "refuse"  # missing, negative or future timestamps

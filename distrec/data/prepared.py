@@ -263,7 +263,8 @@ def _renumber(names: pl.Series, code: np.ndarray) -> tuple[pl.Series, np.ndarray
 def _write(folder: Path, name: str, columns: Mapping[str, Any]) -> None:
     """One Arrow file in one record batch, so that a column is one memory-mapped array."""
     table = pa.table({key: _plain_text(pa.array(values)) for key, values in columns.items()}).combine_chunks()
-    with ArrowWriter(path=str(folder / f"{name}.arrow"), schema=table.schema) as writer:
+    place = pa.OSFile(str(folder / f"{name}.arrow"), "wb")  # a path would be taken for an address: a::b, file:c
+    with ArrowWriter(stream=place, schema=table.schema) as writer:
         writer.write_table(table, writer_batch_size=max(1, table.num_rows))
         writer.finalize()
 
