@@ -18,6 +18,7 @@ Count = Annotated[int, Field(ge=0, lt=2**31)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NameOrPlace = Annotated[str, Path]  # a name, or the path of a folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +35,7 @@ class Columns:
     # How times are written: a strptime format such as %d/%m/%Y, `epoch` (numbers, whatever year they are in) or `iso`; None: numbers or ISO 8601.
     time_format: str | None = None
     item_key: str = "item"
+    split: str = "split"  # names the part of each interaction (train, valid or test) where data.split=given
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,9 +74,13 @@ class Data:
     bad_times: Literal["refuse", "drop"] = "refuse"  # missing, negative or future timestamps
     missing_ids: Literal["refuse", "drop"] = "refuse"  # rows without user or item; "drop" counts them
     null_words: bool = False  # nan, None, NULL and the like are ids like others, and not missing ones
+    min_joined: Share = 0.1  # the share of the log's items that must be in the item table; 0 asks for none
     k_core: Count | None = None  # None: 5 for raw logs; 0 for `sequences`, `synthetic` and `table`
     ties: Literal["file_order", "shuffle"] = "file_order"  # order of one user's equal timestamps
-    split: Literal["leave_one_out", "global_time"] = "leave_one_out"
+    split: Literal["leave_one_out", "global_time", "given"] = (
+        "leave_one_out"  # given: by the column data.columns.split of a table, or a folder of train, valid and test files
+    )
+    cold_items: Literal["drop", "keep"] = "drop"  # rows of the item table without an interaction; keep: for tiger, tone
     valid_share: InnerShare = 0.1  # global_time: share of interactions in each later window
     test_share: InnerShare = 0.1
     negatives: Annotated[int, Field(ge=0, le=10_000)] = 99  # of the secondary 1+N protocol
@@ -87,7 +93,7 @@ class Embed:
     """Item texts → vectors."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    encoder: str | None = (
+    encoder: NameOrPlace | None = (
         None  # a hub name, a folder, `minilm`, `builtin`, `small_llm`; None: frellm's backbone, else sentence-t5-base
     )
     revision: str | None = None  # of a hub name
@@ -317,7 +323,7 @@ class Backbone:
     """The language model that reads the items' vectors."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    path: str = "small_llm"  # a hub name or a folder; small_llm: trained on the items' own texts, at first use
+    path: NameOrPlace = "small_llm"  # a hub name or a folder; small_llm: trained on the items' own texts, at first use
     revision: str | None = None  # of a hub name
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantise: Literal["none", "nf4"] = "none"

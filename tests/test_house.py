@@ -17,7 +17,7 @@ from tune.space import load as space_of
 
 HOUSE = ROOT / "distrec"
 ORDER = [
-    {"settings", "knobs", "config", "runtime"},
+    {"hints", "settings", "knobs", "config", "runtime"},
     {"freq", "codes"},
     {"data"},
     {"models"},
@@ -30,6 +30,7 @@ BESIDE = {
     ("config", "runtime"),
     ("config", "settings"),
     ("config", "knobs"),
+    ("settings", "hints"),
 }  # neighbours on one storey
 DOORS = {
     "transformers": (

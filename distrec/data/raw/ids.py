@@ -17,7 +17,10 @@ WORDS = [
     *("nan", "NaN", "NAN", "-nan", "-NaN", "None", "none", "NONE", "null", "Null", "NULL", "<null>", "(null)", "NaT"),
     *("<NA>", "NA", "N/A", "n/a", "#NA", "#N/A", "#N/A N/A", "\\N", "undefined"),
 ]
-_SPACES = [*" \t\n\r\v\f\u0085\u00a0\u2003\u2009\u3000"]
+# blanks of Unicode, and the marks without width that begin a file or come with copied text
+_SPACES = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff\u200b" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
 Faults = list[tuple[pl.Series, str]]  # (which rows, what is wrong with them)
 
 
@@ -50,8 +53,8 @@ def as_text(column: pl.Series) -> tuple[pl.Series, Faults, list[str]]:
 
 def _texts(text: pl.Series) -> tuple[pl.Series, Faults, list[str]]:
     changes = []
-    if text.str.contains_any(_SPACES).any():
-        bare = text.str.strip_chars()
+    if text.str.contains_any(list(_SPACES)).any():
+        bare = text.str.strip_chars(_SPACES)
         if changed := int((bare != text).sum()):
             example = text.filter((bare != text).fill_null(False)).item(0)
             changes.append(f"has blanks around {changed:,} values ({example!r} …), which are no part of an id")

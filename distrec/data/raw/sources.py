@@ -12,6 +12,7 @@ import polars as pl
 
 from distrec.data.raw import download, ids, lines, synthetic, table, times
 from distrec.data.raw.layout import Raw, no_items
+from distrec.data.raw.values import join, texts
 from distrec.knobs import Data
 
 
@@ -25,11 +26,13 @@ def read(config: Data) -> Raw:
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{config.path}: {str(error).splitlines()[0]}") from None
     if config.source != "synthetic":
-        raw = _with_ids(raw, config)
-    raw.interactions = raw.interactions.select("user", "item", *(["time"] if raw.has_time else []))
+        raw = _cleaned(raw, config)
+    kept = [name for name in ("user", "item", "time", "split") if name in raw.interactions.columns]
+    raw.interactions = raw.interactions.select(kept)
     raw = _in_microseconds(raw)
     if raw.interactions.is_empty():
         raise ValueError(f"{config.path}: no interaction in it")
+    join.check(raw, config)
     return raw
 
 
@@ -55,15 +58,19 @@ def _movielens_files(config: Data) -> list[Path]:
 
 
 def _movielens(config: Data) -> Raw:
-    """MovieLens-100K (u.data, u.item) and 1M (ratings.dat, movies.dat); both name their movies in latin-1."""
+    """MovieLens-100K (u.data, u.item) and 1M (ratings.dat, movies.dat); both name their movies in latin-1.
+
+    MovieLens-10M has the files of 1M in UTF-8, and so have copies that were saved again.
+    """
     ratings, movies = _movielens_files(config)
     is_100k = ratings.name.startswith("u.data")
     table = lines.read_delimited(
         ratings, ["user", "item", "rating", "time"], "\t" if is_100k else "::", filled=["user", "item", "time"]
     )
+    coding = texts.encoding(movies)
     if is_100k:
         items = lines.read_delimited(
-            movies, ["item", "title", *(f"c{i}" for i in range(22))], "|", encoding="latin-1", filled=["item"]
+            movies, ["item", "title", *(f"c{i}" for i in range(22))], "|", encoding=coding, filled=["item"]
         )
         genres = pl.concat_str(
             [
@@ -73,7 +80,7 @@ def _movielens(config: Data) -> Raw:
         ).str.strip_suffix("|")
         items = items.with_columns(category=genres)
     else:
-        items = lines.read_delimited(movies, ["item", "title", "category"], "::", encoding="latin-1", filled=["item"])
+        items = lines.read_delimited(movies, ["item", "title", "category"], "::", encoding=coding, filled=["item"])
     year = pl.col("title").str.extract(r"\((\d{4})\)\s*$").fill_null("")
     title = pl.col("title").str.replace(r"\s*\(\d{4}\)\s*$", "")
     items = items.select("item", title=title, year=year, category=pl.col("category").fill_null(""))
@@ -95,7 +102,11 @@ def _amazon_files(config: Data) -> list[Path]:
         return [path, *([config.items] if config.items else [])]
     if config.catalogue:
         return download.fetch_all(config, path)
-    found = sorted(p for p in path.glob("*") if p.name.endswith((".json", ".json.gz"))) if path.is_dir() else []
+    found = (
+        sorted(p for p in path.glob("*") if p.name.removesuffix(".gz").endswith((".json", ".jsonl", ".csv")))
+        if path.is_dir()
+        else []
+    )
     reviews = [p for p in found if not p.name.startswith("meta_")]
     metadata = [config.items] if config.items else [p for p in found if p.name.startswith("meta_")]
     if not reviews:
@@ -108,32 +119,60 @@ def _amazon_files(config: Data) -> list[Path]:
     return [*reviews, *metadata]
 
 
+# field of the user, of the item, of the time, and the unit of the latter
+_AMAZON = {
+    "2014 and 2018": ("reviewerID", "asin", "unixReviewTime", "s"),
+    "2023": ("user_id", "parent_asin", "timestamp", "ms"),
+}
+
+
 def _amazon(config: Data) -> Raw:
-    """Amazon reviews and metadata, 2014 (metadata in Python literals) or 2018 (JSON)."""
+    """Amazon reviews and metadata: 2014 (metadata in Python literals), 2018 (JSON) or 2023 (JSON, or ratings in CSV).
+
+    An item of 2023 is a `parent_asin`: the products that differ in colour or size alone.
+    """
     reviews, *metadata = _amazon_files(config)
-    schema = {"reviewerID": pl.String, "asin": pl.String, "unixReviewTime": pl.Int64}
-    names = {"reviewerID": "user", "asin": "item", "unixReviewTime": "time"}
-    table = lines.read_json_lines(reviews, schema, filled=["reviewerID", "asin"]).rename(names)
-    items = _amazon_items(metadata[0], set(table["item"].unique())) if metadata else no_items()
-    timed = times.read(table, reviews, config, unit="s")
+    is_csv = reviews.name.removesuffix(".gz").endswith(".csv")
+    fields = _header(reviews, ",") if is_csv else next(lines.read_literal_lines(reviews), (1, {}))[1]
+    layout = next((layout for layout in _AMAZON.values() if layout[0] in fields), None)
+    if layout is None:
+        raise ValueError(
+            f"{reviews}, line 1: no field 'reviewerID' (Amazon 2014, 2018) and no 'user_id' (2023); found: "
+            f"{', '.join(map(str, fields))}; name the reviews' file, or set data.source=table and data.columns"
+        )
+    user, item, when, unit = layout
+    if is_csv:
+        table = lines.read_delimited(reviews, [user, item, when], ",", header=True, filled=[user, item])
+    else:
+        kinds = {user: pl.String, item: pl.String, when: pl.Int64}
+        table = lines.read_json_lines(reviews, kinds, filled=[user, item])
+    table = table.rename({user: "user", item: "item", when: "time"})
+    items = _amazon_items(metadata[0], item, set(table["item"].unique())) if metadata else no_items()
+    timed = times.read(table, reviews, config, unit=unit)
     return Raw(timed.table, items, [reviews, *metadata], timed.dropped, timed.ticks)
 
 
-def _amazon_items(path: Path, wanted: set[str]) -> pl.DataFrame:
+def _amazon_items(path: Path, key: str, wanted: set[str]) -> pl.DataFrame:
     rows = []
     for line, record in lines.read_literal_lines(path):
-        if "asin" not in record:
-            raise ValueError(f"{path}, line {line}: no 'asin'; is this the metadata of an Amazon catalogue?")
-        groups = record.get("categories") or [record.get("category") or []]
-        if not isinstance(record["asin"], str) or not isinstance(groups, list) or not isinstance(groups[0], list):
-            raise ValueError(f"{path}, line {line}: 'asin' is a text and 'category' a list; got {record['asin']!r}")
-        if record["asin"] in wanted:
+        if key not in record:
+            raise ValueError(
+                f"{path}, line {line}: no {key!r}; is this the metadata of the Amazon catalogue of the reviews?"
+            )
+        groups = record.get("categories") or record.get("category") or record.get("main_category") or []
+        if isinstance(groups, list) and groups and isinstance(groups[0], list):  # 2014: the first of several
+            groups = groups[0]
+        elif isinstance(groups, str) and key == "parent_asin":
+            groups = [groups]
+        if not isinstance(record[key], str) or not isinstance(groups, list):
+            raise ValueError(f"{path}, line {line}: {key!r} is a text and 'category' a list; got {record[key]!r}")
+        if record[key] in wanted:
             rows.append(
                 {
-                    "item": record["asin"],
+                    "item": record[key],
                     "title": _text(record.get("title")),
-                    "brand": _text(record.get("brand")),
-                    "category": "|".join(_text(name) for name in groups[0]),
+                    "brand": _text(record.get("brand") or record.get("store")),
+                    "category": "|".join(_text(name) for name in groups),
                 }
             )
     return pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String, "brand": pl.String, "category": pl.String})
@@ -199,11 +238,13 @@ def _sequences(config: Data) -> Raw:
     return Raw(timed.table, items, [path, *rest], timed.dropped, timed.ticks)
 
 
-def _with_ids(raw: Raw, config: Data) -> Raw:
+def _cleaned(raw: Raw, config: Data) -> Raw:
     raw.interactions, missing = ids.read(raw.interactions, ["user", "item"], raw.files[0], config)
     raw.items, nameless = ids.read(raw.items, ["item"], raw.files[-1], config)
     counts = {"rows without user or item": missing, "item rows without an id": nameless}
     raw.dropped |= {name: count for name, count in counts.items() if count}
+    raw.items, changes = texts.clean(raw.items)
+    raw.dropped |= changes
     return raw
 
 
@@ -230,9 +271,9 @@ def _synthetic(config: Data) -> Raw:
     )
 
 
-def _header(path: Path) -> list[str]:
+def _header(path: Path, separator: str = "\t") -> list[str]:
     first = next(lines.blocks(path), (1, b""))[1]
-    return first.partition(b"\n")[0].decode().strip("\r\ufeff").split("\t")
+    return first.partition(b"\n")[0].decode().strip("\r\ufeff").split(separator)
 
 
 def _text(value: object) -> str:

@@ -128,7 +128,7 @@ def _settings(config: cfg.Config, links: Sequence[Link]) -> dict[str, Any]:
         found["codes.vectors"] = config.codes.vectors and str(config.codes.vectors)
         embed = {} if config.codes.vectors else cfg.plain(llm.encoder(config))
         found |= {f"embed.{key}": value for key, value in embed.items() if key != "batch"}
-    return found
+    return found | {"train.schedule": by_name["run"].made_by.get("train.schedule")}  # as it was then
 
 
 def _language_model(link: Link) -> str:
