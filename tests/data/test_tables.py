@@ -181,6 +181,7 @@ def test_case_31_quotes_of_tsv_are_undone(tmp_path):
     ("text", "words"),
     [
         ('item,title\n1,"He" said\n2,b\n', "line 2: a quote closes a cell that goes on behind it"),
+        ('item,title\n1,a\n2,b\n3,"He" said\n4,c\n', "line 4: a quote closes a cell that goes on behind it"),
         ('item,title\n1,a\n2,"17 screen\n3,c\n', "line 3: a quote opens a cell that is never closed"),
         ('item,title\n1,a\n2,"17 inch\n3,"x y"\n4,d\n', "line 3: a quoted cell begins, and in line 4"),
         ('item,title\n1,"5\\" cable"\n', "line 2: a quote closes a cell"),
@@ -687,3 +688,17 @@ def test_a_condition_on_what_a_source_does_not_read_is_refused(tmp_path, source)
         "data.path": str(tmp_path) if source != "synthetic" else None,
     }
     refused(lambda: sources.read(cfg.load([], keys).data), "data.where", "no column 'rating'")
+
+
+@pytest.mark.parametrize("name", ["user", "item", "time"])
+def test_a_column_of_the_file_goes_before_one_of_its_folders(tmp_path, name):
+    columns = dict(zip(("user", "item", "time"), ([value] for value in ROWS[0]), strict=True))
+    parquet(tmp_path / f"part/{name}=1/note=x/0.parquet", **columns)
+    assert rows(tmp_path / "part", "data.where=note = x") == ROWS[:1]
+
+
+@pytest.mark.parametrize("blank", ["\r\n", "  \n", "\n"])
+def test_a_blank_line_among_json_lines_is_refused_however_it_ends(tmp_path, blank):
+    row = '{"user": "a", "item": "x", "time": 1600000000}'
+    refused(lambda: rows(put(tmp_path, "log.jsonl", f"{row}\r\n{blank}{row}\r\n")), "log.jsonl, line 2: ")
+    assert len(rows(put(tmp_path, "log.jsonl", f"{row}\n{row}\n{blank}{blank}"))) == 2

@@ -21,14 +21,8 @@ def check(config: Data) -> None:
 
 
 def names(part: Part, config: Data) -> list[str]:
-    """The columns of a part; of JSON lines, those of the first object."""
-    match paths.kind(part.path):
-        case "parquet":
-            inside = list(_schema(part.path))
-        case "jsonl":
-            inside = attributes.first_fields(part.path, config.encoding)
-        case kind:
-            inside = delimited.header(part.path, _style(kind, config))
+    """The columns of a part, those of its folders' names last; of JSON lines, the fields of the first object."""
+    inside = _inside(part.path, config)
     return [*inside, *(name for name in part.values if name not in inside)]
 
 
@@ -38,28 +32,27 @@ def read(part: Part, wanted: Sequence[str], ids: Sequence[str], config: Data) ->
     Raises: ValueError naming file and line for a column that is missing or stands twice, for `ids` that are lists,
     objects or truth values, and for a file that is not what its name says.
     """
-    known = names(part, config)
-    from_folder = [
-        name for name in part.values if name in wanted and name not in known[: len(known) - len(part.values)]
-    ]
-    inside = [name for name in wanted if name not in from_folder]
+    inside = _inside(part.path, config)
+    known = [*inside, *part.values]
+    from_folder = [name for name in wanted if name in part.values and name not in inside]
+    from_file = [name for name in wanted if name not in from_folder]
     match paths.kind(part.path):
         case "parquet":
-            _refuse_absent(part.path, inside, known)
+            _refuse_absent(part.path, from_file, known)
             _check_ids(part.path, ids)
-            table = _collect(part.path, inside)
+            table = _collect(part.path, from_file)
             line = _rows(table)
         case "jsonl":
-            schema = dict.fromkeys(inside, pl.String)
+            schema = dict.fromkeys(from_file, pl.String)
             table = lines.read_json_lines(
-                part.path, schema, encoding=config.encoding, ids=[name for name in ids if name in inside]
+                part.path, schema, encoding=config.encoding, ids=[name for name in ids if name in from_file]
             )
-            _refuse_absent(part.path, [name for name in inside if table[name].null_count() == table.height], known)
+            _refuse_absent(part.path, [name for name in from_file if table[name].null_count() == table.height], known)
             line = table["line"]
         case kind:
-            table, line = delimited.read(part.path, inside, _style(kind, config))
+            table, line = delimited.read(part.path, from_file, _style(kind, config))
     folder = [pl.lit(part.values[name], pl.String).alias(name) for name in from_folder]
-    return table.select(*inside, *folder).select(wanted), line
+    return table.select(*from_file, *folder).select(wanted), line
 
 
 def read_all(part: Part, key: str, config: Data) -> tuple[pl.DataFrame, pl.Series]:
@@ -82,6 +75,16 @@ def read_all(part: Part, key: str, config: Data) -> tuple[pl.DataFrame, pl.Serie
             _refuse_absent(part.path, [key], [*table.columns, *part.values])
     folder = [pl.lit(value, pl.String).alias(name) for name, value in part.values.items() if name not in table.columns]
     return table.with_columns(folder), line
+
+
+def _inside(path: Path, config: Data) -> list[str]:
+    match paths.kind(path):
+        case "parquet":
+            return list(_schema(path))
+        case "jsonl":
+            return attributes.first_fields(path, config.encoding)
+        case kind:
+            return delimited.header(path, _style(kind, config))
 
 
 def _style(kind: str, config: Data) -> Style:
