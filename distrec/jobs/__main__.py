@@ -16,7 +16,8 @@
   doctor     is this machine, or this launch, fit for a job?
   config     print every key with its value
 
-Exit codes: 0 done · 1 failed · 2 wrong usage or input · 75 stopped by a signal after saving (requeue me).
+Exit codes: 0 done · 1 failed · 2 wrong usage or input · 75 stopped by a signal after saving (requeue me)
+141 whoever read the output left before the job was done.
 """
 
 import ast
@@ -24,6 +25,9 @@ import difflib
 import importlib.util
 import runpy
 import sys
+from collections.abc import Sequence
+
+from distrec.runtime import run
 
 _JOBS = {
     "prepare": "distrec.jobs.prepare",
@@ -46,17 +50,17 @@ _JOBS = {
 
 def main() -> None:
     """Run a job as `python -m` would; nothing is imported before the job is known."""
-    job, *rest = sys.argv[1:] or ["--help"]
+    run(_start)
+
+
+def _start(argv: Sequence[str]) -> None:
+    job, *rest = argv or ["--help"]
     if job in ("-h", "--help"):
         print((__doc__ or "").strip())
         return
     if job not in _JOBS:
         near = difflib.get_close_matches(job, _JOBS, 1)
-        print(
-            f"error: no job {job!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_JOBS)}"),
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        raise ValueError(f"no job {job!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_JOBS)}"))
     module = _JOBS[job]
     sys.argv = [f"distrec {job}", *rest]
     if {"-h", "--help"} & set(rest):
