@@ -13,7 +13,7 @@ LONG = "from distrec.runtime import run\ndef main(argv):\n    for i in range(10*
 SHORT = "import time\nfrom distrec.runtime import run\ndef main(argv):\n    print('x'); print('y'); time.sleep(0.5)\n    return {}\nrun(main)"
 LOGS = "import time\nfrom distrec.runtime import log, run\ndef main(argv):\n    for _ in range(100):\n        log('x'); time.sleep(0.05)\nrun(main)"
 OTHER = "from distrec.runtime import run\ndef main(argv):\n    raise BrokenPipeError('a socket')\nrun(main)"
-SLOW = "import time\nfrom distrec.runtime import run\nprint('ready', flush=True)\nrun(lambda argv: time.sleep(60))"
+SLOW = "import time\nfrom distrec.runtime import run\ndef main(argv):\n    print('ready', flush=True); time.sleep(60)\nrun(main)"
 
 
 BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"} | {"PYTHONPATH": str(ROOT)}
