@@ -16,6 +16,11 @@
   doctor     is this machine, or this launch, fit for a job?
   config     print every key with its value
 
+Words: later ones win.  Where a key is a text or a path its value is taken to the last character (out='runs/try #2',
+data.text='{title}: {brand}', data.columns.user=1); ~ at the head of a path is the home folder, $NAME is left to your shell; null
+or none is no value, where there may be none.  Lists are [a, b]; one text may stand for a list of one; all else is YAML (1.2).  In
+files too an unquoted text is what stands there (out: 2024-05-01); what YAML would cut or take apart is refused with its line.
+
 Exit codes: 0 done · 1 failed · 2 wrong usage or input · 75 stopped by a signal after saving (requeue me)
 141 whoever read the output left before the job was done.
 """
