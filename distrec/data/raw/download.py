@@ -16,6 +16,7 @@ from distrec.runtime import log
 _GROUPLENS = "https://files.grouplens.org/datasets"
 _SNAP = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 _UCSD = "https://jmcauley.ucsd.edu/data/amazon_v2"
+_MCAULEY = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/raw"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ CATALOGUES = {
 
 
 def official(catalogue: str) -> tuple[Official, ...]:
-    """The files of a catalogue: ml-100k, ml-1m, lastfm-2k, amazon-2014/NAME or amazon-2018/NAME.
+    """The files of a catalogue: ml-100k, ml-1m, lastfm-2k, amazon-2014/NAME, amazon-2018/NAME or amazon-2023/NAME.
 
     Raises: ValueError listing the known names.
     """
@@ -73,8 +74,13 @@ def official(catalogue: str) -> tuple[Official, ...]:
             Official(f"{_UCSD}/categoryFilesSmall/{category}_5.json.gz", None),
             Official(f"{_UCSD}/metaFiles2/meta_{category}.json.gz", None),
         )
+    if kind == "amazon-2023" and category:
+        return (
+            Official(f"{_MCAULEY}/review_categories/{category}.jsonl.gz", None),
+            Official(f"{_MCAULEY}/meta_categories/meta_{category}.jsonl.gz", None),
+        )
     raise ValueError(
-        f"unknown data.catalogue={catalogue!r}; known: {', '.join(CATALOGUES)}, amazon-2014/NAME, amazon-2018/NAME"
+        f"unknown data.catalogue={catalogue!r}; known: {', '.join(CATALOGUES)}, amazon-2014/NAME, amazon-2018/NAME, amazon-2023/NAME"
     )
 
 
@@ -99,7 +105,11 @@ def fetch(config: Data, target: Path, names: Sequence[str]) -> Path:
 def fetch_all(config: Data, target: Path) -> list[Path]:
     """Every official file of the catalogue, in `target`."""
     if not config.catalogue:
-        raise _absent(config, target, ["the reviews (NAME_5.json.gz)", "the metadata (meta_NAME.json.gz)"])
+        raise _absent(
+            config,
+            target,
+            ["the reviews (NAME_5.json.gz, NAME.jsonl.gz)", "the metadata (meta_NAME.json.gz, meta_NAME.jsonl.gz)"],
+        )
     files = []
     for source in official(config.catalogue):
         archive = _download(source, target)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import polars as pl
 
+ROWS = "bad timestamps", "rows without user or item"  # what `dropped` counts of interactions; the rest is of items
+
 
 @dataclass
 class Raw:

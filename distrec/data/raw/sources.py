@@ -4,15 +4,15 @@ Every reader returns `Raw`.  Users and items are the raw ids as text; `read` giv
 so that nothing is cut off before it is ordered.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from distrec.data.raw import download, lines, synthetic, table
+from distrec.data.raw import download, ids, lines, synthetic, table, times
 from distrec.data.raw.layout import Raw, no_items
+from distrec.data.raw.values import join, texts
 from distrec.knobs import Data
 
 
@@ -25,12 +25,14 @@ def read(config: Data) -> Raw:
         raw = _READERS[config.source](config)
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{config.path}: {str(error).splitlines()[0]}") from None
-    for name in ("user", "item") if "line" in raw.interactions.columns else ():
-        nothing = pl.col(name).is_null() | (pl.col(name).str.len_bytes() == 0)
-        lines.require(raw.interactions, name, nothing, raw.files[0], "is missing or empty")
-    raw = _check_times(raw, config)
+    if config.source != "synthetic":
+        raw = _cleaned(raw, config)
+    kept = [name for name in ("user", "item", "time", "split") if name in raw.interactions.columns]
+    raw.interactions = raw.interactions.select(kept)
+    raw = _in_microseconds(raw)
     if raw.interactions.is_empty():
         raise ValueError(f"{config.path}: no interaction in it")
+    join.check(raw, config)
     return raw
 
 
@@ -56,15 +58,19 @@ def _movielens_files(config: Data) -> list[Path]:
 
 
 def _movielens(config: Data) -> Raw:
-    """MovieLens-100K (u.data, u.item) and 1M (ratings.dat, movies.dat); both name their movies in latin-1."""
+    """MovieLens-100K (u.data, u.item) and 1M (ratings.dat, movies.dat); both name their movies in latin-1.
+
+    MovieLens-10M has the files of 1M in UTF-8, and so have copies that were saved again.
+    """
     ratings, movies = _movielens_files(config)
     is_100k = ratings.name.startswith("u.data")
     table = lines.read_delimited(
         ratings, ["user", "item", "rating", "time"], "\t" if is_100k else "::", filled=["user", "item", "time"]
     )
+    coding = texts.encoding(movies)
     if is_100k:
         items = lines.read_delimited(
-            movies, ["item", "title", *(f"c{i}" for i in range(22))], "|", encoding="latin-1", filled=["item"]
+            movies, ["item", "title", *(f"c{i}" for i in range(22))], "|", encoding=coding, filled=["item"]
         )
         genres = pl.concat_str(
             [
@@ -74,11 +80,12 @@ def _movielens(config: Data) -> Raw:
         ).str.strip_suffix("|")
         items = items.with_columns(category=genres)
     else:
-        items = lines.read_delimited(movies, ["item", "title", "category"], "::", encoding="latin-1", filled=["item"])
+        items = lines.read_delimited(movies, ["item", "title", "category"], "::", encoding=coding, filled=["item"])
     year = pl.col("title").str.extract(r"\((\d{4})\)\s*$").fill_null("")
     title = pl.col("title").str.replace(r"\s*\(\d{4}\)\s*$", "")
     items = items.select("item", title=title, year=year, category=pl.col("category").fill_null(""))
-    return Raw(_timed(table, ratings), items, [ratings, movies])
+    timed = times.read(table, ratings, config, unit="s")
+    return Raw(timed.table, items, [ratings, movies], timed.dropped, timed.ticks)
 
 
 # fmt: off
@@ -95,7 +102,11 @@ def _amazon_files(config: Data) -> list[Path]:
         return [path, *([config.items] if config.items else [])]
     if config.catalogue:
         return download.fetch_all(config, path)
-    found = sorted(p for p in path.glob("*") if p.name.endswith((".json", ".json.gz"))) if path.is_dir() else []
+    found = (
+        sorted(p for p in path.glob("*") if p.name.removesuffix(".gz").endswith((".json", ".jsonl", ".csv")))
+        if path.is_dir()
+        else []
+    )
     reviews = [p for p in found if not p.name.startswith("meta_")]
     metadata = [config.items] if config.items else [p for p in found if p.name.startswith("meta_")]
     if not reviews:
@@ -108,31 +119,60 @@ def _amazon_files(config: Data) -> list[Path]:
     return [*reviews, *metadata]
 
 
+# field of the user, of the item, of the time, and the unit of the latter
+_AMAZON = {
+    "2014 and 2018": ("reviewerID", "asin", "unixReviewTime", "s"),
+    "2023": ("user_id", "parent_asin", "timestamp", "ms"),
+}
+
+
 def _amazon(config: Data) -> Raw:
-    """Amazon reviews and metadata, 2014 (metadata in Python literals) or 2018 (JSON)."""
+    """Amazon reviews and metadata: 2014 (metadata in Python literals), 2018 (JSON) or 2023 (JSON, or ratings in CSV).
+
+    An item of 2023 is a `parent_asin`: the products that differ in colour or size alone.
+    """
     reviews, *metadata = _amazon_files(config)
-    schema = {"reviewerID": pl.String, "asin": pl.String, "unixReviewTime": pl.Int64}
-    names = {"reviewerID": "user", "asin": "item", "unixReviewTime": "time"}
-    table = lines.read_json_lines(reviews, schema, filled=["reviewerID", "asin"]).rename(names)
-    items = _amazon_items(metadata[0], set(table["item"].unique())) if metadata else no_items()
-    return Raw(table, items, [reviews, *metadata])
+    is_csv = reviews.name.removesuffix(".gz").endswith(".csv")
+    fields = _header(reviews, ",") if is_csv else next(lines.read_literal_lines(reviews), (1, {}))[1]
+    layout = next((layout for layout in _AMAZON.values() if layout[0] in fields), None)
+    if layout is None:
+        raise ValueError(
+            f"{reviews}, line 1: no field 'reviewerID' (Amazon 2014, 2018) and no 'user_id' (2023); found: "
+            f"{', '.join(map(str, fields))}; name the reviews' file, or set data.source=table and data.columns"
+        )
+    user, item, when, unit = layout
+    if is_csv:
+        table = lines.read_delimited(reviews, [user, item, when], ",", header=True, filled=[user, item])
+    else:
+        kinds = {user: pl.String, item: pl.String, when: pl.Int64}
+        table = lines.read_json_lines(reviews, kinds, filled=[user, item])
+    table = table.rename({user: "user", item: "item", when: "time"})
+    items = _amazon_items(metadata[0], item, set(table["item"].unique())) if metadata else no_items()
+    timed = times.read(table, reviews, config, unit=unit)
+    return Raw(timed.table, items, [reviews, *metadata], timed.dropped, timed.ticks)
 
 
-def _amazon_items(path: Path, wanted: set[str]) -> pl.DataFrame:
+def _amazon_items(path: Path, key: str, wanted: set[str]) -> pl.DataFrame:
     rows = []
     for line, record in lines.read_literal_lines(path):
-        if "asin" not in record:
-            raise ValueError(f"{path}, line {line}: no 'asin'; is this the metadata of an Amazon catalogue?")
-        groups = record.get("categories") or [record.get("category") or []]
-        if not isinstance(record["asin"], str) or not isinstance(groups, list) or not isinstance(groups[0], list):
-            raise ValueError(f"{path}, line {line}: 'asin' is a text and 'category' a list; got {record['asin']!r}")
-        if record["asin"] in wanted:
+        if key not in record:
+            raise ValueError(
+                f"{path}, line {line}: no {key!r}; is this the metadata of the Amazon catalogue of the reviews?"
+            )
+        groups = record.get("categories") or record.get("category") or record.get("main_category") or []
+        if isinstance(groups, list) and groups and isinstance(groups[0], list):  # 2014: the first of several
+            groups = groups[0]
+        elif isinstance(groups, str) and key == "parent_asin":
+            groups = [groups]
+        if not isinstance(record[key], str) or not isinstance(groups, list):
+            raise ValueError(f"{path}, line {line}: {key!r} is a text and 'category' a list; got {record[key]!r}")
+        if record[key] in wanted:
             rows.append(
                 {
-                    "item": record["asin"],
+                    "item": record[key],
                     "title": _text(record.get("title")),
-                    "brand": _text(record.get("brand")),
-                    "category": "|".join(_text(name) for name in groups[0]),
+                    "brand": _text(record.get("brand") or record.get("store")),
+                    "category": "|".join(_text(name) for name in groups),
                 }
             )
     return pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String, "brand": pl.String, "category": pl.String})
@@ -148,12 +188,9 @@ def _lastfm(config: Data) -> Raw:
     names = {"userID": "user", "artistID": "item", "timestamp": "time"}
     table = lines.read_delimited(tagged, list(names), "\t", header=True, filled=list(names)).rename(names)
     items = lines.read_delimited(artists, ["id", "name"], "\t", header=True, filled=["id"])
-    return Raw(
-        _timed(table, tagged),
-        items.select(item="id", title=pl.col("name").fill_null("")),
-        [tagged, artists],
-        ticks=1000,
-    )
+    items = items.select(item="id", title=pl.col("name").fill_null(""))
+    timed = times.read(table, tagged, config, unit="ms")
+    return Raw(timed.table, items, [tagged, artists], timed.dropped, timed.ticks)
 
 
 def _sequences_files(config: Data) -> list[Path]:
@@ -195,31 +232,32 @@ def _sequences(config: Data) -> Raw:
         items = lines.read_delimited(rest[0], ["item_id", *known], "\t", header=True, filled=["item_id"])
         items = items.drop("line").rename({"item_id": "item"}).with_columns(pl.col(known).fill_null(""))
         items = items.rename({"attributes": "category"}, strict=False).rename({"genres": "category"}, strict=False)
-    return Raw(_timed(long, path) if has_time else long, items, [path, *rest])
+    if not has_time:
+        return Raw(long, items, [path, *rest])
+    timed = times.read(long, path, config, unit="s")
+    return Raw(timed.table, items, [path, *rest], timed.dropped, timed.ticks)
 
 
-def _timed(table: pl.DataFrame, path: Path) -> pl.DataFrame:
-    number = table["time"].cast(pl.Int64, strict=False)
-    lines.require(table.with_columns(parsed=number), "time", pl.col("parsed").is_null(), path, "is not a whole number")
-    return table.with_columns(number)
+def _cleaned(raw: Raw, config: Data) -> Raw:
+    raw.interactions, missing = ids.read(raw.interactions, ["user", "item"], raw.files[0], config)
+    raw.items, nameless = ids.read(raw.items, ["item"], raw.files[-1], config)
+    counts = {"rows without user or item": missing, "item rows without an id": nameless}
+    raw.dropped |= {name: count for name, count in counts.items() if count}
+    raw.items, changes = texts.clean(raw.items)
+    raw.dropped |= changes
+    return raw
 
 
-def _check_times(raw: Raw, config: Data) -> Raw:
-    """Refuse, or drop and count, timestamps that cannot be: missing, negative or more than a day ahead."""
-    if raw.has_time:
-        ahead = (int(time.time()) + 86_400) * raw.ticks
-        wrong = pl.col("time").is_null() | (pl.col("time") < 0) | (pl.col("time") > ahead)
-        if config.bad_times == "refuse" and "line" in raw.interactions.columns:
-            what = "is a missing, negative or future timestamp; mend the file, set data.columns.time_unit, or set data.bad_times=drop"
-            lines.require(raw.interactions, "time", wrong, raw.files[0] if raw.files else Path("synthetic"), what)
-        kept = raw.interactions.filter(~wrong)
-        raw.dropped["bad timestamps"] = raw.interactions.height - kept.height
-        raw.interactions = kept
-    columns = ["user", "item", *(["time"] if raw.has_time else [])]
-    raw.interactions = raw.interactions.select(columns)
-    if raw.has_time:
-        micro = pl.col("time") * (10**6 // raw.ticks) if raw.ticks <= 10**6 else pl.col("time") // (raw.ticks // 10**6)
-        raw.interactions = raw.interactions.with_columns(micro)
+def _in_microseconds(raw: Raw) -> Raw:
+    """Times in epoch microseconds; rows that are apart by less are put in order first, as it would be lost."""
+    if raw.has_time and raw.ticks > 10**6:
+        step = raw.ticks // 10**6
+        if (raw.interactions["time"] % step != 0).any():
+            raw.interactions = raw.interactions.sort("time", maintain_order=True)
+        raw.interactions = raw.interactions.with_columns(pl.col("time") // step)
+    elif raw.has_time:
+        raw.interactions = raw.interactions.with_columns(pl.col("time") * (10**6 // raw.ticks))
+    raw.ticks = 10**6
     return raw
 
 
@@ -229,12 +267,13 @@ def _synthetic(config: Data) -> Raw:
     return Raw(
         interactions.with_columns(pl.col("user", "item").cast(pl.String)),
         pl.DataFrame(log.items).with_columns(pl.col("item").cast(pl.String)),
+        dropped={"bad timestamps": 0},
     )
 
 
-def _header(path: Path) -> list[str]:
+def _header(path: Path, separator: str = "\t") -> list[str]:
     first = next(lines.blocks(path), (1, b""))[1]
-    return first.partition(b"\n")[0].decode().strip("\r\ufeff").split("\t")
+    return first.partition(b"\n")[0].decode().strip("\r\ufeff").split(separator)
 
 
 def _text(value: object) -> str:

@@ -1,0 +1,205 @@
+"""The column `time` of a log: read exactly, judged as a whole and by rows, told in the words of the file.
+
+A log whose numbers are plausible only in another unit, or are days such as 20240131, is refused.  Small numbers that
+are plausible in no unit are order numbers: they are accepted, with a word (`data.columns.time_unit=order` says it).
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+
+from distrec.data.raw import lines
+from distrec.data.raw.values import instants
+from distrec.data.raw.values.instants import PER_SECOND
+from distrec.knobs import Data
+from distrec.runtime import log
+
+_MODERN = 631_152_000  # seconds; 1990-01-01: what a log is likely to be later than
+_DAY, _YEAR = 86_400, 366 * 86_400
+# days and minutes written as whole numbers: smallest and largest of them, the format, what it is called
+_DAYS = [
+    (1990_01, 2099_12, 1, "%Y%m", "a month written as YYYYMM"),
+    (1990_01_01, 2099_12_31, 100, "%Y%m%d", "a day written as YYYYMMDD"),
+    (1990_01_01_0000, 2099_12_31_2359, 10**6, "%Y%m%d%H%M", "a minute written as YYYYMMDDhhmm"),
+    (1990_01_01_000000, 2099_12_31_235959, 10**8, "%Y%m%d%H%M%S", "a second written as YYYYMMDDhhmmss"),
+]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A log with `time` in ticks (i64); without `time`, and in order, where the numbers say nothing but the order."""
+
+    table: pl.DataFrame
+    ticks: int  # per second
+    dropped: dict[str, int]
+
+
+def read(table: pl.DataFrame, path: Path, config: Data, unit: str | None = None) -> Timed:
+    """Read the column `time` of a log that has `line` beside it.
+
+    `unit`: that of a source whose times are known; None: `data.columns.time_unit` and `time_format` say it.
+
+    Raises: ValueError naming the line and its value as it stands, for what cannot be read or cannot be; the latter
+        is dropped and counted with `data.bad_times=drop`.
+    """
+    columns = config.columns
+    form = columns.time_format if unit is None else None
+    scale = unit or columns.time_unit
+    try:
+        if scale == "order":
+            return _in_order(table, path, form)
+        value, ticks, faults = instants.ticks(table["time"], scale, form)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    _require_read(table, path, faults)
+    _tell_coarse(table["time"], path, scale)
+    ahead = int(time.time()) + _DAY
+    if value.is_between(_MODERN * ticks, ahead * ticks).all(ignore_nulls=False):  # the usual case, in one pass
+        return Timed(table.with_columns(value.alias("time")), ticks, {"bad timestamps": 0})
+    judged = _Judged(table.with_columns(tick=value), path, scale, ticks, ahead, unit is None, form)
+    kept = judged.rows(drop=config.bad_times == "drop")
+    kept = kept.drop("time").rename({"tick": "time"}).select(table.columns)
+    return Timed(kept, ticks, {"bad timestamps": table.height - kept.height})
+
+
+def _in_order(table: pl.DataFrame, path: Path, form: str | None) -> Timed:
+    if form not in (None, "epoch"):
+        raise ValueError("data.columns.time_unit=order takes numbers; remove data.columns.time_format")
+    rank, faults = instants.ranks(table["time"])
+    _require_read(table, path, [*faults, (rank.is_null(), "is no order number; mend the file")])
+    moved = int((rank.diff() < 0).sum())
+    log(f"{path}: sorted by order numbers, {moved:,} rows came before one above them; the log has no times")
+    return Timed(table.with_columns(rank.alias("time")).sort("time", maintain_order=True).drop("time"), 1, {})
+
+
+def _require_read(table: pl.DataFrame, path: Path, faults: instants.Faults) -> None:
+    for rows, what in faults:
+        if rows.any():
+            lines.require(table.with_columns(wrong=rows), "time", pl.col("wrong"), path, what)
+
+
+def _tell_coarse(column: pl.Series, path: Path, unit: str) -> None:
+    """Tell of floats that lie further apart than their unit: events between two of them have become equal."""
+    if not column.dtype.is_float():
+        return
+    most = column.fill_nan(None).set(column.is_infinite(), None).cast(pl.Float64).abs().max()
+    step = math.ulp(most) * (2**29 if column.dtype == pl.Float32 else 1) if isinstance(most, float) else 0
+    if step > 1:
+        log(
+            f"{path}: times near {most:.0f} are {step:.0f} {unit} apart, as {column.dtype} holds them: events between "
+            "two of them are equal and keep the order of the file; write the column as int64"
+        )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A log some of whose times may be wrong: `time` as it stands, `tick` as it was read (i64)."""
+
+    table: pl.DataFrame
+    path: Path
+    unit: str
+    ticks: int
+    ahead: int  # seconds; the last that may be
+    is_named: bool  # the keys of data.columns apply
+    form: str | None
+
+    def rows(self, *, drop: bool) -> pl.DataFrame:
+        """Refuse, or leave out, the rows whose time cannot be; refuse a log whose unit or notation is another."""
+        number, is_number = self._numbers()
+        modern = self._share(self.table["tick"] / self.ticks)
+        if is_number and self.form is None:
+            self._refuse_days(number)
+        if self.form != "epoch" and modern < 0.5:
+            self._refuse_unit(number, is_number)
+        tick = pl.col("tick")
+        unknown = tick < (_YEAR * self.ticks if modern >= 0.5 else 0)
+        faults = {
+            "is a missing timestamp": tick.is_null(),
+            "is a negative timestamp, before 1970": tick < 0,
+            "is a future timestamp": tick > self.ahead * self.ticks,
+            "is in 1970, in a log of later years, and so is no known time": unknown,
+        }
+        remedy = "; mend the file, or set data.bad_times=drop"
+        for what, wrong in {} if drop else faults.items():
+            lines.require(self.table, "time", wrong, self.path, what + self._advice(number, wrong, is_number) + remedy)
+        wrong = pl.any_horizontal(wrong.fill_null(False) for wrong in faults.values())
+        kept = self.table.filter(~wrong)
+        high = kept["tick"].max()
+        if isinstance(high, int) and high < _YEAR * self.ticks and self.form is None and is_number:
+            first, last = (self.table["time"].item(place) for place in (0, -1))
+            log(
+                f"{self.path}: times {first} … {last} lie within 1970 in any unit: taken as order numbers, of whose "
+                "distances nothing should be made (data.columns.time_unit=order says so, time_format=epoch that they are times)"
+            )
+        return kept
+
+    def _numbers(self) -> tuple[pl.Series, bool]:
+        """The numbers as they stand, roughly; of dates, the nanoseconds behind them."""
+        column = self.table["time"]
+        if column.dtype == pl.String and self.form in (None, "epoch"):
+            number = column.str.strip_chars().cast(pl.Float64, strict=False)
+            if number.is_finite().any():
+                return number, True
+        if column.dtype.is_numeric() and self.form in (None, "epoch"):
+            return column.cast(pl.Float64), True
+        return self.table["tick"] / self.ticks * 1e9, False
+
+    def _share(self, seconds: pl.Series) -> float:
+        """The share of times, those at zero aside, between 1990 and tomorrow."""
+        known = seconds.drop_nulls().filter(seconds.drop_nulls() != 0)
+        return int(known.is_between(_MODERN, self.ahead).sum()) / max(len(known), 1)
+
+    def _refuse_unit(self, number: pl.Series, is_number: bool) -> None:
+        unit = self.unit if is_number else "ns"
+        for other, per_second in PER_SECOND.items():
+            if other != unit and self._share(number / per_second) > 0.5:
+                first = number.is_between(_MODERN * per_second, self.ahead * per_second).fill_null(False)
+                row = self.table.filter(first).row(0, named=True)
+                said = f"time {row['time']!r} is {_when(row['tick'] / self.ticks)}"
+                good = f"{_when(number.filter(first).item(0) / per_second)}, if it stands for {other}"
+                if not is_number:
+                    remedy = f"a number was turned into a date in the wrong unit: write the numbers, and set data.columns.time_unit={other}"
+                elif self.is_named:
+                    remedy = (
+                        f"set data.columns.time_unit={other} (or data.columns.time_format=epoch, if {unit} is right)"
+                    )
+                else:
+                    remedy = f"this source's times stand in {unit}: read it by data.source=table with data.columns.time_unit={other}"
+                raise ValueError(
+                    f"{self.path}, line {row['line']}: {said} in {unit}, as most are, but {good}; {remedy}"
+                )
+
+    def _refuse_days(self, number: pl.Series) -> None:
+        known = number.drop_nulls().filter(number.drop_nulls() != 0)
+        for low, high, month, form, name in _DAYS:
+            if not len(known) or not known.is_between(low, high).all() or not (known % 1 == 0).all():
+                continue
+            whole = known.cast(pl.Int64)
+            day = whole // (month // 100) % 100 if month > 1 else pl.Series([1])
+            if (whole // month % 100).is_between(1, 12).all() and day.is_between(1, 31).all():
+                row = self.table.filter((number != 0).fill_null(False)).row(0, named=True)
+                remedy = f"set data.columns.time_format={form} (or =epoch, if it counts {self.unit})"
+                if not self.is_named:
+                    remedy = f"read it by data.source=table with data.columns.time_format={form}"
+                said = f"time {row['time']!r} is {_when(row['tick'] / self.ticks)} in {self.unit}, but {name}"
+                raise ValueError(f"{self.path}, line {row['line']}: {said}, as all of them are; {remedy}")
+
+    def _advice(self, number: pl.Series, wrong: pl.Expr, is_number: bool) -> str:
+        """Where one value would be plausible in another unit, that unit."""
+        if not is_number or not self.is_named:
+            return ""
+        value = self.table.select(number=number).filter(self.table.select(wrong.fill_null(False)).to_series())["number"]
+        for other, per_second in PER_SECOND.items():
+            if other != self.unit and len(value) and value.is_between(_MODERN * per_second, self.ahead * per_second)[0]:
+                return f" in {self.unit} ({_when(value[0] / per_second)} if data.columns.time_unit={other})"
+        return ""
+
+
+def _when(seconds: float) -> str:
+    if not abs(seconds) < 60_000_000_000:
+        return f"the year {1970 + seconds / 31_556_952:,.0f}"
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=int(seconds))).strftime("%Y-%m-%dT%H:%M:%S")

@@ -1,0 +1,181 @@
+"""Ids as people write them: text or whole numbers, and missing where they are missing (cases 06 33)."""
+
+import datetime as dt
+import json
+from decimal import Decimal
+
+import polars as pl
+import pytest
+
+from distrec import config as cfg
+from distrec.data import prepared
+from distrec.data.raw import ids, sources
+
+NOW = 1_700_000_000
+NAN = float("nan")
+
+
+def log(folder, users, items=None, kind="parquet"):
+    users = users if isinstance(users, pl.Series) else pl.Series(users)
+    items = pl.Series([f"i{n}" for n in range(len(users))]) if items is None else items
+    frame = pl.DataFrame({"user": users, "item": items, "time": [NOW + n for n in range(len(users))]})
+    path = folder / f"log.{kind}"
+    frame.write_csv(path) if kind == "csv" else frame.write_parquet(path)
+    return "data.source=table", f"data.path={path}", "data.negatives=0"
+
+
+def read(folder, users, *args, kind="parquet"):
+    raw = sources.read(cfg.load([*log(folder, users, kind=kind), *args]).data)
+    return raw.interactions["user"].to_list()
+
+
+def refused(*args, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        sources.read(cfg.load(args).data)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        *(
+            pl.Series([1, 23, 2**24], dtype=kind)
+            for kind in (pl.Int32, pl.Int64, pl.UInt64, pl.Int128, pl.Float32, pl.Float64)
+        ),
+        *(pl.Series([1, 23, 2**24]).cast(pl.Decimal(20, scale)) for scale in (0, 2)),
+        *(
+            pl.Series(texts)
+            for texts in (["1", "23", "16777216"], ["1.0", "23.0", "16777216.00"], [" 1", "23 ", "\t16777216"])
+        ),
+        pl.Series(["1", "23", "16777216"], dtype=pl.Categorical),
+    ],
+    ids=lambda column: str(column.dtype),
+)
+def test_whole_numbers_of_every_type_are_the_same_ids(tmp_path, column):
+    assert read(tmp_path, column) == ["1", "23", "16777216"]
+
+
+def test_texts_stay_as_they_are_but_for_blanks_around_them(tmp_path, capsys):
+    texts = ["007", "1.0", "1.5", "a b", "é", "1e5", "-3", "None of these", "nano"]
+    assert read(tmp_path, texts) == texts
+    assert "log.parquet" not in capsys.readouterr().err
+    assert read(tmp_path, [" u1", "u1", "u1\u00a0"]) == ["u1"] * 3
+    assert "column 'user' has blanks around 2 values (' u1' …)" in capsys.readouterr().err
+    assert read(tmp_path, ["7.0", "8.0"]) == ["7", "8"]
+    assert "7.0 is read as 7" in capsys.readouterr().err
+    assert read(tmp_path, [2**63, 5]) == [str(2**63), "5"]
+    assert read(tmp_path, [2.0**53, -2.0]) == [str(2**53), "-2"]
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        *((value, "no whole number") for value in (1.5, float("inf"), -0.25)),
+        *((value, "too large for Float64") for value in (2.0**53 + 2, -1e300)),
+        (Decimal("1.5"), "no whole number"),
+    ],
+)
+def test_numbers_that_are_no_ids_are_refused_with_their_line(tmp_path, value, why):
+    args = log(tmp_path, [type(value)(1), value, type(value)(2)])
+    assert refused(*args, match=f"line 2: user .* {why}").count("log.parquet") == 1
+    refused(*args, "data.missing_ids=drop", match=why)
+
+
+def test_float32_ids_beyond_2_to_the_24_are_refused(tmp_path):
+    refused(
+        *log(tmp_path, pl.Series([1, 2**24 + 2], dtype=pl.Float32)),
+        match="line 2: user 16777218.0 is too large for Float32",
+    )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [True, False],
+        [["a"], ["b"]],
+        [{"a": 1}] * 2,
+        [dt.date(2024, 1, 1)] * 2,
+        [dt.datetime(2024, 1, 1)] * 2,
+        [b"a"] * 2,
+    ],
+)
+def test_types_that_are_no_ids_are_refused(tmp_path, values):
+    refused(*log(tmp_path, values), match="column 'user' holds .*; an id is a text or a whole number")
+    refused(*log(tmp_path, ["a", "b"], pl.Series(values)), match="column 'item' holds")
+
+
+@pytest.mark.parametrize(
+    ("column", "shown"),
+    [
+        (pl.Series([7.0, 8.0, 8.0, NAN, NAN]), "nan is missing"),
+        (pl.Series([7, 8, 8, None, None]), "None is missing"),
+        *((pl.Series(["7", "8", "8", word, word]), f"{word!r} is missing") for word in ("", " ", "\t")),
+        *((pl.Series(["7.0", "8.0", "8.0", word, word]), f"{word!r} is ") for word in ("nan", "")),
+        *((pl.Series(["7", "8", "8", word, word]), f"{word!r} is a word for a missing value") for word in ids.WORDS),
+    ],
+)
+def test_missing_is_missing(tmp_path, column, shown):
+    args = log(tmp_path, column)
+    told = refused(*args, match="log.parquet, line 4: user ")
+    assert shown in told
+    assert "(and 1 more)" in told
+    assert "data.missing_ids=drop" in told
+    refused(*log(tmp_path, pl.Series(list("abcde")), column), match="log.parquet, line 4: item ")
+    raw = sources.read(cfg.load([*log(tmp_path, column), "data.missing_ids=drop"]).data)
+    assert raw.interactions["user"].to_list() == ["7", "8", "8"]
+    assert raw.dropped["rows without user or item"] == 2
+
+
+def test_case_33_words_for_nothing_in_a_csv_are_refused_or_kept_on_request(tmp_path, capsys):
+    args = log(tmp_path, ["ann", "nan", "nan", "None"], kind="csv")
+    told = refused(
+        *args, match=r"line 3: user 'nan' is a word for a missing value, .*'nan' in 2 rows, 'None' in 1 rows"
+    )
+    assert "data.null_words=true" in told
+    assert read(tmp_path, ["ann", "nan", "nan", "None"], "data.null_words=true", kind="csv") == [
+        "ann",
+        "nan",
+        "nan",
+        "None",
+    ]
+    assert "'nan' in 2 rows" in capsys.readouterr().err
+    refused(*log(tmp_path, ["ann", "nan", ""]), "data.null_words=true", match="line 3: user '' is missing or empty")
+
+
+def test_case_06_float_ids_match_the_item_table_and_nan_is_no_user(tmp_path):
+    rows = [(float(u), float(10 + i), NOW + 60 * i) for u in (7, 8, 9) for i in range(4)]
+    nobody = [(NAN, float(10 + i), NOW + i) for i in range(3)]
+    (tmp_path / "items.csv").write_text("item,title\n" + "".join(f"{10 + i},Title {i}\n" for i in range(4)))
+    args = [
+        "data.source=table",
+        f"data.path={tmp_path}/log.parquet",
+        f"data.items={tmp_path}/items.csv",
+        "data.negatives=0",
+    ]
+    pl.DataFrame(rows + nobody, schema=["user", "item", "time"], orient="row").write_parquet(tmp_path / "log.parquet")
+    refused(*args, match="log.parquet, line 13: user nan is missing")
+    folder = prepared.prepare(cfg.load([*args, "data.missing_ids=drop", f"data.root={tmp_path}"]).data)
+    data = prepared.load(folder)
+    assert sorted(data.users["raw"]) == ["7", "8", "9"]
+    assert sorted(data.items["raw"]) == ["10", "11", "12", "13"]
+    assert sorted(data.items["text"]) == ["Title 0", "Title 1", "Title 2", "Title 3"]
+    removed = json.loads((folder / "statistics.json").read_text())["removed"]
+    assert removed["rows without user or item"] == 3
+
+
+@pytest.mark.parametrize("keys", [[10.0, 11.0, NAN], ["10", "11", ""], ["10", "11", "NULL"], [10, 11, None]])
+def test_the_key_of_an_item_table_follows_the_same_rule(tmp_path, keys):
+    pl.DataFrame({"item": keys, "title": ["A", "B", "C"]}).write_parquet(tmp_path / "items.parquet")
+    args = [*log(tmp_path, ["u", "u"], pl.Series([10, 11])), f"data.items={tmp_path}/items.parquet"]
+    refused(*args, match="items.parquet, row 3: item ")
+    raw = sources.read(cfg.load([*args, "data.missing_ids=drop"]).data)
+    assert raw.items.rows() == [("10", "A"), ("11", "B")]
+    assert raw.dropped["item rows without an id"] == 1
+
+
+def test_sequences_follow_the_same_rule(tmp_path):
+    (tmp_path / "sequences.tsv").write_text("user_id\titem_ids\ttimestamps\n1\t5 nan\t10 20\n2\t6\t5\n")
+    args = ["data.source=sequences", f"data.path={tmp_path}/sequences.tsv"]
+    refused(*args, match="line 2: item 'nan' is a word for a missing value")
+    assert sources.read(cfg.load([*args, "data.missing_ids=drop"]).data).interactions.height == 2

@@ -1,0 +1,447 @@
+"""Times as people write them: read exactly, in order, or refused in words (cases 02 03 04 05 09 33)."""
+
+import datetime as dt
+import json
+from decimal import Decimal
+from fractions import Fraction
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distrec import config as cfg
+from distrec.data import prepared
+from distrec.data.raw import sources
+from distrec.data.raw.values import instants
+
+NOW = 1_700_000_000  # 2023-11-14T22:13:20
+
+
+def log(folder, times, dtype=None):
+    """A log of one user whose items are i0, i1, … in the order of the file."""
+    frame = pl.DataFrame({"user": ["u"] * len(times), "item": [f"i{n}" for n in range(len(times))]})
+    times = times if isinstance(times, pl.Series) else pl.Series(times, dtype=dtype)
+    frame = frame.with_columns(time=times)
+    is_text = times.dtype == pl.String
+    frame.write_csv(folder / "log.csv") if is_text else frame.write_parquet(folder / "log.parquet")
+    return "data.source=table", f"data.path={folder}/log.{'csv' if is_text else 'parquet'}", "data.negatives=0"
+
+
+def read(folder, times, *args, dtype=None):
+    raw = sources.read(cfg.load([*log(folder, times, dtype), *args]).data)
+    return raw.interactions["time"].to_list()
+
+
+def refused(folder, times, *args, match, dtype=None):
+    with pytest.raises(ValueError, match=match) as caught:
+        read(folder, times, *args, dtype=dtype)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def ticks(values, unit="s", form=None, dtype=None):
+    value, per_second, faults = instants.ticks(pl.Series(values, dtype=dtype), unit, form)
+    assert not any(rows.any() for rows, _ in faults)
+    return [None if tick is None else Fraction(tick, per_second) for tick in value]
+
+
+# --- what is read, to the nanosecond ----------------------------------------------------------
+
+DAY = dt.datetime(2024, 1, 31, tzinfo=dt.UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2024-01-31", 0),
+        ("20240131T100000Z", 36_000),
+        ("2024-01-31T10:00", 36_000),
+        ("2024-01-31T10:00Z", 36_000),
+        ("2024-01-31 10:00:00", 36_000),
+        ("2024-01-31t10:00:00z", 36_000),
+        (" 2024-01-31T10:00:00 ", 36_000),
+        ("2024-01-31T10:00:00.5", "36000.5"),
+        ("2024-01-31T10:00:00,5", "36000.5"),
+        ("2024-01-31T10:00:00.000001", "36000.000001"),
+        ("2024-01-31T10:00:00.123456789Z", "36000.123456789"),
+        ("2024-01-31T10:00:00.1234567890", "36000.123456789"),
+        ("2024-01-31T10:00:00.000000001+02:00", "28800.000000001"),
+        ("2024-01-31T10:00:00+0200", 28_800),
+        ("2024-01-31 10:00:00+00", 36_000),
+        ("2024-01-31 10:00:00-05:30", 55_800),
+        ("2024-01-31 10:00:00 UTC", 36_000),
+        ("2024-01-31 10:00:00.25 +0100", "32400.25"),
+        ("2024-01-31T23:59:60Z", 86_400),
+    ],
+)
+def test_an_iso_text_is_its_instant_alone_and_among_others(text, seconds):
+    exact = Fraction(DAY) + Fraction(seconds)
+    assert ticks([text, text]) == [exact, exact]  # all of one shape
+    assert ticks([text, "2024-01-01", None, "2024-01-31T00:00:00.5-01:00"])[0] == exact
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("2024-02-30", "2024-01-31T24:00:00", "2024-01-31T10:60:00", "2024-13-01", "2024-01", "2024-1-2"),
+        *(
+            "2024-0131",
+            "202401-31",
+            "2024-01-31T10:00:00+25:00",
+            "2024-01-31T10:00:00+02:75",
+            "2024-01-31T10:00:00 CET",
+        ),
+        *("2024-01-31T10:00:00.", "2024-01-31T10:00:00.+12", "2024-01-31T10:00:00x", "2024-01-31Z", "2024-W05-3"),
+        *("01/02/2024", "2024.01.02", "2024/01/02", "Jan 2 2024", "2 January 2024", "2024-01-31 10:00:00 PM", "soon"),
+        *("1,600,000,000", "1 600 000 000", "0x10", "16e", "1_000", "１６００００００００", "12:30"),
+    ],
+)
+@pytest.mark.parametrize("others", [[], ["2024-01-31"], ["1600000000"]])
+def test_what_is_neither_a_number_nor_iso_is_refused_with_its_line(tmp_path, text, others):
+    told = refused(tmp_path, [*others, text, text], match=f"line {2 + len(others)}: time ")
+    assert repr(text) in told
+    assert "and 1 more" in told
+    assert "time_format" in told or others
+
+
+def test_numbers_and_iso_texts_do_not_stand_in_one_column(tmp_path):
+    refused(tmp_path, ["2024-01-31", "1706659200"], match="line 3: time '1706659200' is a number, while")
+    refused(tmp_path, ["1706659200", "2024-01-31"], match="line 3: time '2024-01-31' is not a number")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        *(("1.6e9", 1_600_000_000), ("1.6E+9", 1_600_000_000), ("+1600000000", 1_600_000_000), ("16e8", 1_600_000_000)),
+        *((" 1600000000 ", 1_600_000_000), ("1600000000.0", 1_600_000_000), ("160000000000e-2", 1_600_000_000)),
+        *(("1600000000.123456789", "1600000000.123456789"), ("1600000000123456789e-9", "1600000000.123456789")),
+        *((".5", "0.5"), ("7.", 7), ("0.0000000010", "0.000000001"), ("0e400", 0), ("00012", 12)),
+    ],
+)
+def test_a_number_in_a_text_is_exact(text, number):
+    assert ticks([text, "1"]) == [Fraction(number), 1]
+
+
+def test_numbers_of_every_type_and_unit():
+    exact = [Fraction(f"1600000000.{part}") for part in ("000", "123", "999")]
+    millis = [int(number * 1000) for number in exact]
+    for dtype in (pl.Int64, pl.UInt64, pl.Int128, pl.Float64, pl.Decimal(38, 0), pl.Decimal(20, 3), pl.String):
+        column = pl.Series(millis).cast(dtype)
+        assert ticks(column, "ms") == exact, dtype
+    for unit, scale in {"us": 10**6, "ns": 10**9}.items():
+        assert ticks([int(number * scale) for number in exact], unit) == exact
+        assert ticks([str(int(number * scale)) for number in exact], unit) == exact
+    assert ticks(pl.Series(["1600000000.123", "0.999"]).cast(pl.Decimal(20, 3))) == [exact[1], Fraction("0.999")]
+    assert ticks([1_600_000_000, 7], dtype=pl.Int32) == [1_600_000_000, 7]
+    assert ticks([7, None], dtype=pl.UInt8) == [7, None]
+    assert ticks([1600000000.1, 1600000000.123456]) == [Fraction("1600000000.1"), Fraction("1600000000.123456")]
+    assert ticks([1600000000123.5, float("nan"), float("inf")], "ms") == [Fraction("1600000000.1235"), None, None]
+
+
+def test_dates_of_every_unit_and_zone():
+    when = dt.datetime(2024, 1, 31, 10, tzinfo=dt.timezone(dt.timedelta(hours=2)))
+    exact = Fraction(int(when.timestamp()))
+    for unit in ("ms", "us", "ns"):
+        for zone in ("UTC", "Europe/Berlin", "America/New_York"):
+            column = pl.Series([when]).dt.convert_time_zone(zone).dt.cast_time_unit(unit)
+            assert ticks(column) == [exact]
+    assert ticks([dt.date(2024, 1, 31)]) == [Fraction(DAY)]
+    assert ticks(pl.Series(["2024-01-31"], dtype=pl.Categorical)) == [Fraction(DAY)]
+
+
+@pytest.mark.parametrize("values", [[dt.time(1)], [True], [[1, 2]], [{"a": 1}], [dt.timedelta(1)], [b"1"]])
+def test_types_that_hold_no_times_are_refused(tmp_path, values):
+    refused(tmp_path, pl.Series(values), match=r"log.parquet: the time column holds")
+    refused(tmp_path, pl.Series(values), "data.columns.time_unit=order", match=r"log.parquet: the time column holds")
+
+
+def test_what_is_finer_than_a_nanosecond_is_refused(tmp_path):
+    for values, unit in [
+        (["1600000000.0000000001", "1"], "s"),
+        (["2024-01-31T10:00:00.0000000001", "2024-01-31"], "s"),
+        (["1600000000123456789.5", "1"], "ns"),
+        ([0.1 + 1e-12, 0.1], "s"),
+        (pl.Series(["1600000000.0000000001"]).cast(pl.Decimal(38, 10)), "s"),
+    ]:
+        refused(tmp_path, values, f"data.columns.time_unit={unit}", match="line [12]: time .* finer than a nanosecond")
+
+
+# --- order: the exact instants decide (cases 02, 03) ------------------------------------------
+
+NANOS = st.integers(1_600_000_000 * 10**9, 1_600_000_100 * 10**9)
+CLOSE = st.builds(lambda second, nano: (1_600_000_000 + second) * 10**9 + nano, st.integers(0, 2), st.integers(0, 3000))
+
+
+def iso(nanos, draw):
+    minutes = draw(st.sampled_from([0, 0, 120, -330, 345]))
+    second, nano = divmod(nanos, 10**9)
+    text = (dt.datetime(1970, 1, 1) + dt.timedelta(seconds=second, minutes=minutes)).isoformat(
+        draw(st.sampled_from("T "))
+    )
+    fraction = f".{nano:09d}"
+    if draw(st.booleans()):
+        fraction = fraction.rstrip("0").rstrip(".")
+    sign, minutes = "-" if minutes < 0 else "+", abs(minutes)
+    zone = f"{sign}{minutes // 60:02d}{draw(st.sampled_from([':', '']))}{minutes % 60:02d}"
+    return text + fraction + (draw(st.sampled_from(["", "Z", zone])) if not minutes else zone)
+
+
+def number(nanos, draw):
+    text = str(Decimal(nanos).scaleb(-9))
+    return draw(
+        st.sampled_from([text, f"{nanos}e-9", f"{Decimal(nanos).scaleb(-18):.18f}E9", text.rstrip("0").rstrip(".")])
+    )
+
+
+KINDS = {
+    "iso": lambda exact, draw: pl.Series([iso(nano, draw) for nano in exact]),
+    "iso of one shape": lambda exact, _: pl.from_epoch(pl.Series(exact), "ns").dt.strftime("%FT%T%.9f+00:00"),
+    "text numbers": lambda exact, draw: pl.Series([number(nano, draw) for nano in exact]),
+    "decimal": lambda exact, _: pl.Series([Decimal(nano).scaleb(-9) for nano in exact], dtype=pl.Decimal(30, 9)),
+    "datetime": lambda exact, _: pl.from_epoch(pl.Series(exact), "ns"),
+    "formatted": lambda exact, _: pl.from_epoch(pl.Series(exact), "ns").dt.strftime("%d/%m/%Y %H:%M:%S%.9f"),
+    "float64": lambda exact, _: pl.Series([nano / 1e9 for nano in exact]),
+    "ns": lambda exact, _: pl.Series(exact),
+    "us": lambda exact, _: pl.Series([str(nano // 1000) for nano in exact]),
+    "uint64": lambda exact, _: pl.Series(exact, dtype=pl.UInt64),
+    "order": lambda exact, _: pl.Series([Decimal(nano).scaleb(-12) for nano in exact]).cast(pl.String),
+    "order of floats": lambda exact, _: pl.Series([(nano - 16 * 10**17) / 3e17 - 1e-6 for nano in exact]),
+}
+ARGS = {
+    "ns": ["data.columns.time_unit=ns"],
+    "us": ["data.columns.time_unit=us"],
+    "uint64": ["data.columns.time_unit=ns"],
+    "formatted": ["data.columns.time_format='%d/%m/%Y %H:%M:%S.%f'"],
+    "order": ["data.columns.time_unit=order"],
+    "order of floats": ["data.columns.time_unit=order"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_prepared_order_is_that_of_the_exact_instants(tmp_path_factory, kind, data):
+    exact = data.draw(st.lists(st.one_of(NANOS, CLOSE), min_size=3, max_size=12))
+    column = KINDS[kind](exact, data.draw)
+    if kind.endswith("floats") or kind == "float64":
+        exact = [Fraction(value) for value in column]  # what the file holds, which is coarser
+    if kind == "us":
+        exact = [nano // 1000 for nano in exact]
+    folder = tmp_path_factory.mktemp("order")
+    args = [*log(folder, column), *ARGS.get(kind, []), f"data.root={folder}", "data.duplicates=keep"]
+    made = prepared.load(prepared.prepare(cfg.load(args).data))
+    names = made.items["raw"][:]
+    ours = [names[item] for item in made.item]
+    assert ours == [f"i{n}" for n in sorted(range(len(exact)), key=lambda n: exact[n])]
+
+
+def test_case_02_microseconds_of_iso_texts_and_03_milliseconds_of_decimals(tmp_path):
+    iso_ = [f"2024-03-01T12:00:00.000{n}00" for n in (4, 3, 2, 1)]
+    decimal = pl.Series([Decimal(f"1700000000.{n}00") for n in (4, 3, 2, 1)], dtype=pl.Decimal(20, 3))
+    for times in (iso_, decimal):
+        made = prepared.load(prepared.prepare(cfg.load([*log(tmp_path, times), f"data.root={tmp_path}"]).data))
+        names = made.items["raw"][:]
+        assert [names[item] for item in made.item] == ["i3", "i2", "i1", "i0"]
+        assert made.time.tolist()[0] % 10**6 == (100 if times is iso_ else 100_000)
+
+
+# --- a format is said, never guessed (case 04) ------------------------------------------------
+
+
+def test_case_04_slash_dates_need_their_format(tmp_path):
+    us = ["01/02/2024", "02/01/2024", "03/12/2024"]
+    assert "data.columns.time_format" in refused(tmp_path, us, match="line 2: time '01/02/2024' is neither")
+    first = read(tmp_path, us, "data.columns.time_format='%m/%d/%Y'")
+    assert first == sorted(first)
+    second = read(tmp_path, us, "data.columns.time_format='%d/%m/%Y'")
+    assert second[1] < second[0] < second[2]
+    refused(
+        tmp_path,
+        [*us, "03/13/2024"],
+        "data.columns.time_format='%d/%m/%Y'",
+        match="line 5: time '03/13/2024' does not follow data.columns.time_format=%d/%m/%Y",
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "seconds"),
+    [
+        ("%m/%d/%Y %I:%M %p", "01/31/2024 12:05 AM", 300),
+        ("%m/%d/%Y %I:%M:%S %p", "01/31/2024 01:00:00 PM", 13 * 3600),
+        ("%b %d %Y", "Jan 31 2024", 0),
+        ("%d.%m.%Y %H:%M:%S.%f", "31.01.2024 00:00:00.25", "0.25"),
+        ("%d.%m.%Y %H:%M:%S%.f", "31.01.2024 00:00:00.000000001", "0.000000001"),
+        ("%Y%m%d%H%M%S", "20240131000001", 1),
+        ("%d/%m/%y %H:%M %z", "31/01/24 02:00 +0200", 0),
+        ("iso", "2024-01-31", 0),
+        ("iso", "20240131", 0),
+    ],
+)
+def test_formats_are_followed(form, text, seconds):
+    assert ticks([text], form=form) == [Fraction(DAY) + Fraction(seconds)]
+
+
+@pytest.mark.parametrize("dtype", [pl.Int64, pl.Int32, pl.Float64, pl.Decimal(12, 0), pl.String])
+def test_days_as_whole_numbers_follow_a_format_too(dtype):
+    assert ticks(pl.Series([20240131, 20240201]).cast(dtype), form="%Y%m%d") == [Fraction(DAY), Fraction(DAY) + 86_400]
+
+
+@pytest.mark.parametrize("form", ["day", "%H:%M:%f", "%s", "%Y-%m-%d %Z", "%Y-%m-%d %H", ""])
+def test_a_format_that_is_none_is_refused(tmp_path, form):
+    refused(tmp_path, ["2024-01-31"], f"data.columns.time_format='{form}'", match=r"time_format='[^']*'")
+
+
+def test_a_column_of_dates_has_no_format(tmp_path):
+    refused(tmp_path, [dt.date(2024, 1, 31)], "data.columns.time_format='%Y'", match="remove data.columns.time_format")
+    refused(
+        tmp_path, ["2024-01-31"], "data.columns.time_format=epoch", match="line 2: time '2024-01-31' is not a number"
+    )
+    refused(tmp_path, ["1706659200"], "data.columns.time_format=iso", match="line 2: time '1706659200' is neither")
+
+
+# --- a log as a whole: unit and notation (cases 05, 09) ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "form"),
+    [
+        *(
+            (202_401, "%Y%m"),
+            (20_240_110, "%Y%m%d"),
+            (202_401_102_359, "%Y%m%d%H%M"),
+            (20_240_110_235_959, "%Y%m%d%H%M%S"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("dtype", [pl.String, pl.Int64, pl.Float64])
+@pytest.mark.parametrize("unit", ["s", "ms"])
+def test_case_05_days_written_as_numbers_are_refused_with_their_format(tmp_path, value, form, dtype, unit):
+    times = pl.Series([value, value + 1 if form == "%Y%m" else value]).cast(dtype)
+    told = refused(tmp_path, times, f"data.columns.time_unit={unit}", match=f"line [12]: time .?{value}")
+    assert f"data.columns.time_format={form} " in told
+    assert read(tmp_path, times.cast(pl.Int64), f"data.columns.time_format='{form}'")
+
+
+UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+@pytest.mark.parametrize("right", UNITS)
+@pytest.mark.parametrize("wrong", UNITS)
+@pytest.mark.parametrize("dtype", [pl.String, pl.Int64, pl.Float64, pl.Decimal(30, 3)])
+@pytest.mark.parametrize("bad", ["refuse", "drop"])
+def test_case_09_a_wrong_unit_is_refused_with_the_value_and_the_right_one(tmp_path, right, wrong, dtype, bad):
+    times = pl.Series([(NOW + n) * UNITS[right] for n in range(4)]).cast(dtype)
+    args = f"data.columns.time_unit={wrong}", f"data.bad_times={bad}"
+    if right == wrong:
+        assert read(tmp_path, times, *args) == [(NOW + n) * 10**6 for n in range(4)]
+        return
+    told = refused(tmp_path, times, *args, match="line [12]: time ")
+    assert repr(times[0]) in told
+    assert told.partition(" (or ")[0].endswith(f"; set data.columns.time_unit={right}")
+    assert "2023-11-14T22:13:20" in told
+
+
+def test_dates_made_from_numbers_in_the_wrong_unit_are_refused(tmp_path):
+    told = refused(tmp_path, pl.from_epoch(pl.Series([NOW] * 2), "ns"), match="line 1: time ")
+    assert "time_unit=s" in told
+
+
+def test_one_value_in_another_unit_is_told_with_it(tmp_path):
+    told = refused(tmp_path, [NOW, NOW, NOW * 1000], match=f"line 3: time {NOW * 1000} is a future timestamp")
+    assert "2023-11-14T22:13:20 if data.columns.time_unit=ms" in told
+    assert "data.bad_times=drop" in told
+
+
+def test_small_numbers_are_order_numbers_with_a_word(tmp_path, capsys):
+    assert read(tmp_path, [1, 2, 3, 4]) == [10**6, 2 * 10**6, 3 * 10**6, 4 * 10**6]
+    assert "times 1 … 4 lie within 1970 in any unit: taken as order numbers" in capsys.readouterr().err
+    assert read(tmp_path, ["0", "1", "2"]) == [0, 10**6, 2 * 10**6]
+    assert read(tmp_path, [1, 2], "data.columns.time_format=epoch") == [10**6, 2 * 10**6]
+    assert "1 … 2" not in capsys.readouterr().err
+    assert read(tmp_path, [20_240_110, 20_240_111], "data.columns.time_format=epoch") == [
+        20_240_110 * 10**6,
+        20_240_111 * 10**6,
+    ]
+    assert read(tmp_path, list(range(20_240_080, 20_240_160)))[0] == 20_240_080 * 10**6  # no days: 20240140
+
+
+def test_order_numbers_leave_the_order_and_no_times(tmp_path, capsys):
+    args = [*log(tmp_path, ["10", "9", "-1", "9.5", "1e3"]), "data.columns.time_unit=order", f"data.root={tmp_path}"]
+    raw = sources.read(cfg.load(args).data)
+    assert not raw.has_time
+    assert raw.interactions["item"].to_list() == ["i2", "i1", "i3", "i0", "i4"]
+    assert "2 rows came before one above them" in capsys.readouterr().err
+    unit = "data.columns.time_unit=order"
+    refused(tmp_path, ["1", "x"], unit, match="line 3: time 'x' is not a number")
+    refused(tmp_path, ["1", ""], unit, match="line 3: time '?.* is no order number")
+    refused(tmp_path, ["1", "0.0000000000000000001"], unit, match="line 3: .* too many digits")
+    refused(tmp_path, ["1", "1e30"], unit, match="line 3: .* too many digits")
+    refused(tmp_path, ["1"], unit, "data.columns.time_format='%Y'", match="remove data.columns.time_format")
+
+
+# --- rows: missing, unknown, before, ahead (cases 09, 33) -------------------------------------
+
+BAD = [
+    *[
+        (text, "missing")
+        for text in ("", " ", "NaN", "nan", "inf", "-Infinity", "null", "NULL", "None", "\\N", "NaT", "N/A")
+    ],
+    *[(text, "1970") for text in ("0", "0.0", "1", "86400")],
+    *[(text, "negative") for text in ("-1", "-1.5", "-1e30")],
+    *[(text, "future") for text in ("9999999999", "1e300", "99999999999999999999999999")],
+]
+
+
+@pytest.mark.parametrize(("text", "why"), BAD)
+def test_a_time_that_cannot_be_is_named_with_its_line_or_dropped_and_counted(tmp_path, text, why):
+    times = [f"{NOW}", f"{NOW + 1}", f"{NOW + 2}", text]
+    told = refused(tmp_path, times, match=f"line 5: time .*{why}")
+    assert "data.bad_times=drop" in told
+    raw = sources.read(cfg.load([*log(tmp_path, times), "data.bad_times=drop"]).data)
+    assert raw.interactions["time"].to_list() == [(NOW + n) * 10**6 for n in range(3)]
+    assert raw.dropped["bad timestamps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        *(
+            ("0000-00-00 00:00:00", "missing"),
+            ("1970-01-01T00:00:00Z", "1970"),
+            ("1970-01-01T00:00:00+02:00", "negative"),
+        ),
+        *(("0001-01-01", "negative"), ("9999-12-31T23:59:59.999999999", "future"), ("2262-04-12T00:00:00.5", "future")),
+    ],
+)
+def test_a_date_that_cannot_be_is_named_or_dropped(tmp_path, text, why):
+    times = ["2024-01-31", "2024-01-31", "2024-01-31", text]
+    refused(tmp_path, times, match=f"line 5: time .*{why}")
+    assert len(read(tmp_path, times, "data.bad_times=drop")) == 3
+
+
+def test_numbers_that_cannot_be_are_shown_as_they_stand(tmp_path):
+    nan = float("nan")
+    refused(tmp_path, [NOW * 1.0, nan], match="line 2: time nan is a missing")
+    refused(tmp_path, [NOW * 1.0, float("inf")], match="line 2: time inf is a missing")
+    refused(tmp_path, [NOW * 1.0, None], match="line 2: time None is a missing")
+    refused(tmp_path, [NOW, 2**64 - 1], match=f"line 2: time {2**64 - 1} is a future", dtype=pl.UInt64)
+    refused(tmp_path, [None, None], match="line 1: time None is a missing", dtype=pl.Null)
+    assert read(tmp_path, [nan, NOW + 0.5, None], "data.bad_times=drop") == [NOW * 10**6 + 500_000]
+
+
+def test_case_33_float32_seconds_are_told_and_not_made_worse(tmp_path, capsys):
+    times = [1600000180.0, 1600000120.0, 1600000060.0, 1600000000.0]
+    column = pl.Series(times, dtype=pl.Float32)
+    assert read(tmp_path, column) == [int(value) * 10**6 for value in column]
+    assert "times near 1600000128 are 128 s apart, as Float32 holds them" in capsys.readouterr().err
+    read(tmp_path, pl.Series(times))
+    assert "apart" not in capsys.readouterr().err
+    read(tmp_path, pl.Series([NOW * 1e9]), "data.columns.time_unit=ns")
+    assert "are 256 ns apart, as Float64 holds them" in capsys.readouterr().err
+
+
+def test_the_report_counts_what_was_dropped(tmp_path):
+    args = [*log(tmp_path, [NOW, NOW + 1, NOW + 2, 0, None]), "data.bad_times=drop", f"data.root={tmp_path}"]
+    removed = json.loads((prepared.prepare(cfg.load(args).data) / "statistics.json").read_text())["removed"]
+    assert (removed["interactions read"], removed["bad timestamps"]) == (5, 2)
