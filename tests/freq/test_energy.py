@@ -213,14 +213,16 @@ def test_a_channel_that_touches_one_frequency_ends_early():
     assert found.below(around) == pytest.approx([0, 1], abs=1e-4)
 
 
-def test_a_polynomial_s_response_neither_swings_above_1_nor_below_0(monkeypatch):
-    """What Jackson's factors are for: without them a step overshoots by 9 %."""
-    monkeypatch.setattr(big, "DENSE", 10)
-    graph = big.Frequencies(sparse(200))
-    for share in (0.1, 0.5, 0.9):
-        response = graph.response(share)
-        assert -1e-9 < response.min() < 0.01
-        assert 0.99 < response.max() < 1 + 1e-9
+@pytest.mark.parametrize(("edge", "top"), [(0.3, 2.0), (1.1, 1.6)])
+def test_a_step_s_polynomial_is_its_chebyshev_series_under_jacksons_kernel(edge, top):
+    """Coefficients by a sum over angles; the kernel's factors are the autocorrelation of half a sine."""
+    angle = (np.arange(400_000) + 0.5) * np.pi / 400_000
+    step = (np.cos(angle) + 1) * top / 2 <= edge
+    half = np.sin(np.pi * np.arange(1, big.ORDER + 2) / (big.ORDER + 2))
+    factors = np.correlate(half, half, "full")[big.ORDER :] / (half @ half)
+    for k in (0, 1, 2, 50, big.ORDER):
+        wanted = factors[k] * (np.cos(k * angle) * step).mean() * (2 if k else 1)
+        assert big._step(edge, top)[k] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_probes_of_white_noise_are_those_of_the_seed(monkeypatch):
