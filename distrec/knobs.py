@@ -85,7 +85,7 @@ class Embed:
     normalize: bool = True  # to unit length
     dtype: Literal["float32", "float16"] = "float32"  # on disk
     dimensions: AtLeastOne = 256  # of `builtin`
-    vocabulary: Annotated[int, Field(ge=300)] = 8192  # of `builtin`
+    vocabulary: Annotated[int, Field(ge=300)] = 16_384  # groups of letters that `builtin` knows, the most frequent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +99,9 @@ class _Levels:
     gate: bool = True  # a collapsed codebook stops the pipeline
     min_used: Share = 0.5  # of a level's codes; below it the codebook counts as collapsed
     max_collisions: Share = 0.5  # items that share all their codes with another; above it, the same
+    max_uninformative: Share = (
+        0.2  # share of items that have a zero vector: nothing is known of them; above it, the same
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

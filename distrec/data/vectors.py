@@ -15,6 +15,7 @@ from distrec.data import store
 from distrec.data.prepared import Prepared
 
 FILE = "vectors.safetensors"
+VERSION = 2  # of what distrec embed makes; 1: the built-in encoder made noise of short texts
 _TYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 
 
@@ -105,6 +106,11 @@ def load(source: Path, data: Prepared) -> tuple[Float[np.ndarray, "I D"], str]:
         raise ValueError(f"codes.vectors={source} is no folder of vectors (made by distrec embed)")
     if source.is_dir():
         made_by = store.verify(source)["made_by"]
+        if "encoder" in made_by and made_by.get("version") != VERSION:
+            raise ValueError(
+                f"{source} is stale: version {made_by.get('version', 1)} of distrec embed made it, this is version {VERSION}. "
+                "Leave codes.vectors out, or embed these items again"
+            )
         if made_by.get("texts") != texts_digest(data):
             raise ValueError(
                 f"{source} was made from other item texts than those of {data.folder}: embed these items again"

@@ -12,6 +12,7 @@ from distrec.data import audit, store, vectors
 from distrec.jobs import embed
 from distrec.jobs.codes import fit
 from distrec.jobs.codes import report as reports
+from distrec.jobs.codes.artefact import Collapsed
 from distrec.models import quantisers
 from distrec.runtime import Ranks
 
@@ -124,6 +125,25 @@ def test_zero_rows_equal_rows_and_constant_columns(small, tmp_path, table, name)
     assert "20 items have a zero vector" in reports.table(report)
     if name != "balanced":
         assert report["collisions"]["largest"] >= 15
+
+
+def test_items_of_which_nothing_is_known_shut_the_gate_before_anything_is_fitted(small, tmp_path, table, monkeypatch):
+    """30 of 149 zero vectors are more than 20 %, 29 are not."""
+    table[:30] = 0
+    args = (f"codes.vectors={tmp_path}/v.npy", "codes.name=kmeans", "codes.size=32")
+    args += ("codes.gate=true", "codes.max_collisions=1", "codes.min_used=0")
+    np.save(tmp_path / "v.npy", table)
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "turned", lambda *_: pytest.fail("fitted"))
+        with pytest.raises(Collapsed, match=r"30 of 149 items \(20\.1%\) have a zero vector, above codes\.max_uninfo"):
+            run(tmp_path, small, *args)
+    assert run(tmp_path, small, *args, "codes.max_uninformative=0.3")
+    with pytest.raises(Collapsed, match=r"(?s)perplexity.*30 of 149 items .*Give data\.text more fields"):
+        run(tmp_path, small, *args)  # made already, but not good enough now
+    assert "20.1%" in health_of(run(tmp_path, small, *args, "codes.gate=false", "codes.max_iter=9"))["complaints"][0]
+    table[29] = 1
+    np.save(tmp_path / "v.npy", table)
+    assert not health_of(run(tmp_path, small, *args))["complaints"]
 
 
 def test_thousands_of_equal_texts_name_their_bucket(small, tmp_path, table):
