@@ -94,7 +94,9 @@ class _Levels:
 
     levels: Annotated[int, Field(ge=1, le=16)] = 3
     size: Annotated[int, Field(ge=2, le=65_536)] | None = None  # codes a level; None: from the number of items
-    vectors: Path | None = None  # a folder of distrec embed, .npy or .safetensors; None: embed the items' texts
+    vectors: Path | None = None  # a folder of distrec embed, or vectors with their ids; None: embed the items' texts
+    vectors_order: Literal["prepared"] | None = None  # of the rows of a file without ids; None refuses such a file
+    vectors_missing: Literal["refuse", "zero"] = "refuse"  # what an item without a vector in the file gets
     category: str | None = None  # column of the items for the category figures; None: `category` if there is one
     gate: bool = True  # a collapsed codebook stops the pipeline
     min_used: Share = 0.5  # of a level's codes; below it the codebook counts as collapsed

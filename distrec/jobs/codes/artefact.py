@@ -18,7 +18,10 @@ from distrec.jobs.codes import report as reports
 from distrec.jobs.parts.work import Work
 
 # keys of config.codes that shape no code
-FREE = ("gate", "min_used", "max_collisions", "max_uninformative", "vectors", "category")
+FREE = (
+    *("gate", "min_used", "max_collisions", "max_uninformative"),
+    *("vectors", "vectors_order", "vectors_missing", "category"),
+)
 
 
 class Collapsed(Exception):

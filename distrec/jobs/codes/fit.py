@@ -44,7 +44,7 @@ def quantize(work: Work) -> Path | None:
     source = config.codes.vectors or embed.embed(llm.encoder(config), config.data, data, ranks, work.stop)
     if source is None:
         return None
-    table, identity = vectors.load(source, data)
+    table, identity = vectors.load(source, data, config.codes.vectors_order, config.codes.vectors_missing)
     settings = {key: value for key, value in cfg.plain(config.codes).items() if key not in FREE}
     made = origin(source, identity, data) | {"codes": settings | {"size": size}, "seed": config.seed}
     if isinstance(config.codes, knobs.RqVae):

@@ -59,9 +59,8 @@ class LexicalEncoder:
         weighted = _weighted(counts[:, used], idf).astype(np.float64)
         rank = min(dimensions, *weighted.shape)
         with threadpool_limits(1):  # the same bits on any number of threads
-            _, strength, axes = randomized_svd(
-                weighted, rank, n_iter=_PASSES, power_iteration_normalizer="QR", random_state=seed
-            )
+            turn: Any = randomized_svd  # its annotations are narrower than what it takes
+            _, strength, axes = turn(weighted, rank, n_iter=_PASSES, power_iteration_normalizer="QR", random_state=seed)
         axes *= (strength > 1e-6 * strength[0])[:, None]  # no axes of rounding alone
         return cls([groups[i] for i in used], idf, np.ascontiguousarray(axes.T, np.float32))
 
