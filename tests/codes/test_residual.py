@@ -50,6 +50,16 @@ def test_codes_are_those_of_brute_force(make, assignment):
         assert levels.reports_[number]["residual"] == pytest.approx(float(left.square().sum(1).mean()), rel=1e-9)
 
 
+def test_the_share_that_is_left_is_of_what_there_was_at_first():
+    x = cloud(n=600, d=6, k=20) + 3
+    levels, _ = fitted(kmeans, whole(x), "euclid")
+    whole_energy = float(x.square().sum(1).mean())
+    for report in levels.reports_:
+        assert report["residual_share"] == pytest.approx(report["residual"] / whole_energy, rel=1e-9)
+    assert levels.reports_[0]["residual_before"] == pytest.approx(whole_energy, rel=1e-9)
+    assert levels.reports_[2]["residual_before"] == levels.reports_[1]["residual"]
+
+
 def test_residual_energy_never_rises_with_euclid():
     x = cloud(n=800, d=10, k=30)
     levels, _ = fitted(gmm, whole(x), "euclid", n_levels=5)
