@@ -1,4 +1,4 @@
-"""Ranks by plain sorting, item by item."""
+"""How many items are better than each target, and how many tie with it, item by item."""
 
 import numpy as np
 import torch
@@ -15,5 +15,5 @@ def brute(scores, data, split, mask=True):
             history = [i for i in data.item[data.start[u] : place] if i != target]
             own[history] = -torch.inf
         others = np.delete(own.numpy(), target)
-        found.append(1 + (others > score).sum() + (others == score).sum() / 2)
-    return np.array(found)
+        found.append(((others > score).sum(), (others == score).sum()))
+    return np.array(found, float).T

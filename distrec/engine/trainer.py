@@ -276,7 +276,7 @@ class Trainer:
         leave = stop if stage(self.accelerator) < 3 else lambda: False
         device = self.accelerator.device
         ranking = scoring.rank_split(self.model, self.data, "valid", self.score, self.ranks, device, stop=leave)
-        return metrics.summarise(ranking.rank)
+        return metrics.summarise(ranking.standing)
 
     def _evaluated(self, found: Mapping[str, Any]) -> None:
         """The checkpoint that follows is the best one if NDCG@10 rose."""

@@ -37,8 +37,12 @@ class Lister(torch.nn.Module):
         super().__init__()
         self.lists = lists
 
-    def rank(self, batch, k):
-        return self.lists[batch.user][:, :k]
+    def listings(self, batch, every):
+        listed = self.lists[batch.user][:, : self.beams]
+        return {"constrained": (listed, self.scores(listed))}
+
+    def scores(self, listed):
+        return -torch.arange(listed.shape[1]).float().expand(listed.shape)
 
 
 def rank(model, data, split="test", **score):
@@ -52,30 +56,30 @@ def test_ranks_equal_brute_force_with_and_without_ties(small, split, mask, level
     scores = torch.randint(levels, (small.n_users, small.n_items)).float()
     for chunk in (7, 64, 10_000):
         monkeypatch.setitem(exact.CHUNK, "cpu", chunk)
-        ours = rank(Fixed(scores), small, split, mask_history=mask).rank
+        ours = rank(Fixed(scores), small, split, mask_history=mask).standing
         np.testing.assert_array_equal(ours, brute(scores, small, split, mask))
 
 
 def test_sampled_ranks_equal_brute_force(small):
     scores = torch.randint(5, (small.n_users, small.n_items)).float()
     ranking = rank(Fixed(scores), small)
-    for u, target, sampled in zip(ranking.user, ranking.target, ranking.sampled, strict=True):
+    for u, target, sampled in zip(ranking.user, ranking.target, zip(*ranking.sampled, strict=True), strict=True):
         others = scores[u][small.negatives[u].astype(int)]
         own = scores[u, target]
-        assert sampled == 1 + float((others > own).sum()) + float((others == own).sum()) / 2
+        assert sampled == (int((others > own).sum()), int((others == own).sum()))
 
 
 def test_perfect_random_and_tied_scorers(small):
     users, places = small.targets("test")
     perfect = torch.zeros(small.n_users, small.n_items)
     perfect[users, small.item[places]] = 1
-    found = metrics.summarise(rank(Fixed(perfect), small).rank)
+    found = metrics.summarise(rank(Fixed(perfect), small).standing)
     assert all(found[name] == 1 for name in found)
     tied = rank(Fixed(torch.zeros(small.n_users, small.n_items)), small).rank
     history = np.array([len(set(small.item[small.start[u] : p].tolist())) for u, p in zip(users, places, strict=True)])
     np.testing.assert_array_equal(tied, 1 + (small.n_items - 1 - history) / 2)
     hits = [
-        metrics.summarise(rank(Fixed(torch.rand(small.n_users, small.n_items)), small, mask_history=False).rank)[
+        metrics.summarise(rank(Fixed(torch.rand(small.n_users, small.n_items)), small, mask_history=False).standing)[
             "hr@10"
         ]
         for _ in range(30)
@@ -152,8 +156,8 @@ def test_any_number_of_processes_gives_the_same_bits(small, sasrec, size):
         assert np.array_equal(ranking.user, alone.user)
         assert np.array_equal(ranking.rank, alone.rank)
         assert np.array_equal(ranking.sampled, alone.sampled)
-    report = metrics.summarise(alone.rank, 200)
-    assert report == metrics.summarise(run_on(size, share)[-1].rank, 200)
+    report = metrics.summarise(alone.standing, 200)
+    assert report == metrics.summarise(run_on(size, share)[-1].standing, 200)
 
 
 def test_a_target_whose_score_differs_in_its_last_bit_is_counted_again(small):
@@ -169,17 +173,18 @@ def test_a_target_whose_score_differs_in_its_last_bit_is_counted_again(small):
             )
 
     scores = torch.randint(4, (small.n_users, small.n_items)).float()
-    np.testing.assert_array_equal(rank(Wobbly(scores), small).rank, brute(scores, small, "test"))
+    np.testing.assert_array_equal(rank(Wobbly(scores), small).standing, brute(scores, small, "test"))
 
 
 class Decoder(Lister):
     """One that generates in two ways; the second one's list holds places that are no item."""
 
-    def listings(self, batch):
-        listed = self.rank(batch, 50)
+    def listings(self, batch, every):
+        found = super().listings(batch, every)
+        listed, scores = found["constrained"]
         broken = listed.clone()
         broken[:, 1::2] = -1
-        return {"constrained": listed, "free": broken}
+        return found | {"free": (broken, scores)}
 
 
 def test_every_way_of_decoding_is_ranked_items_and_ids_apart(small):
@@ -187,11 +192,11 @@ def test_every_way_of_decoding_is_ranked_items_and_ids_apart(small):
     found = scoring.rank_split(Decoder(lists), small, "test", knobs.Score(), Ranks(), CPU, thorough=True)
     place = np.array([lists[u].tolist().index(t) for u, t in zip(found.user, found.target, strict=True)])
     np.testing.assert_array_equal(found.rank, np.where(place < 50, place + 1, np.inf))
-    np.testing.assert_array_equal(found.rank, found.others["constrained"])
+    np.testing.assert_array_equal(found.rank, found.others["constrained"].rank)
     seen = (place < 50) & (place % 2 == 0)
-    np.testing.assert_array_equal(found.others["free_ids"], np.where(seen, place + 1, np.inf))
-    np.testing.assert_array_equal(found.others["free"], np.where(seen, place // 2 + 1, np.inf))
-    assert (found.others["free_invalid"] == 0.5).all()
+    np.testing.assert_array_equal(found.others["free_ids"].rank, np.where(seen, place + 1, np.inf))
+    np.testing.assert_array_equal(found.others["free"].rank, np.where(seen, place // 2 + 1, np.inf))
+    assert (found.invalid == 0.5).all()
 
 
 def test_a_list_without_its_history_moves_up(small):

@@ -43,17 +43,18 @@ def finished(small, place):
         table = {
             "user": small.users.data.column("raw").take(users).to_pylist(),
             "target": target or told,
-            "rank": ranks,
+            **alone(ranks).columns(),
         }
         report = {
-            "protocol": {"split": "test", "candidates": "all items", "history": history, "ties": "expected rank", "ranks": "exact", "bootstrap": 0},
-            "full": metrics.summarise(ranks),
+            "protocol": {"split": "test", "candidates": "all items", "history": history, "ties": metrics.TIES, "ranks": "exact", "bootstrap": 0},
+            "full": metrics.summarise(alone(ranks)),
             "users": len(ranks),
             "items": small.n_items,
         }  # fmt: skip
         if sampled:
-            table["rank_sampled_1_20"] = np.minimum(ranks, 21)
-            report["sampled_1_20"] = metrics.summarise(table["rank_sampled_1_20"])
+            few = alone(np.minimum(ranks, 21))
+            table |= few.columns("sampled_1_20")
+            report["sampled_1_20"] = metrics.summarise(few)
         out = place / name
         out.mkdir()
         (out / "config.yaml").write_text(cfg.dump(config))
@@ -63,6 +64,12 @@ def finished(small, place):
         return name
 
     return make
+
+
+def alone(ranks):
+    """Nobody ties."""
+    ranks = np.asarray(ranks, float)
+    return metrics.Standing(ranks - 1, np.zeros(len(ranks)))
 
 
 def drawn(small, seed, mean=15.0):
@@ -102,9 +109,7 @@ def test_figures_are_those_of_the_ranks(small, finished, capsys):
             runs.append(finished(f"{name}{seed}", rank, *SASREC, f"train.lr={lr}", f"seed={seed}"))
     compare.main([*reversed(runs), "against=train.lr=0.1", "metric=hr@10", "out=told"])
     found = json.loads(Path("told/compare.json").read_text())
-    hits = {
-        name: np.stack([metrics.per_user(rank.astype(float))["hr@10"] for rank in each]) for name, each in ranks.items()
-    }
+    hits = {name: np.stack([metrics.per_user(alone(rank))["hr@10"] for rank in each]) for name, each in ranks.items()}
     for name, lr in (("a", 0.1), ("b", 0.2)):
         own = found["full"]["variants"][f"train.lr={lr}"]["hr@10"]
         assert own["seeds"] == pytest.approx(hits[name].mean(1).tolist())
@@ -176,7 +181,7 @@ def test_intervals_are_of_the_same_users_and_of_seeds_in_pairs_where_they_are_th
     for protocol, worst in (("full", np.inf), ("sampled_1_20", 21)):
         values = {
             name: np.stack(
-                [metrics.per_user(np.minimum(each[n], worst)[order])[metric] for n in np.argsort(seeds[name])]
+                [metrics.per_user(alone(np.minimum(each[n], worst)[order]))[metric] for n in np.argsort(seeds[name])]
             )
             for name, each in ranks.items()
         }
@@ -290,7 +295,7 @@ def test_a_page_is_not_taken_for_that_of_another_comparison(small, finished, pla
     ):
         with pytest.raises(ValueError, match=f"one is stale: made with {key}="):
             compare.main([*words, "out=one"])
-    edited("b", pl.read_parquet("b/ranks.parquet").with_columns(pl.col("rank") + 1))
+    edited("b", pl.read_parquet("b/ranks.parquet").with_columns(pl.col("better") + 1))
     with pytest.raises(ValueError, match="one is stale: made with runs="):
         compare.main([*runs, "out=one"])
     with pytest.raises(ValueError, match=r"one/inside would lie in the artefact"):

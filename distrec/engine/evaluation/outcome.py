@@ -6,13 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
+from distrec.data import store
 from distrec.data.prepared import Prepared, Split
 from distrec.engine.evaluation import metrics, scoring
 from distrec.knobs import Score
 from distrec.runtime import Ranks, write_atomically
+
+_FORMER = (
+    "{0} was measured by a former protocol ({1}), whose figures cannot stand beside those of today: "
+    "`distrec evaluate out={0}` measures it again"
+)
 
 
 def measure(
@@ -24,7 +31,7 @@ def measure(
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, Any], pl.DataFrame]:
-    """(metrics of a split under both protocols, the rank of each user's target with raw ids).
+    """(metrics of a split under both protocols, where each user's target stands, with raw ids).
 
     Raises: Stopped, on all ranks, when stop() on any.
     """
@@ -36,30 +43,63 @@ def measure(
             "split": split,
             "candidates": "all items",
             "history": "masked (everything the user had, never the target)" if masked else "kept",
-            "ties": "expected rank",
+            "ties": metrics.TIES,
             "ranks": f"the first {beams} generated" if beams else "exact",
             "bootstrap": config.bootstrap,
         },
-        "full": metrics.summarise(ranking.rank, config.bootstrap),
+        "full": metrics.summarise(ranking.standing, config.bootstrap),
         "users": len(ranking.user),
         "items": data.n_items,
     }
     table = {
         "user": data.users.data.column("raw").take(ranking.user).combine_chunks(),
         "target": data.items.data.column("raw").take(ranking.target).combine_chunks(),
-        "rank": ranking.rank,
+        **ranking.standing.columns(),
     }
+    named = dict(ranking.others)
     if ranking.sampled is not None and data.negatives is not None:
-        name = f"sampled_1_{data.negatives.shape[1]}"
-        report[name] = metrics.summarise(ranking.sampled, config.bootstrap)
-        table[f"rank_{name}"] = ranking.sampled
-    for name, values in ranking.others.items():
-        is_share = name.endswith("_invalid")
-        report[name] = float(values.mean()) if is_share else metrics.summarise(values, config.bootstrap)
-        table[name if is_share else f"rank_{name}"] = values
+        named = {f"sampled_1_{data.negatives.shape[1]}": ranking.sampled} | named
+    for name, standing in named.items():
+        is_measured = ~np.isnan(standing.better)
+        report[name] = metrics.summarise(standing.of(is_measured), config.bootstrap)
+        if not is_measured.all():
+            report[name]["users"] = int(is_measured.sum())
+        table |= standing.columns(name)
+    if ranking.invalid is not None:
+        report["free_invalid"] = float(ranking.invalid.mean())
+        table["free_invalid"] = ranking.invalid
     if hasattr(model, "facts"):
         report["learnt"] = model.facts()
     return report, pl.DataFrame(table)
+
+
+def read(folder: Path) -> tuple[dict[str, Any], pl.DataFrame]:
+    """(test.json, ranks.parquet) of a finished run.   Raises: ValueError when they were measured by a former protocol."""
+    report = json.loads((folder / "test.json").read_text(encoding="utf-8"))
+    if is_former(report):
+        raise ValueError(_FORMER.format(folder, f"ties: {report['protocol'].get('ties')!r}, now {metrics.TIES!r}"))
+    return report, ranks(folder)
+
+
+def ranks(folder: Path) -> pl.DataFrame:
+    """The ranks.parquet of a finished run.   Raises: ValueError when it was measured by a former protocol."""
+    table = pl.read_parquet(folder / "ranks.parquet")
+    if "better" not in table.columns:
+        raise ValueError(_FORMER.format(folder, "no column `better` in its ranks.parquet"))
+    return table
+
+
+def is_former(report: dict[str, Any]) -> bool:
+    return report["protocol"].get("ties") != metrics.TIES
+
+
+def renew(folder: Path, report: dict[str, Any], table: pl.DataFrame) -> None:
+    """Put these figures of the test split in the place of those that a finished run has from a former protocol; what made
+    the run stays as it is, the former figures become former-test.json."""
+    stamp, before = store.read_stamp(folder), json.loads((folder / "test.json").read_text(encoding="utf-8"))
+    write_atomically(folder / "former-test.json", json.dumps(before, indent=1))
+    write(folder, report | {key: before[key] for key in ("model", "seed", "data")}, table)
+    store.stamp_files(folder, stamp["made_by"], list(stamp["files"]))
 
 
 def write(folder: Path, report: dict[str, Any], table: pl.DataFrame, name: str = "test") -> None:

@@ -1,6 +1,5 @@
 """Finished runs that can be compared, put together where they differ in their seed alone, and named by what they differ in."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import polars as pl
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import store
+from distrec.engine.evaluation import outcome
 from distrec.jobs.codes.artefact import FREE
 from distrec.jobs.parts import llm
 from distrec.jobs.parts.assemble import GENERATIVE
@@ -55,9 +55,8 @@ def read(folder: Path, label: str, words: Sequence[str], known: Known) -> Run:
     """
     config = opened(folder, words)
     links = chain(folder, config, known)
-    report = json.loads((folder / "test.json").read_text())
-    table = pl.read_parquet(folder / "ranks.parquet").sort("user")
-    return Run(folder, label, config, report, table, links, _settings(config, links))
+    report, table = outcome.read(folder)
+    return Run(folder, label, config, report, table.sort("user"), links, _settings(config, links))
 
 
 def check_same(runs: Sequence[Run]) -> None:
@@ -108,7 +107,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 def _settings(config: cfg.Config, links: Sequence[Link]) -> dict[str, Any]:
     """What shapes the model, but no seed and no place: what a config names by its place stands as its content."""
-    found = {key: value for key, value in settings(config).items() if key not in ("seed", "score.mask_history")}
+    found = {key: value for key, value in settings(config).items() if key != "seed" and not key.startswith("score.")}
     model, by_name = config.model, {link.name: link for link in links}
     if isinstance(model, knobs.Frellm):
         found |= {"embed.encoder": config.embed.encoder, "model.backbone.init": model.backbone.init}

@@ -137,8 +137,8 @@ def _training(run: RunFacts, folder: Path) -> tuple[Block, ...]:
 def _ranks(run: RunFacts, folder: Path) -> tuple[Block, ...]:
     if run.ranks.is_empty():
         return ()
-    names = {"full": "rank"} | {name: f"rank_{name}" for name in _protocols(run.figures) if name != "full"}
-    titles = {names[name]: told for name, told in _protocols(run.figures).items() if names[name] in run.ranks.columns}
+    ends = {name: "" if name == "full" else name for name in _protocols(run.figures)}
+    titles = {ends[name]: told for name, told in _protocols(run.figures).items()}
     return tuple(curves.of_ranks(run.ranks, titles, folder))
 
 
@@ -150,14 +150,14 @@ def _groups(run: RunFacts, folder: Path) -> tuple[Block, ...]:
     users, places = data.targets("test")
     if len(users) != len(run.ranks):
         return ()
-    length, rank = places - data.start[users], run.ranks["rank"].to_numpy()
+    length, standing = places - data.start[users], metrics.standing(run.ranks)
     edges = np.unique(np.quantile(length, np.linspace(0, 1, _GROUPS + 1), method="lower"))
     group = np.searchsorted(edges[1:-1], length, "left")
     found = []
     for n in np.unique(group):
         inside = length[group == n]
         low, high = int(inside.min()), int(inside.max())
-        summary = metrics.summarise(rank[group == n], run.config.score.bootstrap or 1000)
+        summary = metrics.summarise(standing.of(group == n), run.config.score.bootstrap or 1000)
         found.append((f"{low}–{high}" if low < high else str(low), len(inside), summary))
     rows = tuple((name, n, each["ndcg@10"], _interval(each, "ndcg@10"), each["hr@10"]) for name, n, each in found)
     head = ("Items in the history", "Users", "NDCG@10", "95 % interval", "HR@10")

@@ -99,7 +99,7 @@ def best_of(out: Path, config: cfg.Config, ranks: Ranks, device: torch.device) -
     learns = not isinstance(config.model, COUNTING)
     if (out / store.STAMP).exists():
         store.verify_stamped(out)
-    check_settings(out, {k: v for k, v in settings(config).items() if k != "score.mask_history"})
+    check_settings(out, {k: v for k, v in settings(config).items() if not k.startswith("score.")})
     best = Checkpoints(out / "checkpoints", {}).best() if learns else ""
     before = store.read_stamp(out / "checkpoints" / best)["made_by"] if learns else {}
     wanted = {name: before[name] for name in ("codes", "tables", "backbone") if name in before}

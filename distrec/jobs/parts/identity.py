@@ -8,6 +8,7 @@ from typing import Any
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import store
+from distrec.engine.evaluation import metrics
 
 _FREE = (
     "train.log_steps",
@@ -37,6 +38,7 @@ def settings(config: cfg.Config) -> dict[str, Any]:
         "model": cfg.plain(config.model),
         "train": cfg.plain(config.train),
         "score.mask_history": config.score.mask_history,
+        "score.protocol": metrics.TIES,
         "seed": config.seed,
     }
     if isinstance(config.model, knobs.Frellm):
