@@ -12,8 +12,8 @@ def brute(scores, data, split, mask=True):
         target = int(data.item[place])
         score = float(own[target])
         if mask:
-            history = [i for i in data.item[data.start[u] : place] if i != target]
-            own[history] = -torch.inf
+            history = data.item[data.start[u] : place].tolist()
+            own[history if target not in history else []] = -torch.inf
         others = np.delete(own.numpy(), target)
         found.append(((others > score).sum(), (others == score).sum()))
     return np.array(found, float).T

@@ -12,7 +12,7 @@ from scipy import stats
 
 from distrec import config as cfg
 from distrec.data import store
-from distrec.engine.evaluation import metrics, paired
+from distrec.engine.evaluation import metrics, paired, scoring
 from distrec.jobs import compare
 from distrec.jobs.comparison import figures, variants
 from distrec.jobs.embed import encoder_digest
@@ -36,6 +36,7 @@ def finished(small, place):
     """Makes the folder of a finished run with these ranks, as training leaves it."""
 
     def make(name, ranks, *words, history="masked", sampled=True, parts=None, target=None):
+        history = {"masked": scoring.HISTORY[True]}.get(history, history)
         config = cfg.load([f"data.root={small.folder.parent}", *words])
         users, places = small.targets("test")
         ranks = np.asarray(ranks, float)
@@ -44,11 +45,13 @@ def finished(small, place):
             "user": small.users.data.column("raw").take(users).to_pylist(),
             "target": target or told,
             **alone(ranks).columns(),
+            "repeat": np.zeros(len(ranks), bool),
         }
         report = {
             "protocol": {"split": "test", "candidates": "all items", "history": history, "ties": metrics.TIES, "ranks": "exact", "bootstrap": 0},
             "full": metrics.summarise(alone(ranks)),
             "users": len(ranks),
+            "repeats": 0,
             "items": small.n_items,
         }  # fmt: skip
         if sampled:
@@ -480,7 +483,7 @@ def test_what_a_generative_model_does_not_list_counts_as_nothing(small, finished
         (["a", "against=b"], "against=b: the variants are sasrec"),
         (["a", "seed=1"], "compare takes runs and against=…"),
         (["a", "out="], "compare takes runs and against=…"),
-        (["a", "kept"], r"kept cannot be compared with a: protocol\.history is 'kept', not 'masked'; .*score\.mask_history"),
+        (["a", "kept"], r"kept cannot be compared with a: protocol\.history is 'kept', not 'masked where .*'; .*score\.mask_history"),
         (["a", "elsewhere"], r"elsewhere cannot be compared with a: data is"),
         (["a", "targets"], r"targets cannot be compared with a: ranks\.parquet has another target"),
         (["a", "data"], r"data is no finished run of distrec: its stamp names no config\.yaml"),
@@ -506,7 +509,7 @@ def test_every_run_was_measured_as_the_first_one(small, finished):
     before = protocol("c")
     edited("c", protocol={**before, "bootstrap": 9, "ranks": "the first 50 generated"})
     assert list(told("a", "b", "c")["runs"]) == ["sasrec"]
-    for key, value in (("split", "valid"), ("candidates", "some"), ("ties", "the best rank"), ("filter", "new items")):
+    for key, value in (("split", "valid"), ("candidates", "some"), ("filter", "new items")):
         edited("c", protocol={**before, key: value})
         for runs, said in (("abc", "c cannot be compared with a"), ("cab", "a cannot be compared with c")):
             with pytest.raises(ValueError, match=rf"{said}: protocol\.{key} is"):

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from distrec.data import batches
 from distrec.data.prepared import Prepared, Split
 from distrec.engine.evaluation.exact import CHUNK, exact_standing
-from distrec.engine.evaluation.metrics import Standing
+from distrec.engine.evaluation.metrics import CUTOFFS, TIES, Standing
 from distrec.engine.evaluation.precision import exact_products
 from distrec.engine.evaluation.shelf import Shelf
 from distrec.knobs import Score
@@ -27,6 +27,11 @@ from distrec.models.ranking import Places, is_among, to_device
 from distrec.runtime import Ranks, Stopped, log
 
 BLOCK = 512
+HISTORY = {
+    True: "masked where the target is new to the user, kept where the user has had the target before",
+    False: "kept",
+}  # by score.mask_history
+PROTOCOL = f"{HISTORY[True]}; ties: {TIES}"
 _ROUNDS = {"cpu": 1, "cuda": 8}  # times batch_users of a group: a GPU goes on without the host until a group's end
 
 
@@ -36,6 +41,8 @@ class Ranking:
 
     Beyond what a generative model lists no target stands anywhere.  `others`: by each of its ways of decoding; of free
     decoding also among all that came out, items or not (free_ids).  `invalid`: the share of that which is no item.
+    `repeats`: whether the user has had the target before.  `short`: whether a generated list, without its history, is too
+    short for the largest K and lacks the target.
     """
 
     user: np.ndarray
@@ -44,6 +51,8 @@ class Ranking:
     sampled: Standing | None
     others: dict[str, Standing]
     invalid: np.ndarray | None
+    repeats: np.ndarray
+    short: np.ndarray | None
 
     @property
     def rank(self) -> np.ndarray:
@@ -70,15 +79,22 @@ class Blocks:
         others = target[:, :0] if negatives is None else negatives[self.samples.user[self.rows[n]]]
         return np.concatenate([target, others], 1).astype(np.int64)
 
-    def history(self, n: int) -> Places:
-        """(user, item) of everything a user has before the target, the whole history and never the target itself."""
+    def history(self, n: int) -> tuple[Places, Bool[np.ndarray, " B"]]:
+        """((user, item) of everything that users to whom their target is new have before it, which are no candidates; whether
+        a user has had the target before).
+
+        Who has had everything would else find any target alone on the shelf: rivals are only taken from a target that is
+        no item of the history itself, which every model may know.
+        """
         block = self.rows[n]
         first, target = self.data.start[self.samples.user[block]], self.samples.end[block] - 1
         lengths = target - first
         row = np.repeat(np.arange(len(block)), lengths)
         item = self.data.item[np.arange(len(row)) + np.repeat(first - (np.cumsum(lengths) - lengths), lengths)]
-        keep = item != self.data.item[target][row]
-        return row[keep], item[keep].astype(np.int64)
+        repeats = np.zeros(len(block), bool)
+        repeats[row[item == self.data.item[target][row]]] = True
+        is_new = ~repeats[row]
+        return (row[is_new], item[is_new].astype(np.int64)), repeats
 
 
 @torch.no_grad()
@@ -106,7 +122,7 @@ def rank_split(
     device = working_device(model, device)
     order = np.lexsort((samples.user, samples.lengths()))
     blocks = Blocks(data, samples, [order[low : low + BLOCK] for low in range(0, len(order), BLOCK)], device)
-    masked = masks_history(config, model)
+    masked = config.mask_history is not False
     holders = ranks if config.shard_items else Ranks()
     shelf = Shelf(model, data.n_items, CHUNK[device.type], holders) if hasattr(model, "scorer") else None
     together = max(1, config.batch_users // BLOCK) * _ROUNDS[device.type] * ranks.size
@@ -127,7 +143,10 @@ def rank_split(
             own |= {n: found[n] for n in mine}
             bar.update(len(group))
     columns = _columns(own, ranks, order)
-    invalid = columns.pop("invalid", None)
+    (repeats,), invalid, short = (
+        columns.pop("repeats"),
+        *(columns.pop(name, [None])[0] for name in ("invalid", "short")),
+    )
     found = {name: Standing(*pair) for name, pair in columns.items()}
     return Ranking(
         samples.user,
@@ -135,7 +154,9 @@ def rank_split(
         found.pop("full"),
         found.pop("sampled", None),
         others=found,
-        invalid=None if invalid is None else invalid[0],
+        invalid=invalid,
+        repeats=repeats > 0,
+        short=None if short is None else short > 0,
     )
 
 
@@ -162,31 +183,31 @@ def _rank_scored(
     shelf: Shelf, blocks: Blocks, group: Sequence[int], mine: list[int], masked: bool
 ) -> dict[int, dict[str, Tensor]]:
     """By number, the blocks of a group, of which this process works out the users' states of its own."""
-    wanted = [blocks.wanted(n) for n in group]
+    wanted, histories = [blocks.wanted(n) for n in group], [blocks.history(n) for n in group]
     found = exact_standing(
         shelf.scorers([blocks.batch(n) for n in mine], len(group)),
         wanted,
-        [blocks.history(n) if masked else None for n in group],
+        [places if masked else None for places, _ in histories],
         blocks.data.n_items,
         shelf.items,
         shelf.ranks,
         blocks.device,
     )
     return {
-        n: {"full": standing} | _sampled(scores, items)
-        for n, items, (standing, scores) in zip(group, wanted, found, strict=True)
+        n: {"full": standing, "repeats": _row(repeats, standing.device)} | _sampled(scores, items)
+        for n, items, (_, repeats), (standing, scores) in zip(group, wanted, histories, found, strict=True)
     }
 
 
 def masks_history(config: Score, model: Any) -> bool:
-    """Whether a user's history is left out: asked for, or usual for models of this kind."""
+    """Whether `recommend` leaves out a user's history: asked for, or usual for models of this kind."""
     return hasattr(model, "scorer") if config.mask_history is None else config.mask_history
 
 
 def _rank_generated(model: Any, blocks: Blocks, n: int, masked: bool, thorough: bool) -> dict[str, Tensor]:
     """Where the target stands in what a generative model lists, by its own and, if `thorough`, each way of decoding."""
-    result, batch = {}, blocks.batch(n)
-    row, item = blocks.history(n)
+    batch, ((row, item), repeats) = blocks.batch(n), blocks.history(n)
+    result = {"repeats": _row(repeats, blocks.device)}
     (history,) = to_device(blocks.device, np.unique(row * blocks.data.n_items + item)) if masked else (None,)
     for name, (listed, scores) in model.listings(batch, thorough).items():
         no_item = left_out = listed < 0
@@ -194,7 +215,10 @@ def _rank_generated(model: Any, blocks: Blocks, n: int, masked: bool, thorough: 
             numbers = torch.arange(len(listed), device=listed.device)[:, None] * blocks.data.n_items + listed
             left_out = no_item | is_among(numbers, history)
         hit = listed == batch.targets[:, -1:]
-        result.setdefault("full", _listed(hit, left_out, scores))
+        if "full" not in result:
+            left, whole = (~left_out).sum(1), (~no_item).sum(1)
+            is_short = (left < whole.clamp(max=CUTOFFS[-1])) & ~hit.any(1)
+            result |= {"full": _listed(hit, left_out, scores), "short": is_short[None]}
         if thorough:
             result[name] = _listed(hit, left_out, scores)
         if name == "free":
@@ -205,6 +229,10 @@ def _rank_generated(model: Any, blocks: Blocks, n: int, masked: bool, thorough: 
         (items,) = to_device(blocks.device, wanted.ravel())
         result |= _sampled(model.likelihood(batch, items.view(wanted.shape)), wanted)
     return result
+
+
+def _row(values: np.ndarray, device: torch.device) -> Tensor:
+    return to_device(device, values.astype(np.int64))[0][None]
 
 
 def _listed(hit: Tensor, left_out: Tensor, scores: Tensor) -> Tensor:

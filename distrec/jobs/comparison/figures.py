@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from distrec.engine.evaluation import metrics, paired
+from distrec.engine.evaluation import metrics, outcome, paired
 from distrec.engine.evaluation.metrics import Standing
 from distrec.jobs.comparison.variants import Run, Variant
 
@@ -15,14 +15,17 @@ _CELLS = 2**26  # figures of users held at once
 
 
 def figures(variants: Sequence[Variant], against: str, metric: str) -> dict[str, Any]:
-    """By protocol ("full", and a sampled one that all runs have): by variant, every metric; the comparisons by `metric`."""
+    """By protocol ("full", new and repeated targets apart, and a sampled one that all runs have): by variant, every metric; the comparisons by `metric`."""
     runs = [run for variant in variants for run in variant.runs]
     names = {"full": ""} | {name: name for name in runs[0].report if name.startswith("sampled_")}
-    return {
-        name: _protocol(variants, [metrics.standing(run.table, end) for run in runs], against, metric)
+    standings = {
+        name: [metrics.standing(run.table, end) for run in runs]
         for name, end in names.items()
         if all(name in run.report for run in runs)
     }
+    for name, users in outcome.by_repeat(runs[0].table["repeat"].to_numpy()).items():
+        standings[name] = [each.of(users) for each in standings["full"]]
+    return {name: _protocol(variants, each, against, metric) for name, each in standings.items()}
 
 
 def _protocol(variants: Sequence[Variant], standings: list[Standing], against: str, metric: str) -> dict[str, Any]:

@@ -144,7 +144,12 @@ def _without_seed(link: Link, keys: tuple[str, ...]) -> str:
 def _measured(run: Run) -> dict[str, Any]:
     """What must be the same for figures to be comparable."""
     protocol = {key: value for key, value in run.report["protocol"].items() if key not in ("bootstrap", "ranks")}
-    told = {key: run.report[key] for key in ("data", "items", "users")}
+    told = {key: run.report[key] for key in ("data", "items", "users", "repeats")}
+    told |= {
+        f"{name}.users": part["users"]
+        for name, part in run.report.items()
+        if name.startswith("sampled_") and "users" in part
+    }
     return told | {f"protocol.{key}": value for key, value in protocol.items()}
 
 

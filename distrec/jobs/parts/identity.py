@@ -8,7 +8,7 @@ from typing import Any
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import store
-from distrec.engine.evaluation import metrics
+from distrec.engine.evaluation import scoring
 
 _FREE = (
     "train.log_steps",
@@ -37,8 +37,8 @@ def settings(config: cfg.Config) -> dict[str, Any]:
     chosen = {
         "model": cfg.plain(config.model),
         "train": cfg.plain(config.train),
-        "score.mask_history": config.score.mask_history,
-        "score.protocol": metrics.TIES,
+        "score.mask_history": config.score.mask_history is not False,
+        "score.protocol": scoring.PROTOCOL,
         "seed": config.seed,
     }
     if isinstance(config.model, knobs.Frellm):

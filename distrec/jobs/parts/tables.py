@@ -20,7 +20,7 @@ from torch import Tensor
 from distrec import knobs
 from distrec.data import store, vectors
 from distrec.data.prepared import Prepared
-from distrec.engine.evaluation import metrics
+from distrec.engine.evaluation import scoring
 from distrec.freq import graph, polynomial
 from distrec.jobs.embed import embed
 from distrec.jobs.parts import llm
@@ -79,9 +79,7 @@ def _sasrec(work: Work, model: knobs.Frellm, train: Callable[[Work], Path | None
     settings = plain(own.train)
     del settings["async_save"]  # saved either way, it is the same run
     key = {"model": plain(own.model), "train": settings, "seed": own.seed, "data": work.data.stamp}
-    key["protocol"] = metrics.TIES  # it chooses the best epoch
-    if own.score.mask_history is not None:  # it chooses the best epoch
-        key["mask_history"] = own.score.mask_history
+    key["protocol"] = [scoring.PROTOCOL, own.score.mask_history is not False]  # they choose the best epoch
     out = store.folder(own.data.root, "sasrec", key)
     log(f"SASRec for the items' collaborative vectors: {out}")
     return train(replace(work, config=replace(own, out=out)))
