@@ -57,7 +57,7 @@ def finished(small, place):
         if sampled:
             few = alone(np.minimum(ranks, 21))
             table |= few.columns("sampled_1_20")
-            report["sampled_1_20"] = metrics.summarise(few)
+            report["sampled_1_20"] = {**metrics.summarise(few), "users": len(ranks)}
         out = place / name
         out.mkdir()
         (out / "config.yaml").write_text(cfg.dump(config))
@@ -501,6 +501,21 @@ def test_what_cannot_be_compared_is_refused(small, finished, place, words, messa
     with pytest.raises(ValueError, match=message):
         compare.main([*words, "out=told"] if "out=" not in words else words)
     assert not (place / "told").exists()
+
+
+def test_other_targets_repeated_or_other_users_sampled_are_refused(small, finished):
+    for run in "ab":
+        finished(run, drawn(small, len(run)), *SASREC, f"seed={ord(run)}")
+    found = json.loads(Path("b/test.json").read_text())
+    part = found["sampled_1_20"]
+    edited("b", sampled_1_20=part | {"users": 7})
+    with pytest.raises(
+        ValueError, match=rf"b cannot be compared with a: users of sampled_1_20 is 7, not {part['users']}"
+    ):
+        told("a", "b")
+    edited("b", sampled_1_20=part, repeats=3)
+    with pytest.raises(ValueError, match="b cannot be compared with a: repeats is 3, not 0"):
+        told("a", "b")
 
 
 def test_every_run_was_measured_as_the_first_one(small, finished):

@@ -16,6 +16,7 @@ from distrec.engine.evaluation import metrics, scoring
 from distrec.knobs import Score
 from distrec.runtime import Ranks, write_atomically
 
+_NEGATIVES = "{} distinct ones for each user, of the items that the user never had (none for a user who lacks fewer)"
 _FORMER = (
     "{0} was measured by a former protocol ({1}), whose figures cannot stand beside those of today: "
     "`distrec evaluate out={0}` measures it again"
@@ -43,6 +44,7 @@ def measure(
             "candidates": "all items",
             "history": scoring.HISTORY[config.mask_history is not False],
             "ties": metrics.TIES,
+            "negatives": _NEGATIVES.format(data.negatives.shape[1]) if data.negatives is not None else "none",
             "ranks": f"the first {beams} generated" if beams else "exact",
             "bootstrap": config.bootstrap,
         },
@@ -66,7 +68,7 @@ def measure(
         is_measured = ~np.isnan(standing.better)
         if is_measured.any():
             report[name] = _of(standing, is_measured, config)
-        table |= standing.columns(name)
+            table |= standing.columns(name)
     if ranking.short is not None:
         report["short_lists"] = int(ranking.short.sum())
     if ranking.invalid is not None:

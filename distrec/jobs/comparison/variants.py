@@ -19,6 +19,7 @@ from distrec.jobs.parts.identity import settings
 
 _PLACES = ("embed.encoder", "codes.vectors", "model.codes", "model.items")  # may differ under one label
 _SHOWN_AS_PLACE = ("model.backbone.path", "model.codes", "model.items")  # compared by content
+_SAMPLED = "users of "
 _FEW = 3  # differing settings that a name holds
 _REMEDY = {"protocol.history": "; give all the same score.mask_history"}
 
@@ -66,6 +67,8 @@ def check_same(runs: Sequence[Run]) -> None:
     for run in runs[1:]:
         told = _measured(run)
         for key in wanted | told:
+            if key.startswith(_SAMPLED) and not (key in wanted and key in told):
+                continue  # not every model has scores to rank them by
             if (value := told.get(key)) != wanted.get(key):
                 raise ValueError(
                     f"{run.folder} cannot be compared with {first.folder}: {key} is {value!r}, not {wanted.get(key)!r}"
@@ -145,11 +148,8 @@ def _measured(run: Run) -> dict[str, Any]:
     """What must be the same for figures to be comparable."""
     protocol = {key: value for key, value in run.report["protocol"].items() if key not in ("bootstrap", "ranks")}
     told = {key: run.report[key] for key in ("data", "items", "users", "repeats")}
-    told |= {
-        f"{name}.users": part["users"]
-        for name, part in run.report.items()
-        if name.startswith("sampled_") and "users" in part
-    }
+    sampled = {name: part for name, part in run.report.items() if name.startswith("sampled_")}
+    told |= {f"{_SAMPLED}{name}": part["users"] for name, part in sampled.items()}
     return told | {f"protocol.{key}": value for key, value in protocol.items()}
 
 
