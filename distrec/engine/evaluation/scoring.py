@@ -77,7 +77,6 @@ class Blocks:
         target = self.data.item[self.samples.end[self.rows[n]] - 1][:, None]
         negatives = self.data.negatives
         others = target[:, :0] if negatives is None else negatives[self.samples.user[self.rows[n]]]
-        others = np.where(others < 0, target, others)  # of a user without negatives; no figure comes of it
         return np.concatenate([target, others], 1).astype(np.int64)
 
     def history(self, n: int) -> tuple[Places, Bool[np.ndarray, " B"]]:
