@@ -105,6 +105,27 @@ def test_what_is_neither_a_number_nor_iso_is_refused_with_its_line(tmp_path, tex
     assert "time_format" in told or others
 
 
+@pytest.mark.parametrize(
+    ("usual", "odd", "seconds"),
+    [
+        ("2024-01-31T10:00:00.123", "2024-01-31T10:00:00.+12", None),
+        ("2024-01-31T10:00:00.123", "2024-01-31T10:00:00-123", None),
+        ("2024-01-31T10:00:00.12", "2024-01-31T10:00:00+02", 8 * 3600),
+        ("2024-01-31T10:00:00+02:00", "2024-01-31T10:00:00-02:00", 12 * 3600),
+        ("2024-01-31T10:00:00+02:00", "2024-01-31T10:00:00.12345", "36000.12345"),
+        ("2024-01-31T10:00:00Z", "2024-01-31T10:00:00z", 36_000),
+        ("2024-01-31T10:00:00", "2024-01-31 10:00:00", 36_000),
+        ("2024-01-31", "20240131T1", None),
+        ("2024-01-31", "2024-02-30", None),
+    ],
+)
+def test_a_text_as_long_as_the_others_is_not_taken_for_one_of_them(tmp_path, usual, odd, seconds):
+    if seconds is None:
+        refused(tmp_path, [usual, odd], match="line 3: time ")
+    else:
+        assert ticks([usual, odd])[1] == Fraction(DAY) + Fraction(seconds)
+
+
 def test_numbers_and_iso_texts_do_not_stand_in_one_column(tmp_path):
     refused(tmp_path, ["2024-01-31", "1706659200"], match="line 3: time '1706659200' is a number, while")
     refused(tmp_path, ["1706659200", "2024-01-31"], match="line 3: time '2024-01-31' is not a number")
@@ -219,7 +240,7 @@ ARGS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_prepared_order_is_that_of_the_exact_instants(tmp_path_factory, kind, data):
     exact = data.draw(st.lists(st.one_of(NANOS, CLOSE), min_size=3, max_size=12))
