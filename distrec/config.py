@@ -114,7 +114,7 @@ def _check_embed(embed: knobs.Embed, is_frellm: bool) -> None:
             raise ValueError(f"embed.{key} does nothing with embed.encoder={embed.encoder or 'the default'}")
 
 
-_SCHEMA = Schema(Config, {"model": (knobs.Model, "sasrec"), "codes": (knobs.Codes, "gmm")}, verbatim=("data.text",))
+_SCHEMA = Schema(Config, {"model": (knobs.Model, "sasrec"), "codes": (knobs.Codes, "gmm")})
 
 
 def load(args: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Config:
@@ -123,6 +123,28 @@ def load(args: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Con
     Raises: ValueError, one line, naming the file or key, what is allowed and the nearest right key.
     """
     return _SCHEMA.load(args, overrides)
+
+
+def word(key: str, value: Any) -> str:
+    """Write the word that `load` reads as this value of this key.   Raises: ValueError where no word says it."""
+    return _SCHEMA.word(key, value)
+
+
+_UNMEASURED = {"data": ("root", "text"), "score": ("bootstrap", "batch_users", "shard_items")}
+
+
+def measured(config: Config) -> dict[str, Any]:
+    """The settings that decide what a model is measured on, and how: figures stand in one table where all of these are equal.
+
+    All of `data` and `score` but places, texts, and what changes no rank; a default that depends on the model is resolved.
+    """
+    settings = {section: plain(getattr(config, section)) for section in _UNMEASURED}
+    for section, keys in _UNMEASURED.items():
+        for key in keys:
+            del settings[section][key]
+    if config.score.mask_history is None:
+        settings["score"]["mask_history"] = not isinstance(config.model, knobs.CodeModel)
+    return settings
 
 
 def shared(job: Config) -> dict[str, Any]:

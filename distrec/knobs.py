@@ -5,7 +5,7 @@ What must hold between two knobs stands in config.py.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -18,6 +18,7 @@ Count = Annotated[int, Field(ge=0, lt=2**31)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NameOrPlace = Annotated[str, Path]  # a name, or the path of a folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,12 +28,14 @@ class Columns:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     user: str = "user"
     item: str = "item"
-    time: str = "time"  # epoch numbers (see time_unit), dates or ISO texts
+    # Epoch numbers (see time_unit), dates or ISO texts; null: there are no times, and the rows are in order.
+    time: str | None = "time"
     # What one of the numbers counts since 1970; `order`: nothing but who came first, so that the log has no times.
     time_unit: Literal["s", "ms", "us", "ns", "order"] = "s"
     # How times are written: a strptime format such as %d/%m/%Y, `epoch` (numbers, whatever year they are in) or `iso`; None: numbers or ISO 8601.
     time_format: str | None = None
     item_key: str = "item"
+    split: str = "split"  # names the part of each interaction (train, valid or test) where data.split=given
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +63,12 @@ class Data:
     path: Path | None = None  # folder of the raw files, or the file of interactions itself
     items: Path | None = None  # file of item attributes, where it does not lie beside data.path
     columns: Columns = field(default_factory=Columns)
+    separator: str | None = None  # One character between the cells of a .csv; null: a comma (a .tsv has tabs).
+    encoding: str = "utf-8"  # Of the texts of a `table` source: latin-1, cp1252, utf-16, …
+    # Cells of .csv and .tsv may stand in quotes, quotes inside them doubled; false: a quote is a character like others.
+    quoted: bool = True
+    # Which rows count: 'rating >= 4 and event in purchase, cart' or {rating: ">= 4", event: [purchase, cart]}.
+    where: str | dict[str, Any] | None = None
     synthetic: Synthetic = field(default_factory=Synthetic)
     duplicates: Literal["keep", "same_time", "first"] | None = None  # None: what suits the source
     bad_times: Literal["refuse", "drop"] = "refuse"  # missing, negative or future timestamps
@@ -68,7 +77,10 @@ class Data:
     min_joined: Share = 0.1  # the share of the log's items that must be in the item table; 0 asks for none
     k_core: Count | None = None  # None: 5 for raw logs; 0 for `sequences`, `synthetic` and `table`
     ties: Literal["file_order", "shuffle"] = "file_order"  # order of one user's equal timestamps
-    split: Literal["leave_one_out", "global_time"] = "leave_one_out"
+    split: Literal["leave_one_out", "global_time", "given"] = (
+        "leave_one_out"  # given: by the column data.columns.split of a table, or a folder of train, valid and test files
+    )
+    cold_items: Literal["drop", "keep"] = "drop"  # rows of the item table without an interaction; keep: for tiger, tone
     valid_share: InnerShare = 0.1  # global_time: share of interactions in each later window
     test_share: InnerShare = 0.1
     negatives: Annotated[int, Field(ge=0, le=10_000)] = 99  # of the secondary 1+N protocol
@@ -81,7 +93,7 @@ class Embed:
     """Item texts → vectors."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    encoder: str | None = (
+    encoder: NameOrPlace | None = (
         None  # a hub name, a folder, `minilm`, `builtin`, `small_llm`; None: frellm's backbone, else sentence-t5-base
     )
     revision: str | None = None  # of a hub name
@@ -311,7 +323,7 @@ class Backbone:
     """The language model that reads the items' vectors."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    path: str = "small_llm"  # a hub name or a folder; small_llm: trained on the items' own texts, at first use
+    path: NameOrPlace = "small_llm"  # a hub name or a folder; small_llm: trained on the items' own texts, at first use
     revision: str | None = None  # of a hub name
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantise: Literal["none", "nf4"] = "none"

@@ -6,6 +6,7 @@ With no argument: SASRec on the built-in catalogue.  Started again, a killed run
   data.source=… data.path=…   the interactions (distrec prepare --help)
   model.name=…                popularity, item_knn, markov, sasrec; tiger, tone, frellm (what they need is made first)
   train.epochs=… train.lr=…   the loop            out=DIR   the run folder       seed=…
+  from=RUN                    start from the best weights of another run, with the interactions that came since
 
 Every key with its default: distrec config.   Two processes on a CPU:
   torchrun --standalone --nproc_per_node 2 distrec/train.py …
@@ -21,26 +22,38 @@ from functools import partial
 from pathlib import Path
 
 from distrec import config as cfg
+from distrec import knobs
 from distrec.data import prepared
 from distrec.engine import memory
 from distrec.engine.evaluation import outcome
-from distrec.engine.launch import join
+from distrec.engine.launch import check_trackers, join
 from distrec.jobs.codes.artefact import Collapsed
+from distrec.jobs.parts.assemble import GENERATIVE
 from distrec.jobs.parts.training import train
 from distrec.jobs.parts.work import Work
 from distrec.runtime import DONE, FAILED, REQUEUE, Ranks, Stop, log, run
 
 
 def main(argv: Sequence[str]) -> int:
-    config = cfg.load(argv)
+    parents = [arg.partition("=")[2] for arg in argv if arg.startswith("from=")]
+    if parents and (len(parents) > 1 or not (Path(parents[0]) / "config.yaml").is_file()):
+        raise ValueError(f"from={parents[-1]} is no run folder (no config.yaml in it); give one from=RUN")
+    config = cfg.load([arg for arg in argv if not arg.startswith("from=")])
+    if config.data.cold_items == "keep" and not isinstance(config.model, GENERATIVE | knobs.Frellm):
+        raise ValueError(
+            f"model.name={config.model.name} knows items by their interactions alone and cannot rank those that have none "
+            "(data.cold_items=keep): use tiger, tone or frellm, which know them by their texts, or data.cold_items=drop"
+        )
     if config.out and (not os.access(_existing(config.out), os.W_OK) or not _existing(config.out).is_dir()):
         raise ValueError(f"out={config.out}: {_existing(config.out)} is no folder that can be written to")
-    accelerator = join(config.train, config.out)
+    check_trackers(config.train)
+    accelerator = join(config.train, config.out, tracks=True)
     ranks = Ranks.here()
     data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
     try:
         with Stop() as stop:
-            out = train(Work(config, data, ranks, stop, accelerator.device, accelerator))
+            parent = Path(parents[0]) if parents else None
+            out = train(Work(config, data, ranks, stop, accelerator.device, accelerator, parent))
     except Collapsed as error:
         log(str(error))
         return FAILED

@@ -23,9 +23,9 @@ def trainer(data, folder, model=SASREC, seed=0, shard_items=False, **train):
     PartialState._reset_state()
     AcceleratorState._reset_state(True)
     ranks = Ranks.here()
-    accelerator = join(knobs.Train())
-    folder.mkdir(parents=True, exist_ok=True)
     config = knobs.Train(**{"epochs": 2, "batch_tokens": 300, "log_steps": 1, "patience": 100, **train})
+    accelerator = join(config)
+    folder.mkdir(parents=True, exist_ok=True)
     net = build(model, data, seed) if isinstance(model, knobs.SasRec) else model
     return Trainer(
         config,

@@ -2,10 +2,12 @@
 
 import ast
 import importlib.metadata
+import inspect
 import re
 import sys
 import warnings
 
+import polars
 import pytest
 from conftest import ROOT
 
@@ -15,7 +17,7 @@ from tune.space import load as space_of
 
 HOUSE = ROOT / "distrec"
 ORDER = [
-    {"settings", "knobs", "config", "runtime"},
+    {"hints", "settings", "knobs", "config", "runtime"},
     {"freq", "codes"},
     {"data"},
     {"models"},
@@ -28,6 +30,7 @@ BESIDE = {
     ("config", "runtime"),
     ("config", "settings"),
     ("config", "knobs"),
+    ("settings", "hints"),
 }  # neighbours on one storey
 DOORS = {
     "transformers": (
@@ -89,6 +92,23 @@ def test_each_heavy_library_has_one_door():
         if top in DOORS and not path.relative_to(HOUSE).as_posix().startswith(DOORS[top] or ("-",))
     ]
     assert not beside
+
+
+def test_a_path_is_never_a_pattern():
+    """Readers of polars take patterns unless they are told not to: `log[1].csv` would read log1.csv."""
+    doors = ("distrec/data/files/", "distrec/data/raw/lines.py")
+    readers, found = re.compile(r"(read|scan)_"), []
+    for path in [*modules(), *sorted((ROOT / "tune").rglob("*.py"))]:
+        place = path.relative_to(ROOT).as_posix()
+        for call in [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]:
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+            if ast.unparse(call.func) not in (f"pl.{name}", f"polars.{name}") or not readers.match(name):
+                continue
+            takes = "glob" in inspect.signature(getattr(polars, name)).parameters
+            literal = [key.arg for key in call.keywords if ast.unparse(key.value) == "False"]
+            if not place.startswith(doors) or (takes and "glob" not in literal):
+                found.append(f"{place}:{call.lineno} {name}")
+    assert not found
 
 
 def test_the_root_config_is_seen_by_commands_only():

@@ -1,6 +1,7 @@
 """What a sweep found: a table, pictures, and the best point as a config that trains with one command."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from distrec import config as cfg
 from distrec.jobs.pages import picture
 from distrec.runtime import write_atomically
-from tune.space import Sweep
+from tune.space import Sweep, shown
 from tune.trial import ENDED
 
 
@@ -45,7 +46,7 @@ def write(root: Path, sweep: Sweep, shared: Mapping[str, Any]) -> str:
     write_atomically(root / "trials.md", text)
     if points and points[0]["mean"] is not None:
         best = cfg.load([], {**shared, **points[0]["point"], "seed": points[0]["seeds"][0]})
-        head = f"# accelerate launch distrec/train.py {root}/best.yaml out=DIR\n# {sweep.metric} {points[0]['mean']:.4f} on the validation split, {len(points[0]['seeds'])} seed(s), best of {len(points)} points\n"
+        head = f"# accelerate launch distrec/train.py {shlex.quote(f'{root}/best.yaml')} out=DIR\n# {sweep.metric} {points[0]['mean']:.4f} on the validation split, {len(points[0]['seeds'])} seed(s), best of {len(points)} points\n"
         write_atomically(root / "best.yaml", head + cfg.dump(best))
         curves(root, points, keys, sweep)
         parallel(root, points, keys, sweep)
@@ -79,7 +80,7 @@ def markdown(points: Sequence[Mapping[str, Any]], keys: Sequence[str], sweep: Sw
         "|" + "---|" * (len(keys) + 3),
     ]
     for group in points:
-        cells = [_shown(group["point"].get(key)) for key in keys]
+        cells = [shown(group["point"].get(key)).replace("|", "\\|") for key in keys]
         figures = ["–" if group[name] is None else f"{group[name]:.4f}" for name in ("mean", "std")]
         status = ", ".join(f"{group['status'].count(each)} {each}" for each in sorted(set(group["status"])))
         lines.append("| " + " | ".join([*cells, *figures, status]) + " |")
@@ -101,7 +102,7 @@ def curves(root: Path, points: Sequence[Mapping[str, Any]], keys: Sequence[str],
                     key=lambda g: _order(_cell(g["point"][key])),
                 )
                 xs = [places[_cell(group["point"][key])] for group in own]
-                axes.errorbar(xs, [g["mean"] for g in own], [g["std"] or 0 for g in own] if any(g["std"] for g in own) else None, marker="o", capsize=2, lw=1.4, label=f"{others[0].rpartition('.')[2]} {_shown(line)}")  # fmt: skip
+                axes.errorbar(xs, [g["mean"] for g in own], [g["std"] or 0 for g in own] if any(g["std"] for g in own) else None, marker="o", capsize=2, lw=1.4, label=f"{others[0].rpartition('.')[2]} {shown(line)}")  # fmt: skip
         else:
             axes.plot(
                 [places[_cell(g["point"][key])] for g in known],
@@ -114,7 +115,7 @@ def curves(root: Path, points: Sequence[Mapping[str, Any]], keys: Sequence[str],
                 tops = [max(g["mean"] for g in known if _cell(g["point"][key]) == value) for value in values]
                 axes.plot([places[value] for value in values], tops, "-", label="best at this value")
         if not _are_numbers(values):
-            axes.set_xticks(range(len(values)), [_shown(value) for value in values])
+            axes.set_xticks(range(len(values)), [shown(value) for value in values])
         elif min(values) > 0 and max(values) / min(values) > 50:
             axes.set_xscale("log")
         picture.name(axes, key, f"{sweep.metric}, validation")
@@ -134,7 +135,7 @@ def parallel(root: Path, points: Sequence[Mapping[str, Any]], keys: Sequence[str
         low, high = min(places.values()), max(places.values())
         scale = {kind: (places[kind] - low) / (high - low) if high > low else 0.5 for kind in kinds}
         heights.append([scale[cell] for cell in cells])
-        ticks.append([(scale[kind], _shown(kind)) for kind in ([kinds[0], kinds[-1]] if len(kinds) > 8 else kinds)])
+        ticks.append([(scale[kind], shown(kind)) for kind in ([kinds[0], kinds[-1]] if len(kinds) > 8 else kinds)])
     for i in reversed(range(len(known))):
         axes.plot(
             range(len(columns)),
@@ -178,12 +179,10 @@ def _cell(value: Any) -> Any:
     return value if isinstance(value, int | float | str | None) else json.dumps(value)
 
 
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _order(value: Any) -> tuple[bool, Any]:
-    return (isinstance(value, str), value if not isinstance(value, bool) else str(value))
+def _order(value: Any) -> tuple[bool, bool, Any]:
+    """By which any values can be sorted: numbers by size, before all others by their name."""
+    is_number = _are_numbers([value])
+    return (not is_number, value is None, value if is_number else str(value))
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:

@@ -9,7 +9,7 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -19,7 +19,9 @@ from pydantic import ConfigDict, Field
 
 from distrec import config as cfg
 from distrec import knobs
+from distrec.data import store
 from distrec.engine.evaluation.metrics import per_user
+from distrec.hints import Like
 from distrec.settings import Schema
 
 Point = dict[str, Any]
@@ -32,7 +34,7 @@ class Sweep:
     """The section `sweep` of a sweep's files."""
 
     __pydantic_config__: ClassVar[ConfigDict] = knobs.STRICT
-    space: dict[str, Any]
+    space: Annotated[dict[str, Any], Like(cfg.Config, many=True)]
     search: Literal["grid", "random", "tpe"] = "grid"
     trials: knobs.AtLeastOne = 20  # of random and tpe; a grid has as many as it has
     seeds: Annotated[tuple[knobs.Count, ...], Field(min_length=1)] = (0,)  # each point is trained with each: grids
@@ -87,7 +89,7 @@ def load(args: list[str]) -> tuple[Job, dict[str, Dimension]]:
     Raises: ValueError, one line: a wrong key or value of the config, the sweep or the space; an impossible space.
     """
     choices = {"model": (knobs.Model, "sasrec"), "codes": (knobs.Codes, "gmm")}
-    job = Schema(Job, choices, verbatim=("data.text",)).load(args)
+    job = Schema(Job, choices).load(args)
     sweep = job.sweep
     if sweep.metric not in NAMES:
         near = difflib.get_close_matches(sweep.metric, NAMES, 1, 0.4)
@@ -176,18 +178,37 @@ def _check(job: Job, space: Mapping[str, Dimension]) -> None:
         if n > _MOST:
             raise ValueError(f"sweep.space has {n:,} points: a grid takes {_MOST:,}; sweep.search=tpe")
     points = list(grid(space)) if job.sweep.search == "grid" else drawn(space, 100, job.sweep.seed)
-    shared, refused = cfg.shared(job), []
+    shared, refused, configs = cfg.shared(job), [], []
     for point in points:
         try:
-            cfg.load([], shared | {"seed": 0} | point)
+            configs.append(cfg.load([], shared | {"seed": 0} | point))
+            for key, value in point.items():
+                cfg.word(key, value)  # by which a trial is told of it
         except ValueError as error:
             refused.append(f"sweep.space, {told(point)}: {error}")
     if refused and (job.sweep.search == "grid" or len(refused) == len(points)):
         raise ValueError(refused[0] + (f" (and {len(refused) - 1} more points)" if len(refused) > 1 else ""))
+    _check_measured(configs)
+
+
+def _check_measured(configs: Sequence[cfg.Config]) -> None:
+    """Raises: ValueError naming what points are measured by differently: their figures would not stand in one table."""
+    first = store.flat(cfg.measured(configs[0]))
+    for other in configs:
+        for key, value in store.flat(cfg.measured(other)).items():
+            if value != first[key]:
+                raise ValueError(
+                    f"sweep.space: {key} would be {first[key]} in some trials and {value} in others, which no table can rank: "
+                    f"they are measured on other data or by another protocol; set {key} for all, or start a sweep for each"
+                )
 
 
 def told(point: Point) -> str:
     """A point in a line."""
-    return ", ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in point.items()
-    )
+    return ", ".join(f"{key}={shown(value)}" for key, value in point.items())
+
+
+def shown(value: Any) -> str:
+    """A value of a point in a line."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if text.isprintable() else repr(text)

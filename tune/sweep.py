@@ -21,13 +21,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import yaml
 
 from distrec import config as cfg
 from distrec import knobs
+from distrec.engine.trainer import SCHEDULE
 from distrec.runtime import DONE, FAILED, REQUEUE, log, run, write_atomically
 from tune import report
 from tune.space import Job, drawn, grid, load
@@ -44,8 +47,12 @@ def main(argv: Sequence[str]) -> int:
     sweep, root = job.sweep, job.sweep.out
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("optuna") is None:
         raise ValueError("a sweep needs Ray Tune and Optuna: pip install 'distrec[tune]'")
+    from distrec.engine.launch import check_trackers
     from tune import cluster, search
 
+    tried: Any = space.get("train.trackers", ())
+    for trackers in ((), *tried):
+        check_trackers(replace(job.train, trackers=(*job.train.trackers, *trackers)))
     if sweep.address is None:
         cluster.check_machine(sweep, *cluster.machine())
     shared = cfg.shared(job)
@@ -88,14 +95,15 @@ def main(argv: Sequence[str]) -> int:
 def enter(root: Path, job: Job, shared: dict[str, object], resume: bool) -> None:
     """Take the folder: one sweep a folder.   Raises: ValueError when it holds another, this one without --resume, or none with it."""
     sweep = {key: getattr(job.sweep, key) for key in ("space", "search", "seeds", "metric")}
-    mine = json.dumps({"sweep": sweep, "config": {**shared, "data": {**shared["data"], "root": None}}}, sort_keys=True)  # pyright: ignore[reportGeneralTypeIssues]
+    config = {**shared, "data": {**cfg.plain(job.data), "root": None}}
+    mine = json.dumps({"sweep": sweep, "schedule": SCHEDULE, "config": config}, sort_keys=True)
     stamp = root / "sweep.json"
     if resume and not stamp.exists():
         raise ValueError(f"{root} holds no sweep to go on with: the same command without --resume starts one")
     if stamp.exists():
         if stamp.read_text(encoding="utf-8") != mine:
             raise ValueError(
-                f"{root} holds another sweep (space, search, seeds or config differ): choose another sweep.out=DIR"
+                f"{root} holds another sweep (space, search, seeds, config or the schedule of learning rates differ): choose another sweep.out=DIR"
             )
         if not resume and (root / "trials").exists():
             raise ValueError(f"{root} holds this sweep already: --resume goes on with it")

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distrec import config as cfg
 from distrec.data import store
 from distrec.runtime import REFUSED, die_along, write_atomically
 from tune.space import Point, Sweep
@@ -53,7 +54,7 @@ class Trial:
 
     @property
     def words(self) -> list[str]:
-        point = [f"{key}={json.dumps(value)}" for key, value in self.point.items()]
+        point = [cfg.word(key, value) for key, value in self.point.items()]
         return [str(self.shared), *point, f"seed={self.seed}", f"out={self.folder}"]
 
     @property

@@ -103,7 +103,8 @@ def positive_negatives(data: Prepared) -> Iterator[Finding]:
     for low in range(0, data.n_users, 100_000):  # blocks of users: memory stays bounded
         block = data.negatives[low : low + 100_000]
         key = np.arange(low, low + len(block))[:, None] * np.int64(data.n_items) + block
-        users, columns = np.nonzero(owned[np.minimum(np.searchsorted(owned, key), len(owned) - 1)] == key)
+        is_owned = owned[np.minimum(np.searchsorted(owned, key), len(owned) - 1)] == key
+        users, columns = np.nonzero(is_owned & (block >= 0))  # -1: a user without negatives
         found += len(users)
         for u, c in list(zip(users, columns, strict=True))[: SHOWN - len(shown)]:
             shown.append(f"user {_raw(data.users, low + u)} negative {c}: item {_raw(data.items, block[u, c])}")

@@ -4,12 +4,12 @@ An artefact `prepared-…` holds
     interactions.arrow   item: int32, time: int64 in epoch microseconds, all users one after the other, oldest first
     users.arrow          raw: text, start, train_end, valid_end: int64 places in `interactions`
     items.arrow          raw: text, text (the filled template), then the source's attributes
-    negatives.arrow      item: int32, N for each user, one user after the other (absent: catalogue too small)
+    negatives.arrow      item: int32, N for each user, one user after the other; N times -1 for a user who lacks fewer
+                         than N items (absent: every user does)
     statistics.json
 """
 
 import json
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from datasets.arrow_writer import ArrowWriter
 from jaxtyping import Int
 
 from distrec.data import split, statistics, store
+from distrec.data.preparation import given, item_table
 from distrec.data.raw import layout, lines, sources, synthetic, table
 from distrec.knobs import Data
 from distrec.runtime import log
@@ -31,7 +32,7 @@ from distrec.settings import plain
 
 Split = Literal["valid", "test"]
 _RULES: dict[str, split.Rule] = {"amazon": "first", "lastfm": "first", "sequences": "keep", "synthetic": "keep"}
-_READS = (layout, lines, sources, split, statistics, synthetic, table)
+_READS = (given, item_table, layout, lines, sources, split, statistics, synthetic, table)
 _RAW_LOGS = ("movielens", "amazon", "lastfm")
 
 
@@ -88,6 +89,12 @@ def made_by(config: Data) -> dict[str, Any]:
 
 def prepare(config: Data) -> Path:
     """The folder of the prepared data, made now unless it is there already and intact."""
+    item_table.check_template(config.text)
+    if config.split == "given" and config.source != "table":
+        raise ValueError(
+            f"data.split=given needs data.source=table; data.source={config.source} does not say which interactions are "
+            "for training: use data.split=leave_one_out or global_time"
+        )
     made = made_by(config)
     target = store.folder(config.root, "prepared", made)
     if not target.exists():
@@ -117,25 +124,83 @@ def load(folder: Path) -> Prepared:
     )
 
 
+@dataclass
+class _Log:
+    """A log in numbers.  `users`, `items`: the raw ids by number; `part`: of a split that came with the data."""
+
+    user: np.ndarray
+    item: np.ndarray
+    time: np.ndarray | None
+    part: np.ndarray | None
+    users: pl.Series
+    items: pl.Series
+
+    def take(self, rows: np.ndarray) -> None:
+        """Keep these rows, in this order; one column after the other, so that memory holds one of them twice."""
+        for name in ("user", "item", "time", "part"):
+            if (column := getattr(self, name)) is not None:
+                setattr(self, name, column[rows])
+
+
 def _fill(folder: Path, config: Data) -> None:
-    _check_template(config.text)
     raw = sources.read(config)
     counts = {"interactions read": raw.interactions.height + raw.dropped.get("bad timestamps", 0), **raw.dropped}
-    item_rng, user_rng, tie_rng, negative_rng = (np.random.default_rng([config.seed, i]) for i in range(4))
-    user_names, user = _codes(raw.interactions["user"], user_rng)
-    item_names, item = _codes(raw.interactions["item"], item_rng)
-    time = raw.interactions["time"].to_numpy() if raw.has_time else None
+    item_rng, user_rng, tie_rng, negative_rng, cold_rng = (np.random.default_rng([config.seed, i]) for i in range(5))
+    users, user = _codes(raw.interactions["user"], user_rng)
+    known, item = _codes(raw.interactions["item"], item_rng)
+    time, part = (
+        raw.interactions[name].to_numpy() if name in raw.interactions.columns else None for name in ("time", "split")
+    )
     raw.interactions = raw.interactions.clear()
+    table = _Log(user, item, time, part, users, known)
+    del user, item, time, part
+    _clean(table, config, tie_rng if config.ties == "shuffle" else None, counts)
+    start = np.r_[0, np.bincount(table.user, minlength=len(table.users)).cumsum()]
+    train_end, valid_end = _split(config, table, start)
+    for name, targets in (("validation", train_end < valid_end), ("test", valid_end < start[1:])):
+        if not targets.any():
+            raise ValueError(
+                f"no user of {config.path or config.source} has a {name} target "
+                "(leave_one_out needs 3 interactions a user; global_time needs times finer than its windows)"
+            )
+    negatives = _negatives(config, table, start, negative_rng)
+    cold = item_table.without_interactions(raw.items, known)
+    counts["item rows without interactions"] = 0 if config.cold_items == "keep" else len(cold)
+    counts["item rows removed with their interactions"] = item_table.n_removed(raw.items, known, table.items)
+    if config.cold_items == "keep":
+        log(
+            f"{len(cold):,} rows of the item table have no interaction and are kept: for models that know items by texts"
+        )
+        table.items, number = item_table.with_cold(table.items, cold, cold_rng)
+        table.item = number[table.item]
+        negatives = negatives if negatives is None else np.where(negatives < 0, -1, number[negatives])
+    texts = item_table.table(raw.items, table.items, config.text)
+    counts["repeated item rows"] = raw.items.height - raw.items["item"].n_unique()
+    counts["items without text"] = int((texts["text"] == "").sum())
+    times = table.time if table.time is not None else np.zeros(len(table.item), np.int64)
+    _write(folder, "interactions", {"item": table.item, "time": times})
+    ends = {"start": start[:-1], "train_end": train_end, "valid_end": valid_end}
+    _write(folder, "users", {"raw": table.users.to_arrow(), **ends})
+    _write(folder, "items", {name: texts[name].to_arrow() for name in texts.columns})
+    if negatives is not None:
+        _write(folder, "negatives", {"item": negatives.reshape(-1)})
+    report = statistics.report(table.item, table.time, start, train_end, valid_end, len(table.items), counts)
+    if negatives is not None:
+        report["users without sampled negatives"] = int((negatives[:, 0] < 0).sum())
+    (folder / "statistics.json").write_text(json.dumps(report, indent=1))
 
-    places = split.order(user, time, tie_rng if config.ties == "shuffle" else None)
-    user, item, time = user[places], item[places], None if time is None else time[places]
-    counts["moved into time order"] = int(((places[1:] < places[:-1]) & (user[1:] == user[:-1])).sum())
+
+def _clean(table: _Log, config: Data, tie_rng: np.random.Generator | None, counts: dict[str, int]) -> None:
+    """Order the log, drop repeats and what lies outside the k-core; what is dropped is counted."""
+    places = split.order(table.user, table.time, tie_rng, table.part)
+    table.take(places)
+    counts["moved into time order"] = int(((places[1:] < places[:-1]) & (table.user[1:] == table.user[:-1])).sum())
     del places
     rule = config.duplicates or _RULES.get(config.source, "same_time")
-    keep = ~split.repeats(user, item, time, rule)
+    keep = ~split.repeats(table.user, table.item, table.time, rule)
     counts[f"duplicates ({rule})"] = int((~keep).sum())
     k = config.k_core if config.k_core is not None else 5 * (config.source in _RAW_LOGS)
-    core = split.k_core(user[keep], item[keep], k)
+    core = split.k_core(table.user[keep], table.item[keep], k)
     counts[f"outside the {k}-core"] = int((~core).sum())
     keep[keep] = core
     if not keep.any():
@@ -143,42 +208,37 @@ def _fill(folder: Path, config: Data) -> None:
             f"nothing is left of {config.path}: no {k}-core in {len(keep):,} interactions; lower data.k_core"
         )
     if not keep.all():
-        user, item, time = user[keep], item[keep], None if time is None else time[keep]
-        user_names, user = _renumber(user_names, user)
-        item_names, item = _renumber(item_names, item)
-    start = np.r_[0, np.bincount(user, minlength=len(user_names)).cumsum()]
-    del user
-
-    train_end, valid_end = _split(config, start, time)
-    for name, targets in (("validation", train_end < valid_end), ("test", valid_end < start[1:])):
-        if not targets.any():
-            raise ValueError(
-                f"no user of {config.path or config.source} has a {name} target "
-                "(leave_one_out needs 3 interactions a user; global_time needs times finer than its windows)"
-            )
-    texts = _items(raw.items, item_names, config.text)
-    counts["repeated item rows"] = raw.items.height - raw.items["item"].n_unique()
-    counts["items without text"] = int((texts["text"] == "").sum())
-    _write(folder, "interactions", {"item": item, "time": time if time is not None else np.zeros(len(item), np.int64)})
-    ends = {"start": start[:-1], "train_end": train_end, "valid_end": valid_end}
-    _write(folder, "users", {"raw": user_names.to_arrow(), **ends})
-    _write(folder, "items", {name: texts[name].to_arrow() for name in texts.columns})
-    if config.negatives:
-        try:
-            drawn = split.draw_negatives(start, item, len(item_names), config.negatives, negative_rng)
-            _write(folder, "negatives", {"item": drawn.reshape(-1)})
-        except ValueError as error:
-            log(f"no sampled protocol: {error}")
-    report = statistics.report(item, time, start, train_end, valid_end, len(item_names), counts)
-    (folder / "statistics.json").write_text(json.dumps(report, indent=1))
+        table.take(keep)
+        table.users, table.user = _renumber(table.users, table.user)
+        table.items, table.item = _renumber(table.items, table.item)
 
 
-def _split(config: Data, start: np.ndarray, time: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _negatives(config: Data, table: _Log, start: np.ndarray, rng: np.random.Generator) -> Int[np.ndarray, "U M"] | None:
+    """The sampled negatives of each user, among the items with interactions; None where no user has any."""
+    if not config.negatives:
+        return None
+    drawn = split.draw_negatives(start, table.item, len(table.items), config.negatives, rng)
+    without = drawn[:, 0] < 0
+    if not without.any():
+        return drawn
+    name = table.users[int(without.argmax())]
+    log(
+        f"{'no sampled protocol' if without.all() else 'sampled protocol'}: {without.sum():,} of {len(without):,} users, "
+        f"the first of them {name!r}, had so many of the {len(table.items):,} items that fewer than {config.negatives} "
+        "others are left; they have no sampled figure: lower data.negatives to give them one"
+    )
+    return None if without.all() else drawn
+
+
+def _split(config: Data, table: _Log, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if config.split == "leave_one_out":
         return split.leave_one_out(start)
-    if time is None:
+    if config.split == "given":
+        assert table.part is not None
+        return given.ends(start, table.part, table.users)
+    if table.time is None:
         raise ValueError(f"data.split=global_time needs timestamps; {config.path} has none")
-    return split.global_time(start, time, config.valid_share, config.test_share)
+    return split.global_time(start, table.time, config.valid_share, config.test_share)
 
 
 def _codes(names: pl.Series, rng: np.random.Generator) -> tuple[pl.Series, np.ndarray]:
@@ -200,48 +260,11 @@ def _renumber(names: pl.Series, code: np.ndarray) -> tuple[pl.Series, np.ndarray
     return names.filter(pl.Series(used)), (np.cumsum(used) - 1).astype(np.int32)[code]
 
 
-def _check_template(template: str) -> None:
-    """A template fills named fields and does nothing else: no attributes, no indices, no formats."""
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ValueError(f"data.text={template!r}: {error}") from None
-    for _, name, form, conversion in parts:
-        if name is not None and (not name.isidentifier() or form or conversion):
-            raise ValueError(f"data.text={template!r}: a field is a plain name in braces, got {name!r}")
-
-
-def _items(attributes: pl.DataFrame, names: pl.Series, template: str) -> pl.DataFrame:
-    """One row per item in the order of ids: raw, text, then attributes ("" where the source has none)."""
-    fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    known = [name for name in attributes.columns if name != "item"]
-    for name in fields:
-        if name not in known and name != "item":
-            raise ValueError(
-                f"data.text={template!r}: items have no {name!r}; they have: {', '.join(['item', *known])}"
-            )
-    once = attributes.unique("item", keep="first", maintain_order=True)
-    rows = (
-        names.to_frame("item")
-        .join(once, on="item", how="left", maintain_order="left")
-        .with_columns(pl.col(known).fill_null(""))
-    )
-    parts = [
-        part
-        for literal, name, _, _ in string.Formatter().parse(template)
-        for part in (pl.lit(literal), name and pl.col(name))
-        if part is not None
-    ]
-    text = pl.concat_str(parts) if parts else pl.lit("")
-    empty = pl.all_horizontal(pl.col(name) == "" for name in fields) if fields else pl.lit(False)
-    rows = rows.with_columns(text=pl.when(empty).then(pl.lit("")).otherwise(text.str.strip_chars()))
-    return rows.select(pl.col("item").alias("raw"), "text", *[name for name in known if name not in ("raw", "text")])
-
-
 def _write(folder: Path, name: str, columns: Mapping[str, Any]) -> None:
     """One Arrow file in one record batch, so that a column is one memory-mapped array."""
     table = pa.table({key: _plain_text(pa.array(values)) for key, values in columns.items()}).combine_chunks()
-    with ArrowWriter(path=str(folder / f"{name}.arrow"), schema=table.schema) as writer:
+    place = pa.OSFile(str(folder / f"{name}.arrow"), "wb")  # a path would be taken for an address: a::b, file:c
+    with ArrowWriter(stream=place, schema=table.schema) as writer:
         writer.write_table(table, writer_batch_size=max(1, table.num_rows))
         writer.finalize()
 

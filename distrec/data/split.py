@@ -54,17 +54,22 @@ def k_core(user: Int[np.ndarray, " N"], item: Int[np.ndarray, " N"], k: int) -> 
 
 
 def order(
-    user: Int[np.ndarray, " N"], time: Int[np.ndarray, " N"] | None, rng: np.random.Generator | None
+    user: Int[np.ndarray, " N"],
+    time: Int[np.ndarray, " N"] | None,
+    rng: np.random.Generator | None,
+    part: Int[np.ndarray, " N"] | None = None,
 ) -> Int[np.ndarray, " N"]:
     """The permutation that sorts by (user, time, place in the file), or equal times in a random order with `rng`.
 
+    `part`: of a split that came with the data; equal times are ordered by it first.
     Without times the file's order stands, whatever `rng`.  Users are grouped by a counting sort: linear.
     """
     rows = np.arange(len(user), dtype=np.int64)
     if time is not None:
         keys = pl.DataFrame({"time": time, "row": rows})
-        luck = [] if rng is None else [pl.lit(pl.Series("luck", rng.random(len(user))))]
-        rows = keys.sort("time", *luck, maintain_order=True)["row"].to_numpy()
+        ties = [] if part is None else [pl.lit(pl.Series("part", part))]
+        ties += [] if rng is None else [pl.lit(pl.Series("luck", rng.random(len(user))))]
+        rows = keys.sort("time", *ties, maintain_order=True)["row"].to_numpy()
     one_each = sparse.csr_array((rows, user[rows], np.arange(len(user) + 1)), shape=(len(user), int(user.max()) + 1))
     return one_each.tocsc().data
 
@@ -98,14 +103,9 @@ def draw_negatives(
 ) -> Int[np.ndarray, "U n"]:
     """n distinct uniform items for each user, none of which the user ever has.
 
-    Raises: ValueError when a user has so many items that fewer than n are left.
+    A user who has had so many distinct items that fewer than n are left gets n times -1; nobody else's draw changes.
     """
     n_users = len(start) - 1
-    longest = int(np.diff(start).max(initial=0))
-    if n_items - longest < n:
-        raise ValueError(
-            f"{n} negatives need {n} items that a user lacks; {n_items} items, longest history {longest}: lower data.negatives"
-        )
     drawn = np.empty((n_users, n), np.int32)
     rows = max(1, 4_000_000 // n)  # users in a block: memory stays bounded
     lows = range(0, n_users, rows)
@@ -116,6 +116,10 @@ def draw_negatives(
         owned = np.sort(user * n_items + items[start[low] : start[high]])
         block = own.integers(0, n_items, (high - low, n), dtype=np.int32)
         redo = np.arange(high - low)
+        if (np.diff(start[low : high + 1]) > n_items - n).any():  # plays are no fewer than distinct items
+            has_few_left = np.bincount(np.unique(owned) // n_items, minlength=high - low) > n_items - n
+            block[has_few_left] = -1
+            redo = np.flatnonzero(~has_few_left)
         while len(redo):
             fresh = np.sort(block[redo], axis=1)
             keys = fresh + redo[:, None] * np.int64(n_items)

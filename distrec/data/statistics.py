@@ -20,8 +20,17 @@ def report(
     train = np.arange(len(item)) < train_end[user]
     in_train = np.bincount(item[train], minlength=n_items) > 0
     pairs = np.sort(user * np.int64(n_items) + item)
+    n_repeats = int((pairs[1:] == pairs[:-1]).sum())
     neighbours = user[1:] == user[:-1]
     train_lengths = train_end - start[:-1]
+
+    def repeated(place: np.ndarray, end: np.ndarray) -> float:
+        """The share of targets that their user has had before."""
+        has = place < end
+        target = np.where(has, item[np.minimum(place, len(item) - 1)], -1)
+        before = (item == target[user]) & (np.arange(len(item)) < place[user])
+        again = np.bincount(user[before], minlength=len(has)) > 0
+        return float(again[has].mean()) if has.any() else 0.0
 
     def cold(place: np.ndarray, end: np.ndarray) -> dict[str, Any]:
         target = item[place[place < end]]
@@ -58,7 +67,9 @@ def report(
         else float((time[1:] == time[:-1])[neighbours].mean())
         if neighbours.any()
         else 0.0,
-        "repeats of an earlier item": int((pairs[1:] == pairs[:-1]).sum()),
+        "repeats of an earlier item": n_repeats,
+        "repeat_interactions": n_repeats / len(item),
+        "repeat_targets": {"valid": repeated(train_end, valid_end), "test": repeated(valid_end, start[1:])},
     }
 
 

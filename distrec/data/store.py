@@ -110,11 +110,16 @@ def verify(target: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, 
 
 
 def check_made_by(target: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ValueError naming the first input in which an artefact differs from what is asked."""
+    """Raise ValueError naming the first input in which an artefact differs from what is asked.
+
+    Of a checkpoint nobody is told to remove it: it cannot be made anew without training.
+    """
+    is_checkpoint = target.parent.name == "checkpoints"
+    remedy = "choose another out=DIR" if is_checkpoint else "remove it to have it made anew"
     for key, value in now.items():
         if before.get(key) != value:
             raise ValueError(
-                f"{target} is stale: made with {key}={before.get(key)!r}, now {value!r}: use the former, or remove it to have it made anew"
+                f"{target} is stale: made with {key}={before.get(key)!r}, now {value!r}: use the former, or {remedy}"
             )
 
 

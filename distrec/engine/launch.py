@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin, parse_flag_from_env
 
 from distrec.engine import numerics
@@ -14,8 +15,18 @@ from distrec.knobs import Train
 from distrec.runtime import log
 
 
-def join(config: Train, out: Path | None = None) -> Accelerator:
-    """The accelerator of this launch.
+def check_trackers(config: Train) -> None:
+    """Raise ValueError naming a tracker that is not installed: accelerate would go on without it, and its curves be missed."""
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in config.trackers:
+        if tracker not in installed:
+            raise ValueError(
+                f"train.trackers={tracker} is not installed: pip install 'distrec[{tracker}]', or leave it out"
+            )
+
+
+def join(config: Train, out: Path | None = None, tracks: bool = False) -> Accelerator:
+    """The accelerator of this launch.   `tracks`: whether it is to tell the config's trackers.
 
     Raises: ValueError when fewer processes joined than were started (each would train alone, silently), or when the
     launch asks for another precision than the config.
@@ -43,7 +54,7 @@ def join(config: Train, out: Path | None = None) -> Accelerator:
         handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=config.timeout_min)))
     if not on_cpu and "LOCAL_RANK" in os.environ:  # accelerate does so after it joined, when each is on the first GPU
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    tracked: Any = list(config.trackers)
+    tracked: Any = list(config.trackers) if tracks else None
     accelerator = Accelerator(
         cpu=on_cpu and zero is None,  # accelerate refuses both; without a GPU it takes the CPU anyway
         mixed_precision="bf16" if config.precision == "bf16" and not zero else "no",

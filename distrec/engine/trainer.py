@@ -23,14 +23,19 @@ from distrec.engine.parallel import spread, stage
 from distrec.knobs import Score, Train
 from distrec.runtime import Journal, Ranks, Stopped, log
 
+SCHEDULE = "every step trains"  # what identifies a run says it: another name for another learning_rate
 
-def learning_rate(config: Train, progress: float) -> float:
-    """lr after this share of the whole run: linear warm-up, then a cosine down to min_lr_share × lr."""
-    if progress < config.warmup:
-        return config.lr * progress / config.warmup
-    share = (progress - config.warmup) / max(1e-12, 1 - config.warmup)
+
+def learning_rate(config: Train, start: float, end: float) -> float:
+    """The rate of the step between these shares of the whole run: linear warm-up, then a cosine down to min_lr_share × lr.
+
+    The warm-up is where the step ends, so that the first one has its share of lr; the cosine where it starts, so that the
+    last one has what is left of it.  No step's rate is 0.
+    """
+    rise = min(1.0, end / config.warmup) if config.warmup else 1.0
+    share = max(0.0, (start - config.warmup) / max(1e-12, 1 - config.warmup))
     floor = config.min_lr_share
-    return config.lr * (floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, share))) / 2)
+    return config.lr * rise * (floor + (1 - floor) * (1 + math.cos(math.pi * share)) / 2)
 
 
 class Outcome(NamedTuple):
@@ -139,8 +144,9 @@ class Trainer:
             mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file is read later
         ) as bar:
             while progress.position < len(plan):
-                share = (progress.epoch + progress.position / len(plan)) / config.epochs
-                self._step(plan[progress.position], learning_rate(config, share), stop())
+                ends = (progress.position, progress.position + 1)
+                lr = learning_rate(config, *((progress.epoch + place / len(plan)) / config.epochs for place in ends))
+                self._step(plan[progress.position], lr, stop())
                 progress.step += 1
                 progress.position += 1
                 bar.update()
@@ -149,7 +155,7 @@ class Trainer:
                 reads_all = is_logged or is_saved or progress.position == len(plan)
                 asked = self._settle(0 if reads_all else int(self._is_async))
                 if is_logged:
-                    self._log(bar, share)
+                    self._log(bar, lr)
                 if asked:
                     self._settle(0)  # what is saved now holds every step
                     return False
@@ -258,11 +264,11 @@ class Trainer:
                 f"{progress.skips} steps in a row were not finite (train.max_skips): lower train.lr or train.clip; the last good checkpoint is kept"
             )
 
-    def _log(self, bar: tqdm, share: float) -> None:
+    def _log(self, bar: tqdm, lr: float) -> None:
         progress = self.progress
         loss = float(np.mean(progress.losses)) if progress.losses else None
         progress.losses.clear()
-        values = {"loss": loss, "lr": learning_rate(self.config, share), **self.meter.read()}
+        values = {"loss": loss, "lr": lr, **self.meter.read()}
         bar.set_postfix(
             loss="skipped" if loss is None else f"{loss:.4f}",
             tokens_s=f"{values['tokens_per_s']:.0f}",

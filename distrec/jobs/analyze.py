@@ -22,6 +22,7 @@ from distrec.data import store
 from distrec.engine import memory
 from distrec.engine.evaluation.precision import exact_products
 from distrec.engine.launch import join
+from distrec.hints import placed
 from distrec.jobs.analysis.parts import PARTS
 from distrec.jobs.analysis.subject import SETTINGS, Subject, code
 from distrec.jobs.pages import page
@@ -34,6 +35,7 @@ _PLACES = ("data.root", "data.path", "data.items", "model.codes", "model.backbon
 
 def main(argv: Sequence[str]) -> None:
     given: dict[str, str] = {key: value for key, _, value in (arg.partition("=") for arg in argv)}
+    given = placed(given, "out", "against")
     own = {key: str(value) for key, value in SETTINGS.items()} | {"parts": ",".join(PARTS)}
     own |= {key: given.pop(key) for key in own if key in given}
     out = Path(given.get("out", ""))

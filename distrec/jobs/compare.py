@@ -17,6 +17,7 @@ Example:  distrec compare runs/sasrec-0 runs/sasrec-1 runs/tone-0 runs/tone-1 ag
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -25,6 +26,7 @@ from typing import Any
 
 from distrec.data import store
 from distrec.engine.evaluation import metrics, paired
+from distrec.hints import place, placed
 from distrec.jobs.comparison import figures, told, variants
 from distrec.jobs.comparison.variants import Run, Variant
 from distrec.jobs.pages import page
@@ -67,19 +69,19 @@ def _asked(argv: Sequence[str]) -> tuple[list[tuple[str, Path]], dict[str, str]]
             runs.append(("", Path(arg)))
         elif key in _OWN and value:
             given[key] = value
-        elif label and folder and (Path(folder).is_dir() or not value):
-            runs.append((label, Path(folder)))
+        elif label and folder and (Path(os.path.expanduser(folder)).is_dir() or not value):
+            runs.append((label, Path(place(folder, label))))
         elif re.fullmatch(r"[\w.]+=.*", arg):
             raise ValueError(f"compare takes runs and {', '.join(f'{name}=…' for name in _OWN)}, not {arg}")
         else:
-            runs.append(("", Path(arg)))
+            runs.append(("", Path(place(arg, "compare"))))
     if not runs:
         raise ValueError("compare what? distrec compare RUN RUN … (see --help)")
     if twice := [
         str(folder) for _, folder in runs if [other.resolve() for _, other in runs].count(folder.resolve()) > 1
     ]:
         raise ValueError(f"{twice[0]} is given twice")
-    return runs, given
+    return runs, placed(given, "out")
 
 
 def _made_by(found: Sequence[Variant], against: str, metric: str) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from distrec import config as cfg
 from distrec.engine import memory
 from distrec.engine.evaluation import outcome
 from distrec.engine.launch import join
+from distrec.hints import place
 from distrec.jobs.parts.assemble import best_of
 from distrec.runtime import Ranks, run
 
 
 def main(argv: Sequence[str]) -> None:
     given: dict[str, str] = {key: value for key, _, value in (arg.partition("=") for arg in argv)}
-    split, out = given.pop("split", "test"), Path(given.get("out", ""))
+    split, out = given.pop("split", "test"), Path(place(given.get("out", ""), "out"))
     own = ("out", "data.root", "data.path", "data.items", "model.codes", "model.backbone.path")
     if other := [key for key in given if key not in own and not key.startswith("score.")]:
         raise ValueError(

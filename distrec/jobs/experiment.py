@@ -22,6 +22,7 @@ from pathlib import Path
 
 from distrec.data import store
 from distrec.engine.evaluation import metrics, paired
+from distrec.engine.launch import check_trackers
 from distrec.jobs.claims import runs, verdict
 from distrec.jobs.claims import told as claim
 from distrec.jobs.claims.job import Job, load
@@ -33,6 +34,7 @@ from distrec.runtime import DONE, Stop, run
 
 def main(argv: Sequence[str]) -> int:
     job = load(list(argv))
+    check_trackers(job.train)
     named = [Path(arg).stem for arg in argv if arg.endswith((".yaml", ".yml"))]
     out = job.experiment.out or job.experiment.root / (named[-1] if named else "experiment")
     check(out)

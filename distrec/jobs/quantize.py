@@ -27,6 +27,7 @@ from distrec import config as cfg
 from distrec.data import prepared
 from distrec.engine import memory
 from distrec.engine.launch import join
+from distrec.hints import place
 from distrec.jobs.codes import report
 from distrec.jobs.codes.artefact import FREE, Collapsed
 from distrec.jobs.codes.extend import extend
@@ -40,6 +41,7 @@ def main(argv: Sequence[str]) -> int | None:
     known = flags[0].partition("=")[2] if flags else None
     if flags and (len(flags) > 1 or not known):
         raise ValueError("--assign-only=CODES, with an equals sign, names one folder of codes made by distrec quantize")
+    known = known and place(known, "--assign-only")
     if known and not Path(known).is_dir():
         raise ValueError(f"--assign-only={known}: no such folder")
     settled = [arg for arg in argv if arg.startswith("codes.") and arg[6:].partition("=")[0] not in FREE]

@@ -4,6 +4,7 @@ The k best items for each history, by the best checkpoint of a run; users need n
 Every process of a launch takes its share: accelerate launch -m distrec.jobs.recommend …
 
   histories=FILE   .jsonl or .parquet with user and items (a list of raw item ids, oldest first)
+                   data: every user of the data as they are now, where the log has grown since the run
                    (default: every user of the run's data, after all that they did)
   to=FILE          .jsonl or .parquet: user, items, scores, texts, best first   (default: RUN/recommendations.jsonl)
   among=FILE       one raw item id a line: the only items that may come out
@@ -28,9 +29,10 @@ from tqdm import tqdm
 
 from distrec import config as cfg
 from distrec import knobs
-from distrec.data import histories
+from distrec.data import histories, prepared
 from distrec.data.batches import Batch
 from distrec.data.histories import Histories
+from distrec.data.preparation import growth
 from distrec.data.prepared import Prepared
 from distrec.engine import memory
 from distrec.engine.evaluation import scoring
@@ -38,6 +40,7 @@ from distrec.engine.evaluation.listing import best_generated, best_scored
 from distrec.engine.evaluation.precision import exact_products
 from distrec.engine.evaluation.shelf import Shelf
 from distrec.engine.launch import join
+from distrec.hints import placed
 from distrec.jobs.parts.assemble import best_of
 from distrec.models.ranking import CHUNK
 from distrec.runtime import Ranks, log, run
@@ -60,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
     given = {key: value for key, _, value in (arg.partition("=") for arg in argv)}
     if other := [key for key in given if key not in _OWN and key not in _PLACES]:
         raise ValueError(f"recommend takes {', '.join((*_OWN, *_PLACES))}, not {other[0]}: the run's config holds")
+    given = placed(given, "out", "histories", "to", "among")
     own = _OWN | {key: value for key, value in given.items() if key in _OWN}
     if empty := [key for key, value in given.items() if not value]:
         raise ValueError(f"{empty[0]}= has no value")
@@ -71,14 +75,20 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("to=FILE ends in .jsonl or .parquet; unknown is refuse or drop")
     if not target.parent.is_dir() or target.is_dir() or not os.access(target.parent, os.W_OK):
         raise ValueError(f"to={target}: no file can be written there")
-    if source and not Path(source).is_file():
+    if source and source != "data" and not Path(source).is_file():
         raise ValueError(f"histories={source}: no such file")
     config = cfg.load([str(out / "config.yaml"), *(arg for arg in argv if arg.partition("=")[0] not in _OWN)])
     accelerator = join(config.train)
     ranks = Ranks.here()
-    model, data = best_of(out, config, ranks, accelerator.device)
+    model, data = best_of(out, config, ranks, accelerator.device, reads_log=not source)
     unknown = "drop" if own["unknown"] == "drop" else "refuse"
-    asked = ranks.main_first(partial(histories.read, Path(source), data, unknown)) if source else histories.known(data)
+    if source == "data":
+        now = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
+        asked = ranks.main_first(partial(growth.histories, now, data, unknown))
+    else:
+        asked = (
+            ranks.main_first(partial(histories.read, Path(source), data, unknown)) if source else histories.known(data)
+        )
     if k > getattr(model, "beams", k):
         log(
             f"k={k} is more than model.beams={model.beams}: searched with {k} beams, which may find better first items too"

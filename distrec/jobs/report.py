@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from distrec import hints
 from distrec.data import store
 from distrec.jobs.pages import html, of_run, run_facts
 from distrec.jobs.pages.html import Chapter
@@ -49,8 +50,8 @@ def main(argv: Sequence[str]) -> None:
 def _asked(argv: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
     """(folders, words by key); a word is a folder where there is one of that name."""
     words = [word for word in argv if "=" in word and not Path(word).is_dir()]
-    given = {key: value for key, _, value in (word.partition("=") for word in words)}
-    folders = list(dict.fromkeys(Path(word) for word in argv if word not in words))
+    given = hints.placed({key: value for key, _, value in (word.partition("=") for word in words)}, "out")
+    folders = list(dict.fromkeys(Path(hints.place(word, "report")) for word in argv if word not in words))
     if other := [key for key in given if key not in ("out", *_PLACES)]:
         raise ValueError(f"report takes folders, out=FILE.html, {', '.join(_PLACES)}, not {other[0]}")
     if empty := [key for key, value in given.items() if not value]:

@@ -27,6 +27,7 @@ class SasRec(Reader):
     """
 
     samples = "sequences"
+    item_rows = ("item.weight",)  # one row an item
 
     def __init__(self, config: Config, n_items: int):
         super().__init__()

@@ -1,5 +1,6 @@
 """Prepared data hold what the log says, and nothing they should not."""
 
+import itertools
 import json
 
 import numpy as np
@@ -121,11 +122,14 @@ def test_the_report_counts_what_was_removed(tmp_path):
         "moved into time order": 0,
         "duplicates (same_time)": 1,
         "outside the 0-core": 0,
+        "item rows without interactions": 0,
+        "item rows removed with their interactions": 0,
         "repeated item rows": 0,
         "items without text": 4,
     }
     assert report["interactions"] == 5
     assert report["repeats of an earlier item"] == 1
+    assert report["repeat_interactions"] == 1 / 5
 
 
 def test_global_time_needs_times(tmp_path):
@@ -142,3 +146,162 @@ def test_a_catalogue_too_small_for_negatives_has_none_and_says_so(tmp_path, caps
     data = prepare_small(tmp_path, "data.synthetic.items=20", "data.negatives=99")
     assert data.negatives is None
     assert "no sampled protocol" in capsys.readouterr().err
+
+
+def write_csv(path, head, rows):
+    path.write_text("\n".join([head, *(",".join(map(str, row)) for row in rows)]) + "\n")
+
+
+def test_case_16_negatives_count_distinct_items_not_plays(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    rows = [(f"u{u}", f"i{rng.integers(60)}", 100 * k) for u in range(30) for k in range(9)]
+    rows += [("bot", f"i{k % 6}", 10 + k) for k in range(500)] + [("all", f"i{k}", k) for k in range(55)]
+    write_csv(tmp_path / "log.csv", "user,item,time", rows)
+    folder = prepared.prepare(table(tmp_path, "data.negatives=20", name="log.csv"))
+    data = prepared.load(folder)
+    names, items = data.users["raw"][:], np.array(data.items["raw"][:])
+    for u, name in enumerate(names):
+        had = set(items[data.item[data.start[u] : data.start[u + 1]]])
+        assert (data.negatives[u] == -1).all() if name == "all" else not had & set(items[data.negatives[u]])
+    assert "1 of 32 users, the first of them 'all', had so many of the" in capsys.readouterr().err
+    assert json.loads((folder / "statistics.json").read_text())["users without sampled negatives"] == 1
+
+
+def test_repeated_targets_are_those_that_their_user_had_before(tmp_path):
+    rng = np.random.default_rng(3)
+    rows = [(f"u{u}", f"i{rng.integers(8)}", t) for u in range(40) for t in range(rng.integers(1, 9))]
+    write_csv(tmp_path / "log.csv", "user,item,time", rows)
+    report = json.loads((prepared.prepare(table(tmp_path, name="log.csv")) / "statistics.json").read_text())
+    items = {}
+    for user, item, _ in rows:
+        items.setdefault(user, []).append(item)
+    long = [each for each in items.values() if len(each) >= 3]
+    assert report["repeat_targets"] == {
+        "valid": sum(each[-2] in each[:-2] for each in long) / len(long),
+        "test": sum(each[-1] in each[:-1] for each in long) / len(long),
+    }
+    again = sum(item in each[:n] for each in items.values() for n, item in enumerate(each))
+    assert report["repeat_interactions"] == again / len(rows) > 0
+
+
+SPLIT = [
+    ("a", "x", 1, "train"), ("a", "y", 2, "train"), ("a", "z", 3, "valid"), ("a", "w", 4, "test"), ("a", "v", 5, "test"),
+    ("b", "y", 3, "train"), ("b", "z", 5, "train"), ("b", "x", 5, "valid"), ("c", "w", 9, "test"), ("d", "x", 2, "train"),
+]  # fmt: skip
+
+
+def three(data):
+    """By user, the items of each part as the prepared data split them."""
+    items, ends = data.items["raw"][:], zip(data.start, data.train_end, data.valid_end, data.start[1:], strict=False)
+    cut = {user: (low, a, b, high) for user, (low, a, b, high) in zip(data.users["raw"][:], ends, strict=True)}
+    return {
+        user: [[items[i] for i in data.item[low:high]] for low, high in itertools.pairwise(at)]
+        for user, at in cut.items()
+    }
+
+
+@pytest.mark.parametrize("word", ["valid", "Validation", "val", "dev"])
+@pytest.mark.parametrize("is_folder", [False, True])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_case_28_a_split_that_comes_with_the_data_is_used_as_it_is(tmp_path, word, is_folder, seed):
+    rows = [SPLIT[i] for i in np.random.default_rng(seed).permutation(len(SPLIT))]
+    words, name = [], "log.csv"
+    if is_folder:
+        (folder := tmp_path / "parts").mkdir()
+        for part in ("train", "valid", "test"):
+            write_csv(folder / f"{word.lower() if part == 'valid' else part}.csv", "user,item,time", [r[:3] for r in rows if r[3] == part])  # fmt: skip
+        name = "parts"
+    else:
+        words = ["data.columns.split=fold"]
+        named = [(*row[:3], word if row[3] == "valid" else row[3]) for row in rows]
+        write_csv(tmp_path / "log.csv", "user,item,time,fold", named)
+    folder = prepared.prepare(table(tmp_path, "data.split=given", *words, name=name))
+    data = prepared.load(folder)
+    assert three(data) == {
+        "a": [["x", "y"], ["z"], ["w", "v"]],
+        "b": [["y", "z"], ["x"], []],
+        "c": [[], [], ["w"]],
+        "d": [["x"], [], []],
+    }
+    users, places = data.targets("test")
+    assert {(data.users["raw"][int(u)], data.items["raw"][int(data.item[p])]) for u, p in zip(users, places, strict=True)} == {("a", "w"), ("c", "w")}  # fmt: skip
+    assert json.loads((folder / "statistics.json").read_text())["held out but no target"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([*SPLIT, ("b", "q", 6, "train")], r"user 'b' has a valid interaction before a train one \(1 of 4 users"),
+        ([*SPLIT, ("a", "q", 2, "test")], r"user 'a' has a test interaction before a valid one"),
+        ([*SPLIT, ("b", "q", 6, "tset")], r"log\.csv, line 12: split 'tset' is none of train, valid and test"),
+        ([*SPLIT, ("b", "q", 6, "")], r"log\.csv, line 12: split (None|'') is none of"),
+        ([row for row in SPLIT if row[3] != "valid"], r"no interaction is 'valid'"),
+    ],
+)
+def test_a_split_that_cannot_be_is_refused_in_words(tmp_path, rows, message):
+    write_csv(tmp_path / "log.csv", "user,item,time,split", rows)
+    with pytest.raises(ValueError, match=message):
+        prepared.prepare(table(tmp_path, "data.split=given", name="log.csv"))
+
+
+def test_a_given_split_is_audited_by_equal_times_too(tmp_path):
+    """A held-out interaction of the same time never stands before one for training; a repeat of it is dropped."""
+    rows = [("a", "x", 1, "test"), ("a", "y", 1, "valid"), ("a", "z", 1, "train"), ("a", "z", 1, "test"), ("a", "w", 1, "train")]  # fmt: skip
+    write_csv(tmp_path / "log.csv", "user,item,time,split", rows)
+    for ties in ("file_order", "shuffle"):
+        data = prepared.load(prepared.prepare(table(tmp_path, "data.split=given", f"data.ties={ties}", name="log.csv")))
+        parts = three(data)["a"]
+        assert [sorted(part) for part in parts] == [["w", "z"], ["y"], ["x"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train", "test"), r"holds no file for the part 'valid'"),
+        (("train", "valid", "dev", "test"), r"holds 2 files \(dev\.csv, valid\.csv\) for the part 'valid'"),
+    ],
+)
+def test_a_folder_that_lacks_a_part_is_refused(tmp_path, names, message):
+    (tmp_path / "parts").mkdir()
+    for name in names:
+        write_csv(tmp_path / "parts" / f"{name}.csv", "user,item,time", [("a", "x", 1)])
+    with pytest.raises(ValueError, match=message):
+        prepared.prepare(table(tmp_path, "data.split=given", name="parts"))
+
+
+def test_a_given_split_needs_a_table(tmp_path):
+    config = cfg.load([f"data.root={tmp_path}", "data.split=given"]).data
+    with pytest.raises(ValueError, match=r"data\.split=given needs data\.source=table"):
+        prepared.prepare(config)
+
+
+def cold_table(tmp_path, *more):
+    """Case 25 in small: 12 of 20 rows without an interaction, one row twice, one item outside the 2-core."""
+    rows = [(f"u{u}", f"i{(u + k) % 8}", 100 * k) for u in range(8) for k in range(4)] + [("u0", "i19", 1)]
+    write_csv(tmp_path / "log.csv", "user,item,time", rows)
+    items = [(f"i{i}", f"Thing {i}") for i in [*range(20), 3]] + [("", "nameless")]
+    write_csv(tmp_path / "items.csv", "item,title", items)
+    return table(tmp_path, f"data.items={tmp_path}/items.csv", "data.k_core=2", "data.negatives=3", *more, name="log.csv")  # fmt: skip
+
+
+def test_case_25_item_rows_without_interactions_are_counted_or_kept(tmp_path):
+    folders = {word: prepared.prepare(cold_table(tmp_path, f"data.cold_items={word}")) for word in ("drop", "keep")}
+    removed = {k: json.loads((folder / "statistics.json").read_text())["removed"] for k, folder in folders.items()}
+    assert removed["drop"]["item rows without interactions"] == 11
+    assert removed["keep"]["item rows without interactions"] == 0
+    assert {counts["item rows removed with their interactions"] for counts in removed.values()} == {1}
+    drop, keep = (prepared.load(folder) for folder in folders.values())
+    assert sorted(drop.items["raw"]) == sorted(f"i{i}" for i in range(8))
+    assert sorted(keep.items["raw"]) == sorted(f"i{i}" for i in range(19))
+    assert dict(zip(keep.items["raw"][:], keep.items["text"][:], strict=True))["i15"] == "Thing 15"
+    assert sequences(keep) == sequences(drop)
+    raw = [np.array(data.items["raw"][:])[data.negatives] for data in (drop, keep)]
+    assert (raw[0] == raw[1]).all()  # negatives stay among the items with interactions
+
+
+def test_ids_do_not_say_which_items_have_interactions(tmp_path):
+    """Were they last, an item that is new in the test split would be known by its id."""
+    data = prepared.load(prepared.prepare(cold_table(tmp_path, "data.cold_items=keep")))
+    has = np.bincount(data.item, minlength=data.n_items) > 0
+    assert np.flatnonzero(~has).min() < np.flatnonzero(has).max()
+    assert (np.diff(has.astype(int)) != 0).sum() > 2

@@ -17,10 +17,13 @@ from device import agreement, hardware, large, pace, repeats, started  # noqa: F
 from device.visit import SECTIONS, left, run, visit
 
 ORDER = (
-    "ceilings",
     "models",
-    "commands",
+    "culprit",
     "twice",
+    "speed",
+    "host",
+    "ceilings",
+    "commands",
     "waits",
     "codes",
     "filters",
@@ -28,7 +31,6 @@ ORDER = (
     "seven",
     "shapes",
     "four",
-    "speed",
 )
 
 

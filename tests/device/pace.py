@@ -5,7 +5,7 @@ import time
 import numpy as np
 import torch
 from device.inputs import beauty
-from device.steps import kernels_of_steps, seconds_a_step, steps_an_epoch, trainer_of
+from device.steps import kernels_of_steps, run_steps, seconds_a_step, steps_an_epoch, trainer_of
 from device.visit import failed, gib, left, say, section, sync, timed, visit
 
 
@@ -34,7 +34,7 @@ def speed():
         ("sasrec 512", lambda: knobs.SasRec(dropout=0.2), {"batch_tokens": 512}),
         ("sasrec 16384 bf16", lambda: knobs.SasRec(dropout=0.2), {"batch_tokens": 16384, "precision": "bf16"}),
         ("tiger 5120", lambda: Tone(knobs.Tiger(), codes), {"batch_tokens": 5120}),
-        ("tiger 5120 tf32", lambda: Tone(knobs.Tiger(), codes), {"batch_tokens": 5120, "tf32": True}),
+        ("tiger 5120 tf32", lambda: Tone(knobs.Tiger(), codes), {"batch_tokens": 5120, "precision": "tf32"}),
         ("tiger 5120 bf16", lambda: Tone(knobs.Tiger(), codes), {"batch_tokens": 5120, "precision": "bf16"}),
         ("tone 5120", lambda: Tone(knobs.Tone(), codes), {"batch_tokens": 5120}),
         ("tone 5120 bf16", lambda: Tone(knobs.Tone(), codes), {"batch_tokens": 5120, "precision": "bf16"}),
@@ -50,7 +50,6 @@ def speed():
             return
         try:
             train = train | ({"batch_tokens": 640} if visit.small else {})
-            torch.backends.cuda.matmul.allow_tf32 = train.pop("tf32", False)
             one = trainer_of(data, make(), f"speed-{name}".replace(" ", "-"), **train)
             if visit.is_gpu:
                 torch.cuda.reset_peak_memory_stats()
@@ -69,7 +68,6 @@ def speed():
             say(name, **values)
         except Exception as error:
             failed(name, error)
-    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @section(60)
@@ -138,3 +136,94 @@ def em():
         )
     except Exception as error:
         failed("streamed", error)
+
+
+@section(60)
+def host():
+    """Where the host spends a step: by part, by function, by operator; and larger batches, and compiled."""
+    import cProfile
+    import pstats
+
+    from torch.profiler import ProfilerActivity, profile
+
+    from distrec import knobs
+    from distrec.data import batches
+    from distrec.models.tone import Tone
+
+    data = beauty()
+    codes = beauty_codes(data)
+    one = trainer_of(data, Tone(knobs.Tiger(), codes), "host-tiger", batch_tokens=5120)
+    n = 5 if visit.small else 30
+    profiler = cProfile.Profile()
+
+    def before(step):
+        if step == 3:
+            sync()
+            profiler.enable()
+        if step == n:
+            profiler.disable()
+
+    run_steps(one, n + 1, before)
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(28)
+    model, samples = one.model, one.samples
+    rows = batches.steps(samples, 5120, 0, 0)[0]
+    began = time.perf_counter()
+    for _ in range(20):
+        piece = batches.micro_batches(data, samples, rows, 10**6, 0, 1)[0]
+    say("collate", ms=50 * (time.perf_counter() - began))
+    device = visit.device
+    say("to the device", ms=1e3 * timed(lambda: piece.to(device), 20, 3))
+    there = piece.to(device)
+    model.train()
+    say("forward", ms=1e3 * timed(lambda: model(there), 20, 3))
+    say("forward and backward", ms=1e3 * timed(lambda: model(there).backward(), 20, 3))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=visit.is_gpu)
+    say("AdamW", ms=1e3 * timed(optimizer.step, 20, 3))
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        for _ in range(5):
+            model(there).backward()
+        sync()
+    print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=22, max_name_column_width=50))
+    for tokens in (20480, 81920):
+        if left() > 60 and not visit.small:
+            big = trainer_of(
+                data,
+                Tone(knobs.Tiger(), codes),
+                f"tiger-{tokens}",
+                batch_tokens=tokens,
+                micro_tokens=tokens,
+                precision="bf16",
+            )
+            step = seconds_a_step(big, 25, warm=5)
+            say(f"tiger {tokens} bf16", ms=1e3 * step, epoch=step * steps_an_epoch(big))
+    if visit.is_gpu:
+        _streams()
+    if left() > 100:
+        fast = torch.compile(Tone(knobs.Tiger(), codes).to(device).train(), dynamic=True)
+        began = time.perf_counter()
+        fast(there).backward()
+        sync()
+        say("compiled", s_at_first=time.perf_counter() - began, ms=1e3 * timed(lambda: fast(there).backward(), 20, 3))
+
+
+def _streams():
+    """A table's way to the GPU: the host's copy into pinned memory, by threads; the whole table pinned."""
+    table = torch.randn(1_000_000, 768).half()
+    host = torch.empty(131_072, 768, dtype=torch.float16, pin_memory=True)
+    there = torch.empty_like(host, device=visit.device)
+    before = torch.get_num_threads()
+    for threads in (1, 4, 16):
+        torch.set_num_threads(threads)
+        say(
+            f"host's copy, {threads} threads",
+            gb_s=host.nbytes / 1e9 / timed(lambda: host.copy_(table[: len(host)]), 10, 2),
+        )
+    torch.set_num_threads(before)
+    say("pinned to the GPU", gb_s=host.nbytes / 1e9 / timed(lambda: there.copy_(host, non_blocking=True), 10, 2))
+    began = time.perf_counter()
+    torch.cuda.cudart().cudaHostRegister(table.data_ptr(), table.nbytes, 0)
+    say("pinning a table", gb_s=table.nbytes / 1e9 / (time.perf_counter() - began))
+    say(
+        "a pinned table to the GPU",
+        gb_s=host.nbytes / 1e9 / timed(lambda: there.copy_(table[: len(host)], non_blocking=True), 10, 2),
+    )

@@ -24,7 +24,7 @@ def rehearsal(tmp_path, monkeypatch):
 
 def test_every_section_has_its_turn():
     assert set(check.ORDER) == SECTIONS.keys()
-    assert len(check.ORDER) == len(SECTIONS) == 12
+    assert len(check.ORDER) == len(SECTIONS) == 14
 
 
 @pytest.mark.parametrize("name", ["ceilings", "filters", "models"])
@@ -48,6 +48,13 @@ def test_a_section_that_fails_is_reported_and_leaves_the_others_alone(rehearsal,
     result = json.loads((rehearsal.out / "result.json").read_text())
     assert result["filters"]["FAILED"] == "ZeroDivisionError: by zero"
     assert "copy on the device" in result["ceilings"]
+
+
+def test_a_trainer_computes_as_its_settings_say(rehearsal, small):
+    config = knobs.SasRec(d_model=16, max_len=20, dropout=0.0)
+    for precision in ("no", "bf16"):
+        trainer = trainer_of(small, config, f"precision-{precision}", precision=precision)
+        assert trainer.accelerator.mixed_precision == precision
 
 
 def test_steps_are_made_by_the_house_s_own_loop(rehearsal, small):

@@ -20,12 +20,14 @@ from distrec.models.build import build
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine():
     config = knobs.Train(lr=1.0, warmup=0.1, min_lr_share=0.2)
-    assert learning_rate(config, 0) == 0
-    assert learning_rate(config, 0.05) == pytest.approx(0.5)
-    assert learning_rate(config, 0.1) == pytest.approx(1.0)
-    assert learning_rate(config, 0.55) == pytest.approx(0.2 + 0.8 / 2)
-    assert learning_rate(config, 1) == pytest.approx(0.2)
-    assert learning_rate(knobs.Train(warmup=0.0), 0) == knobs.Train().lr
+    assert learning_rate(config, 0, 0.01) == pytest.approx(0.1)
+    assert learning_rate(config, 0.04, 0.05) == pytest.approx(0.5)
+    assert learning_rate(config, 0.09, 0.1) == pytest.approx(1.0)
+    assert learning_rate(config, 0.1, 0.11) == pytest.approx(1.0)
+    assert learning_rate(config, 0.55, 0.56) == pytest.approx(0.2 + 0.8 / 2)
+    assert learning_rate(config, 1, 1) == pytest.approx(0.2)
+    assert learning_rate(knobs.Train(warmup=0.0), 0, 0.5) == knobs.Train().lr
+    assert learning_rate(knobs.Train(), 0, 1) == knobs.Train().lr  # a run of one step trains as much as any
 
 
 def test_it_learns(small, tmp_path):

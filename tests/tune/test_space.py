@@ -61,7 +61,7 @@ def test_whole_numbers_reach_both_ends():
         (["sweep.space.train.lr={low: 0.0, high: 0.5, log: true}"], "nothing on a log scale"),
         (["sweep.space.train.lr={low: 0.1, high: 0.5}"], "a grid needs a list of values or a step"),
         (["sweep.space.train.lr={low: 0.1, high: 0.5, stepp: 1}"], "unknown 'stepp'"),
-        (["sweep.space.train.lr={low: 1e-4, high: 1e-2}"], "are numbers"),
+        (["sweep.space.train.lr={low: few, high: 1e-2}"], "are numbers"),
         (["sweep.space.out=[a]"], "out is the sweep's own"),
         (["sweep.space.seed=[1]"], "sweep.seeds=[0,1,2]"),
         (["sweep.space.train.lr=[0.1]", "sweep.metric=ndgc@10"], "did you mean 'ndcg@10'"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from distrec.data.raw import lines
 from distrec.knobs import Data
 from distrec.runtime import log
 
@@ -113,6 +114,6 @@ def _words(table: pl.DataFrame, name: str, words: pl.Series, path: Path, config:
 
 def _refuse(table: pl.DataFrame, name: str, rows: pl.Series, path: Path, what: str) -> None:
     if place := rows.fill_null(False).arg_true().head(1).to_list():
-        where = f"line {table['line'][place[0]]}" if "line" in table.columns else f"row {place[0] + 1}"
+        where = lines.place(table, place[0], path)
         more = f" (and {rows.sum() - 1:,} more)" if rows.sum() > 1 else ""
-        raise ValueError(f"{path}, {where}: {name} {table[name][place[0]]!r} {what}{more}")
+        raise ValueError(f"{where}: {name} {table[name][place[0]]!r} {what}{more}")

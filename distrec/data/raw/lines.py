@@ -1,45 +1,34 @@
-"""Text files of records, plain or gzip, streamed in blocks; every error names the file and the line.
+"""Text files of records, plain or packed, streamed in blocks; every error names the file and the line.
 
 A block is some 32 MiB of whole lines, so memory stays bounded whatever the size of the file.
 """
 
 import ast
-import gzip
 import io
 import json
-import zlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from tqdm import tqdm
+
+from distrec.data.files.text import LONGEST, Text, undecodable
 
 BLOCK = 32 << 20
-LONGEST = 16 << 20  # bytes in one line
+_NO_ID = r"^[\[{]|^true$|^false$|^-?\d+\.\d+$|\x00"  # what may have been no text and no whole number
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
 def blocks(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, bytes]]:
     """(number of its first line, whole lines as UTF-8) for each block of the file.
 
-    Raises: ValueError for a cut-off gzip stream, a line over 16 MiB, or bytes that are not `encoding`.
+    Raises: ValueError for a damaged packing, a line over 16 MiB, or bytes that are not `encoding`.
     """
     line, rest = 1, b""
-    with (
-        path.open("rb") as raw,
-        tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, delay=2, leave=False) as bar,
-    ):
-        zipped = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        stream = gzip.GzipFile(fileobj=raw) if zipped else raw
+    with Text(path, encoding) as text:
         while True:
-            try:
-                fresh = stream.read(BLOCK)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise ValueError(
-                    f"{path}, after line {line + rest.count(10)}: the gzip stream is cut off or damaged ({error}); fetch the file again"
-                ) from None
-            bar.update(raw.tell() - bar.n)
+            fresh = text.read(BLOCK)
             cut = fresh.rfind(b"\n") + 1
             block, rest = (rest + fresh[:cut], fresh[cut:]) if cut else (b"", rest + fresh)
             if not fresh:
@@ -50,7 +39,7 @@ def blocks(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, bytes]]:
                     f"{path}, line {_line_over(block + rest, line)}: longer than {LONGEST >> 20} MiB; is this a file of one record a line?"
                 )
             if block:
-                yield line, _to_utf8(block, encoding, path, line)
+                yield line, _checked(block, path, line)
                 line += block.count(b"\n")
             if not fresh:
                 return
@@ -88,7 +77,12 @@ def read_delimited(
             continue
         try:
             frame = pl.read_csv(
-                block.replace(b"\r\n", b"\n"), separator=mark, has_header=False, infer_schema=False, quote_char=None
+                block.replace(b"\r\n", b"\n"),
+                separator=mark,
+                has_header=False,
+                infer_schema=False,
+                quote_char=None,
+                glob=False,
             )
         except pl.exceptions.PolarsError as error:
             raise ValueError(f"{path}, from line {first}: {_first(error)}") from None
@@ -109,27 +103,25 @@ def read_delimited(
     return table
 
 
-def read_json_lines(path: Path, schema: Mapping[str, Any], filled: Sequence[str] = ()) -> pl.DataFrame:
-    """The named fields of a file of JSON objects, one a line, plus `line`; absent fields are null."""
+def read_json_lines(
+    path: Path,
+    schema: Mapping[str, Any],
+    filled: Sequence[str] = (),
+    *,
+    encoding: str = "utf-8",
+    ids: Sequence[str] = (),
+) -> pl.DataFrame:
+    """The named fields of a file of JSON objects, one a line, plus `line`; absent fields are null.
+
+    Raises: ValueError naming file and line for what is no object, a missing field of `filled`, and a field of `filled`
+    or `ids` that is neither a text nor a whole number.
+    """
     frames = []
-    for first, block in blocks(path):
-        if blank := _blank_line(block):
-            raise ValueError(
-                f"{path}, line {first + blank - 1}: a blank line where a JSON object should stand; remove it"
-            )
-        try:
-            frame = pl.read_ndjson(io.BytesIO(block), schema=dict(schema))
-        except pl.exceptions.PolarsError as error:
-            raise ValueError(
-                _bad_line(path, first, block, json.loads) or f"{path}, from line {first}: {_first(error)}"
-            ) from None
-        if frame.height != block.count(b"\n") + (not block.endswith(b"\n")):
-            raise ValueError(
-                _bad_line(path, first, block, json.loads) or f"{path}, from line {first}: not one JSON object a line"
-            )
-        frames.append(frame.with_row_index("line", offset=first))
-    if not frames:
-        raise ValueError(f"{path}: the file is empty")
+    for first, block in json_blocks(path, encoding):
+        frame = parsed(path, first, block, schema).with_row_index("line", offset=first)
+        for name in dict.fromkeys([*filled, *ids]):
+            check_ids(path, first, block, frame[name])
+        frames.append(frame)
     table = pl.concat(frames, rechunk=False)
     for name in filled:
         require(table, name, pl.col(name).is_null(), path, "is missing")
@@ -143,7 +135,7 @@ def read_literal_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     for first, block in blocks(path):
         for offset, text in enumerate(block.splitlines()):
-            record = _literal(text)
+            record = literal(text)
             if not isinstance(record, dict):
                 raise ValueError(
                     f"{path}, line {first + offset}: neither a Python literal nor a JSON object: {text[:60].decode(errors='replace')!r}"
@@ -153,14 +145,71 @@ def read_literal_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def require(table: pl.DataFrame, name: str, wrong: pl.Expr, path: Path, what: str) -> None:
     """Raise naming the first line in which `wrong` holds for column `name`."""
-    bad = table.lazy().filter(wrong).select("line", name, n=pl.len()).head(1).collect()
-    if bad.height:
-        line, value, count = bad.row(0)
-        more = f" (and {count - 1} more)" if count > 1 else ""
-        raise ValueError(f"{path}, line {line}: {name} {value!r} {what}{more}")
+    rows = table.lazy().select(wrong.fill_null(False).arg_true()).collect().to_series()
+    if len(rows):
+        more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+        raise ValueError(f"{place(table, rows[0], path)}: {name} {table[name][rows[0]]!r} {what}{more}")
 
 
-def _literal(text: bytes) -> Any:
+def place(table: pl.DataFrame, row: int, path: Path) -> str:
+    """The file and line of a row: `line` beside it says it, `part` where there are several files; else rows are counted.
+
+    An attribute of items may be called line or part: those are texts.
+    """
+    kinds = table.schema
+    file = Path(table["part"][row]) if isinstance(kinds.get("part"), pl.Enum) else path
+    has_line = kinds.get("line", pl.String()).is_integer()
+    return f"{file}, line {table['line'][row]}" if has_line else f"{file}, row {row + 1}"
+
+
+def json_blocks(path: Path, encoding: str) -> Iterator[tuple[int, bytes]]:
+    """Blocks of JSON lines.   Raises: ValueError for a file without any, and for a blank line that others follow."""
+    blank, is_empty = 0, True
+    for first, block in blocks(path, encoding):
+        body = block.rstrip()
+        if body and (blank or _blank_line(body)):
+            line = blank or first + _blank_line(body) - 1
+            raise ValueError(f"{path}, line {line}: a blank line where a JSON object should stand; remove it")
+        if body:
+            is_empty = False
+            yield first, body
+        if not blank and block.count(b"\n", len(body)) > bool(body):
+            blank = first + body.count(b"\n") + bool(body)
+    if is_empty:
+        raise ValueError(f"{path}: the file is empty")
+
+
+def parsed(path: Path, first: int, block: bytes, schema: Mapping[str, Any]) -> pl.DataFrame:
+    try:
+        frame = pl.read_ndjson(io.BytesIO(block), schema=dict(schema))
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(
+            _bad_line(path, first, block, json.loads) or f"{path}, from line {first}: {_first(error)}"
+        ) from None
+    if frame.height != block.count(b"\n") + 1:
+        raise ValueError(
+            _bad_line(path, first, block, json.loads) or f"{path}, from line {first}: not one JSON object a line"
+        )
+    return frame
+
+
+def check_ids(path: Path, first: int, block: bytes, column: pl.Series) -> None:
+    """Refuse what polars turns into text although it is none: lists, objects, truth values, fractions."""
+    odd = column.str.contains(_NO_ID).arg_true()
+    texts = block.split(b"\n") if len(odd) else []
+    for row in odd:
+        value = json.loads(texts[row])[column.name]
+        if isinstance(value, str) and "\0" not in value and not _HALF.search(value):
+            continue
+        what = {list: "a list", dict: "an object", bool: "a truth value", float: "a fraction"}.get(type(value))
+        more = "; write one row for each item of a list, or use data.source=sequences" if what == "a list" else ""
+        raise ValueError(
+            f"{path}, line {first + row}: {column.name} {json.dumps(value)[:60]} is {what or 'broken text'}; an id is a text "
+            f"or a whole number{more}"
+        )
+
+
+def literal(text: bytes) -> Any:
     for parse in (json.loads, lambda raw: ast.literal_eval(raw.decode())):
         try:
             return parse(text)
@@ -179,15 +228,13 @@ def _bad_line(path: Path, first: int, block: bytes, parse: Callable[[bytes], Any
     return None
 
 
-def _to_utf8(block: bytes, encoding: str, path: Path, first: int) -> bytes:
+def _checked(block: bytes, path: Path, first: int) -> bytes:
     try:
-        text = block.decode(encoding)
+        block.decode()
     except UnicodeDecodeError as error:
         line = first + block[: error.start].count(b"\n")
-        raise ValueError(
-            f"{path}, line {line}: byte {block[error.start : error.start + 1]!r} is not {encoding}; convert the file (iconv -t utf-8)"
-        ) from None
-    return block if encoding == "utf-8" else text.encode()
+        raise ValueError(undecodable(path, line, block[error.start : error.start + 1], "utf-8")) from None
+    return block
 
 
 def _longest(block: bytes) -> int:
@@ -203,8 +250,10 @@ def _line_over(block: bytes, first: int) -> int:
 
 def _blank_line(block: bytes) -> int:
     """1-based number of the first blank line, 0 for none."""
-    at = block.find(b"\n\n") + 1 or (1 if block[:1] == b"\n" else 0)
-    return block.count(b"\n", 0, at) + 1 if at else 0
+    if block.startswith(b"\n"):
+        return 1
+    place = block.find(b"\n\n") + 1
+    return block.count(b"\n", 0, place) + 1 if place else 0
 
 
 def _shown(text: bytes) -> str:

@@ -1,72 +1,129 @@
-"""Any CSV, TSV, Parquet or JSONL file with named columns (`data.columns`)."""
+"""Any table with named columns (`data.columns`): CSV, TSV, Parquet or JSON lines, packed or not, a file or its parts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
-from distrec.data.raw import lines, times
+from distrec.data.files import opening, paths
+from distrec.data.files.paths import Part
+from distrec.data.raw import lines, times, where
 from distrec.data.raw.layout import Raw, no_items
 from distrec.knobs import Data
+from distrec.runtime import log
+
+_WHERE = "where "  # before the name of a column that data.where reads
 
 
 def files(config: Data) -> list[Path]:
-    if config.path is None or not config.path.is_file():
+    """Every file that `read` opens.   Raises: ValueError naming a key that is wrong, or what is no file."""
+    opening.check(config)
+    where.parse(config.where)
+    if config.path is None:
         raise ValueError(
-            f"data.path={config.path}: no such file; a table source needs one CSV, TSV, Parquet or JSONL file"
+            "data.path: a table source needs one CSV, TSV, Parquet or JSONL file, or a folder of its parts"
         )
-    return [config.path, *([config.items] if config.items else [])]
+    members = [
+        *paths.parts(config.path, "data.path"),
+        *(paths.parts(config.items, "data.items") if config.items else []),
+    ]
+    return [part.path for part in members]
 
 
 def read(config: Data) -> Raw:
-    """Any CSV, TSV, Parquet or JSONL file with named columns (`data.columns`)."""
-    path, *rest = files(config)
-    names = config.columns
-    if len({names.user, names.item, names.time}) < 3:
+    """The interactions and attributes that `data.path`, `data.items` and `data.columns` name.
+
+    Raises: ValueError naming file, line and remedy.
+    """
+    files(config)
+    assert config.path is not None
+    members = paths.parts(config.path, "data.path")
+    path = members[0].path if len(members) == 1 else config.path
+    table, dropped = _interactions(members, path, config)
+    raw = Raw(table, no_items(), dropped=dropped)
+    if config.columns.time is not None:
+        timed = times.read(raw.interactions, path, config)
+        raw.interactions, raw.ticks, raw.dropped = timed.table, timed.ticks, raw.dropped | timed.dropped
+    if config.items:
+        raw.items = read_items(config.items, config.columns.item_key, config)
+    raw.files = [path, *([config.items] if config.items else [])]
+    return raw
+
+
+def read_items(path: Path, key: str, config: Data) -> pl.DataFrame:
+    """The attributes of items as text, "" where there is none; first `item`, the ids, which is the column `key`.
+
+    Raises: ValueError naming file and line.
+    """
+    frames = []
+    for part in paths.parts(path, "data.items"):
+        table, line = opening.read_all(part, key, config)
+        if config.missing_ids == "refuse":
+            ids = table.select(pl.col(key).alias("item"))
+            ids = ids if paths.kind(part.path) == "parquet" else ids.with_columns(line)
+            missing = pl.col("item").fill_null("") == ""
+            lines.require(ids, "item", missing, part.path, f"(column {key!r}) is missing or empty")
+        frames.append(table)
+    table = pl.concat(frames, how="diagonal") if len(frames) > 1 else frames[0]
+    attributes = {name: name for name in table.columns if name != key}
+    if "item" in attributes:
+        attributes["item"] = next(name for name in ("item_", "item__", "item___") if name not in attributes)
+        if "{item}" in config.text:
+            raise ValueError(
+                f"data.text={config.text!r}: {path} has a column 'item' besides its id {key!r}; write "
+                f"{{{attributes['item']}}} for that column"
+            )
+        log(f"{path}: the column 'item' is the attribute {attributes['item']!r}, since the id ({key}) is called item")
+    return table.select(
+        pl.col(key).alias("item"), *(pl.col(old).fill_null("").alias(new) for old, new in attributes.items())
+    )
+
+
+def _interactions(members: Sequence[Part], path: Path, config: Data) -> tuple[pl.DataFrame, dict[str, int]]:
+    """(user, item and time as they stand in the file, `line`, and `part` where there are several; what was dropped)."""
+    columns, conditions = config.columns, where.parse(config.where)
+    roles = {"user": columns.user, "item": columns.item, **({"time": columns.time} if columns.time is not None else {})}
+    if len(set(roles.values())) < len(roles):
         raise ValueError("data.columns: user, item and time are three different columns")
-    table = _open(path, [names.user, names.item, names.time])
-    table = table.rename({names.user: "user", names.item: "item", names.time: "time"})
-    timed = times.read(table, path, config)
-    items = no_items()
-    if rest:
-        items = _open(rest[0], [names.item_key]).drop("line").rename({names.item_key: "item"})
-        items = items.select("item", *(_as_text(items[name]) for name in items.columns if name != "item"))
-    return Raw(timed.table, items, [path, *rest], timed.dropped, timed.ticks)
-
-
-def _as_text(column: pl.Series) -> pl.Series:
-    """Any attribute as text; lists are joined by a bar."""
-    if isinstance(column.dtype, pl.List):
-        column = column.list.eval(pl.element().cast(pl.String)).list.join("|")
-    return column.cast(pl.String).fill_null("")
-
-
-def _open(path: Path, needed: list[str]) -> pl.DataFrame:
-    """The whole table for item attributes, the needed columns for interactions, plus `line`."""
-    kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1]
-    try:
-        match kind:
-            case "parquet":
-                scan = pl.scan_parquet(path)
-            case "csv":
-                scan = pl.scan_csv(path, infer_schema=False)
-            case "tsv":
-                scan = pl.scan_csv(path, separator="\t", infer_schema=False, quote_char=None)
-            case "jsonl" | "json" | "ndjson":
-                if len(needed) > 1:
-                    return lines.read_json_lines(path, dict.fromkeys(needed, pl.String))
-                scan = pl.scan_ndjson(path, infer_schema_length=None)
-            case _:
-                raise ValueError(
-                    f"{path}: .{kind} is not known; a table is .csv, .tsv, .parquet or .jsonl (and .gz of the texts)"
-                )
-        have = scan.collect_schema().names()
-        if absent := [name for name in needed if name not in have]:
-            raise ValueError(f"{path}, line 1: no column {absent[0]!r}; found: {', '.join(have)} (set data.columns)")
-        keep = needed if len(needed) > 1 else have
-        return (
-            scan.select(keep).with_row_index("line", offset=1 if kind == "parquet" else 2).collect(engine="streaming")
+    wanted = list(dict.fromkeys([*roles.values(), *(condition.column for condition in conditions)]))
+    known = opening.names(members[0], config)
+    if columns.time not in (None, *known) and paths.kind(members[0].path) != "jsonl" and columns.item in known:
+        raise ValueError(
+            f"{members[0].path}: no column {columns.time!r}; found: {', '.join(known)} (set data.columns.time=NAME, or "
+            "data.columns.time=null if the rows are in order)"
         )
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
-    except OSError as error:  # a damaged gzip stream
-        raise ValueError(f"{path}: {error}; fetch the file again") from None
+    where.tell_unused(known, wanted, path)
+    frames, dropped = [], {}
+    for part in members:
+        table, line = opening.read(part, wanted, [columns.user, columns.item], config)
+        table = table.select(
+            **{role: pl.col(name) for role, name in roles.items()},
+            **{_WHERE + condition.column: pl.col(condition.column) for condition in conditions},
+        ).with_columns(line)
+        table, counts = where.keep(table, conditions, part.path, _WHERE)
+        dropped = {rule: dropped.get(rule, 0) + counts.get(rule, 0) for rule in {**dropped, **counts}}
+        frames.append(table.select(*roles, "line"))
+    table = _joined(frames, members) if len(members) > 1 else frames[0]
+    where.require_some(table.height, conditions, dropped, path)
+    return table, dropped
+
+
+def _joined(frames: Sequence[pl.DataFrame], members: Sequence[Part]) -> pl.DataFrame:
+    """One table of all parts, `part` beside `line`.   Raises: ValueError for columns whose types do not go together."""
+    place = pl.Enum([str(part.path) for part in members])
+    for name in frames[0].columns:
+        kinds = {frame.schema[name]: part.path for frame, part in zip(frames, members, strict=True)}
+        kinds.pop(pl.Null(), None)
+        first = next(iter(kinds), pl.Null())
+        odd = next((kind for kind in kinds if kind != first and not (kind.is_integer() and first.is_integer())), None)
+        if odd is not None:
+            raise ValueError(
+                f"{kinds[odd]}: its {name} column is {odd}, but {first} in {kinds[first].name}; write all parts with one type"
+            )
+        if len(kinds) > 1:
+            frames = [frame.with_columns(pl.col(name).cast(pl.Int64)) for frame in frames]
+    parts = [
+        frame.with_columns(part=pl.lit(str(part.path), dtype=place))
+        for frame, part in zip(frames, members, strict=True)
+    ]
+    return pl.concat(parts, how="vertical_relaxed", rechunk=False)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -49,9 +50,12 @@ def measure(
         "target": data.items.data.column("raw").take(ranking.target).combine_chunks(),
         "rank": ranking.rank,
     }
-    if ranking.sampled is not None and data.negatives is not None:
+    has_sampled = np.zeros(0, bool) if ranking.sampled is None else ~np.isnan(ranking.sampled)
+    if ranking.sampled is not None and data.negatives is not None and has_sampled.any():
         name = f"sampled_1_{data.negatives.shape[1]}"
-        report[name] = metrics.summarise(ranking.sampled, config.bootstrap)
+        report[name] = metrics.summarise(ranking.sampled[has_sampled], config.bootstrap)
+        if not has_sampled.all():
+            report[name]["users"] = int(has_sampled.sum())
         table[f"rank_{name}"] = ranking.sampled
     for name, values in ranking.others.items():
         is_share = name.endswith("_invalid")
@@ -86,6 +90,7 @@ def lines(report: dict[str, Any]) -> str:
             rows.append(
                 f"  {name:<13} {figures}"
                 + (f"  (NDCG@10 95 % {interval[0]:.4f} – {interval[1]:.4f})" if interval else "")
+                + (f"  ({found['users']:,} users who have negatives)" if "users" in found else "")
             )
         elif name.endswith("_invalid"):
             rows.append(f"  {name:<13} {found:.4%} of what was generated is no item")

@@ -31,7 +31,7 @@ _ROUNDS = {"cpu": 1, "cuda": 8}  # times batch_users of a group: a GPU goes on w
 
 @dataclass(frozen=True)
 class Ranking:
-    """The rank of each evaluated user's target, 1 is best; `sampled` is its rank among 1 + M items.
+    """The rank of each evaluated user's target, 1 is best; `sampled` is its rank among 1 + M items, NaN for a user without negatives.
 
     Ties get the expected rank (half of the equal ones stand before); beyond what a generative model
     lists the rank is inf.  `others`: ranks by each of its ways of decoding; of free decoding also among all that came
@@ -62,6 +62,7 @@ class Blocks:
         target = self.data.item[self.samples.end[self.rows[n]] - 1][:, None]
         negatives = self.data.negatives
         others = target[:, :0] if negatives is None else negatives[self.samples.user[self.rows[n]]]
+        others = np.where(others < 0, target, others)  # of a user without negatives; no figure comes of it
         return np.concatenate([target, others], 1).astype(np.int64)
 
     def history(self, n: int) -> Places:
@@ -121,6 +122,8 @@ def rank_split(
             own |= {n: found[n] for n in mine}
             bar.update(len(group))
     columns = _columns(own, ranks, order)
+    if "sampled" in columns and data.negatives is not None:
+        columns["sampled"] = np.where(data.negatives[samples.user, 0] < 0, np.nan, columns["sampled"])
     return Ranking(
         samples.user, data.item[samples.end - 1], columns.pop("rank"), columns.pop("sampled", None), others=columns
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from distrec.data.files import paths
 from distrec.data.prepared import Prepared
 from distrec.engine.evaluation.metrics import per_user
 from distrec.freq.locality import LAGS, at_random, by_lag
@@ -87,7 +88,7 @@ def _error(values: np.ndarray) -> float | None:
 
 
 def _gains(folder: Any) -> pl.DataFrame:
-    table = pl.read_parquet(folder / "ranks.parquet")
+    table = paths.read_parquet(folder / "ranks.parquet")
     return table.select("user", "target", value=pl.Series(per_user(table["rank"].to_numpy())[_METRIC]))
 
 

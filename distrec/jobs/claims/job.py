@@ -23,6 +23,7 @@ from pydantic import ConfigDict, Field
 
 from distrec import config as cfg
 from distrec import knobs
+from distrec.hints import Like
 from distrec.jobs.analysis.parts import PARTS
 from distrec.jobs.comparison.figures import METRICS
 from distrec.settings import Schema, merge
@@ -52,7 +53,7 @@ class Experiment:
     __pydantic_config__: ClassVar[ConfigDict] = knobs.STRICT
     claim: str
     source: str
-    runs: dict[str, dict[str, Any]]
+    runs: dict[str, Annotated[dict[str, Any], Like(cfg.Config)]]
     judge: Annotated[tuple[Judge, ...], Field(min_length=1)]
     seeds: Annotated[tuple[knobs.Count, ...], Field(min_length=1)] = (0, 1, 2)
     against: str | None = None  # the run that the others are compared with; None: the first
@@ -73,7 +74,7 @@ class Job(cfg.Config):
 def load(args: list[str]) -> Job:
     """Raises: ValueError, one line: a wrong key or value, a run that is no config, a judge that asks for nothing that there is."""
     choices = {"model": (knobs.Model, "sasrec"), "codes": (knobs.Codes, "gmm")}
-    job = Schema(Job, choices, verbatim=("data.text",)).load(args)
+    job = Schema(Job, choices).load(args)
     own = job.experiment
     if not own.runs:
         raise ValueError("experiment.runs is empty: give each run a name, and what it differs in")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from distrec import config as cfg
 from distrec.data import store
+from distrec.engine.trainer import SCHEDULE
 from distrec.jobs.analysis.subject import SETTINGS, code
 from distrec.jobs.claims.job import Job, config, parts
 from distrec.runtime import FAILED, REQUEUE, die_along, log, write_atomically
@@ -64,7 +65,7 @@ def planned(job: Job) -> list[Planned]:
             each = config(job, name, seed)
             key = cfg.plain(each)
             del key["data"]["root"], key["out"]
-            folder = store.folder(own.root / "runs", each.model.name, key)
+            folder = store.folder(own.root / "runs", each.model.name, key | {"schedule": SCHEDULE})
             file = folder.with_suffix(".yaml")
             train = ("train", str(file), f"out={folder}")
             analyze = ("analyze", f"out={folder}", f"parts={','.join(chosen)}", f"data.root={each.data.root}")

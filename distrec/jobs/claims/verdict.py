@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 from jaxtyping import Float
 from scipy import stats
 
+from distrec.data.files import paths
 from distrec.engine.evaluation import metrics, paired
 from distrec.jobs.claims.job import Experiment, Judge
 from distrec.jobs.claims.runs import Planned
@@ -90,7 +90,7 @@ def _told(judge: Judge, means: Float[np.ndarray, " V"]) -> float:
 
 
 def _users(run: Planned, metric: str) -> np.ndarray:
-    table = pl.read_parquet(run.folder / "ranks.parquet").sort("user")
+    table = paths.read_parquet(run.folder / "ranks.parquet").sort("user")
     return metrics.per_user(table["rank"].to_numpy())[metric]
 
 

@@ -18,10 +18,16 @@ def figures(variants: Sequence[Variant], against: str, metric: str) -> dict[str,
     runs = [run for variant in variants for run in variant.runs]
     names = {"full": "rank"} | {name: f"rank_{name}" for name in runs[0].report if name.startswith("sampled_")}
     return {
-        name: _protocol(variants, [run.table[column].to_numpy() for run in runs], against, metric)
+        name: _protocol(variants, _with_a_rank([run.table[column].to_numpy() for run in runs]), against, metric)
         for name, column in names.items()
         if all(column in run.table.columns for run in runs)
     }
+
+
+def _with_a_rank(ranks: list[Float[np.ndarray, " U"]]) -> list[Float[np.ndarray, " n"]]:
+    """The ranks of the users who have one in every run: of a sampled protocol not all do."""
+    has = ~np.logical_or.reduce([np.isnan(rank) for rank in ranks])
+    return [rank[has] for rank in ranks]
 
 
 def _protocol(

@@ -11,6 +11,7 @@ import polars as pl
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import store
+from distrec.data.files import paths
 from distrec.jobs.codes.artefact import FREE
 from distrec.jobs.parts import llm
 from distrec.jobs.parts.assemble import GENERATIVE
@@ -56,7 +57,7 @@ def read(folder: Path, label: str, words: Sequence[str], known: Known) -> Run:
     config = opened(folder, words)
     links = chain(folder, config, known)
     report = json.loads((folder / "test.json").read_text())
-    table = pl.read_parquet(folder / "ranks.parquet").sort("user")
+    table = paths.read_parquet(folder / "ranks.parquet").sort("user")
     return Run(folder, label, config, report, table, links, _settings(config, links))
 
 
@@ -127,7 +128,7 @@ def _settings(config: cfg.Config, links: Sequence[Link]) -> dict[str, Any]:
         found["codes.vectors"] = config.codes.vectors and str(config.codes.vectors)
         embed = {} if config.codes.vectors else cfg.plain(llm.encoder(config))
         found |= {f"embed.{key}": value for key, value in embed.items() if key != "batch"}
-    return found
+    return found | {"train.schedule": by_name["run"].made_by.get("train.schedule")}  # as it was then
 
 
 def _language_model(link: Link) -> str:

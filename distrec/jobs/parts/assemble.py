@@ -11,13 +11,14 @@ from torch import nn
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import item_codes, prepared, store
+from distrec.data.preparation import growth
 from distrec.data.prepared import Prepared
 from distrec.engine.checkpoint import Checkpoints
 from distrec.engine.parallel import Copies
 from distrec.jobs.codes.fit import quantize
 from distrec.jobs.embed import encoder_digest
 from distrec.jobs.parts import llm
-from distrec.jobs.parts.identity import check_settings, settings
+from distrec.jobs.parts.identity import check_settings, data_of, made_by, settings
 from distrec.jobs.parts.tables import backbone_of, tables, verify_run
 from distrec.jobs.parts.tables import load as load_tables
 from distrec.jobs.parts.work import Work
@@ -91,27 +92,37 @@ def assemble(config: cfg.Config, data: Prepared, parts: Parts, device: torch.dev
     return build(config.model, data, config.seed, codes, tables, parts.found.get("backbone"), device)
 
 
-def best_of(out: Path, config: cfg.Config, ranks: Ranks, device: torch.device) -> Loaded:
+def best_of(out: Path, config: cfg.Config, ranks: Ranks, device: torch.device, reads_log: bool = True) -> Loaded:
     """The model of a run with the weights of its best checkpoint; nothing is fitted.
+
+    `reads_log`: whether the data must still be those of the run; else the run's own are taken where they lie.
 
     Raises: ValueError when the run has no good checkpoint, was about other data, or what it was built on is not there.
     """
     learns = not isinstance(config.model, COUNTING)
     if (out / store.STAMP).exists():
         store.verify_stamped(out)
-    check_settings(out, {k: v for k, v in settings(config).items() if k != "score.mask_history"})
+    check_settings(
+        out, {k: v for k, v in settings(config).items() if k not in ("score.mask_history", "train.schedule")}
+    )
     best = Checkpoints(out / "checkpoints", {}).best() if learns else ""
     before = store.read_stamp(out / "checkpoints" / best)["made_by"] if learns else {}
     wanted = {name: before[name] for name in ("codes", "tables", "backbone") if name in before}
-    parts = Parts({name: _find(config, name, digest) for name, digest in wanted.items()}, wanted)
-    data = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
+    parts = Parts({name: find_part(config, name, digest) for name, digest in wanted.items()}, wanted)
+    then = None if reads_log else growth.find(config.data.root, made_by(out).get("data", ""))
+    if then is None:
+        now = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
+        data = data_of(out, config, now)
+    else:
+        store.verify(then)
+        data = prepared.load(then)
     model = assemble(config, data, parts, device)
     if learns:
         Checkpoints(out / "checkpoints", {"data": data.stamp, **wanted}).load(best, Copies(model), only_weights=True)
     return Loaded(model.eval(), data)
 
 
-def _find(config: cfg.Config, name: str, wanted: str) -> Path:
+def find_part(config: cfg.Config, name: str, wanted: str) -> Path:
     """The folder with this content: the one that the config names, or one under data.root."""
     model, broken = config.model, ""
     is_drawn = isinstance(model, knobs.Frellm) and model.backbone.init == "random"

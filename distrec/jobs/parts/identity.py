@@ -7,7 +7,10 @@ from typing import Any
 
 from distrec import config as cfg
 from distrec import knobs
-from distrec.data import store
+from distrec.data import prepared, store
+from distrec.data.preparation import growth
+from distrec.data.prepared import Prepared
+from distrec.engine.trainer import SCHEDULE
 
 _FREE = (
     "train.log_steps",
@@ -30,12 +33,14 @@ _FREE = (
     "embed.batch",
 )  # may differ between a run and its resumption, or are in the hashes of what it is built on
 
+CHECKPOINT = "from.checkpoint"  # of a run that started from another: the content of the checkpoint
+
 
 def settings(config: cfg.Config) -> dict[str, Any]:
     """The settings that a checkpoint must agree with to be of this run, by name."""
     chosen = {
         "model": cfg.plain(config.model),
-        "train": cfg.plain(config.train),
+        "train": cfg.plain(config.train) | {"schedule": SCHEDULE},
         "score.mask_history": config.score.mask_history,
         "seed": config.seed,
     }
@@ -44,17 +49,45 @@ def settings(config: cfg.Config) -> dict[str, Any]:
     return {key: value for key, value in store.flat(chosen).items() if key not in _FREE}
 
 
-def check_settings(out: Path, made: Mapping[str, Any]) -> None:
-    """Raise ValueError naming the first setting in which another run stands in this folder; nothing where none does."""
+def made_by(out: Path) -> Mapping[str, Any]:
+    """What made the run in a folder, by its stamp or that of its first good checkpoint; nothing where none does."""
     for folder in (out, *sorted((out / "checkpoints").glob("step-*"))):
         with contextlib.suppress(ValueError):  # none, or a broken one: whoever reads it next says so
-            before = store.read_stamp(folder)["made_by"]
-            break
-    else:
-        return
-    for key, value in made.items():
+            return store.read_stamp(folder)["made_by"]
+    return {}
+
+
+def check_settings(out: Path, made: Mapping[str, Any]) -> None:
+    """Raise ValueError naming the first setting in which another run stands in this folder; nothing where none does."""
+    before = made_by(out)
+    for key, value in made.items() if before else ():
         if before.get(key) != value:
-            raise ValueError(
-                f"{out} holds another run ({key} was {before.get(key)!r}, now {value!r}): "
-                "choose another out=DIR or remove it"
-            )
+            how = f"{key} was {before.get(key)!r}, now {value!r}"
+            if key == CHECKPOINT:
+                how = (
+                    "it started from the weights of another from=RUN" if before.get(key) else "it started without from="
+                )
+            raise ValueError(f"{out} holds another run ({how}): choose another out=DIR")
+
+
+def data_of(out: Path, config: cfg.Config, now: Prepared) -> Prepared:
+    """The prepared data of the run in a folder: `now`, or the same of another version of distrec.
+
+    Raises: ValueError, in terms of files, interactions, users and items, when the run is of other data.
+    """
+    wanted = made_by(out).get("data", now.stamp)
+    if wanted == now.stamp:
+        return now
+    then = growth.find(config.data.root, wanted)
+    if then is None:
+        raise ValueError(
+            f"{out} was trained on other data than these, which are not in data.root={config.data.root} any more: give "
+            "the data of then (data.path, data.root), or train anew into another out=DIR"
+        )
+    if growth.is_same(then, now.folder):
+        return prepared.load(then)
+    raise ValueError(
+        f"{growth.changes(then, now, out)}; `distrec recommend out={out} histories=data` recommends for "
+        f"the data as they are now by this model; `distrec train from={out} out=DIR …` goes on from it with them; or train "
+        "anew into another out=DIR"
+    )

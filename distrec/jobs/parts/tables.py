@@ -20,6 +20,7 @@ from torch import Tensor
 from distrec import knobs
 from distrec.data import store, vectors
 from distrec.data.prepared import Prepared
+from distrec.engine.trainer import SCHEDULE
 from distrec.freq import graph, polynomial
 from distrec.jobs.embed import embed
 from distrec.jobs.parts import llm
@@ -77,7 +78,13 @@ def _sasrec(work: Work, model: knobs.Frellm, train: Callable[[Work], Path | None
     own = replace(work.config, model=model.sasrec, train=replace(model.sasrec_train, trackers=()), embed=knobs.Embed())
     settings = plain(own.train)
     del settings["async_save"]  # saved either way, it is the same run
-    key = {"model": plain(own.model), "train": settings, "seed": own.seed, "data": work.data.stamp}
+    key = {
+        "model": plain(own.model),
+        "train": settings,
+        "seed": own.seed,
+        "data": work.data.stamp,
+        "schedule": SCHEDULE,
+    }
     if own.score.mask_history is not None:  # it chooses the best epoch
         key["mask_history"] = own.score.mask_history
     out = store.folder(own.data.root, "sasrec", key)

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import shlex
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from distrec.engine.checkpoint import Checkpoints
 from distrec.engine.evaluation import outcome
 from distrec.engine.parallel import stage
 from distrec.engine.trainer import Trainer
+from distrec.jobs.parts import warm_start
 from distrec.jobs.parts.assemble import COUNTING, assemble, parts_of
-from distrec.jobs.parts.identity import check_settings, settings
+from distrec.jobs.parts.identity import CHECKPOINT, check_settings, data_of, settings
 from distrec.jobs.parts.work import Work
 from distrec.models.build import is_trained
 from distrec.models.ranking import PIECE, TableModel
@@ -35,7 +37,10 @@ _SCRATCH = ".item_table.tmp"
 def train(work: Work) -> Path | None:
     """The folder of a finished run; None when a signal stopped it after it had saved."""
     config, data, ranks, accelerator = work.config, work.data, work.ranks, work.accelerator
+    warm_start.check(work)
     if config.out:
+        data = data_of(config.out, config, data)
+        work = replace(work, data=data)
         ranks.main_first(partial(check_settings, config.out, {**settings(config), "data": data.stamp}))
     compiled = accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
     compatibility.check(stage(accelerator), compiled, getattr(config.model, "backbone", None))
@@ -48,7 +53,10 @@ def train(work: Work) -> Path | None:
     whole = stage(accelerator) < 3  # else DeepSpeed moves it, part by part
     leave = work.stop if whole else lambda: False  # no rank of ZeRO-3 can leave the others alone
     model: Any = assemble(config, data, parts, work.device if whole else torch.device("cpu"))
+    parent = warm_start.parent_of(work, parts)
     made = {**settings(config), "data": data.stamp, **parts.hashes}
+    if parent:
+        made[CHECKPOINT] = parent.content
     out = config.out or Path("runs") / f"{config.data.source}-{config.model.name}-{store.digest(made)[:8]}"
     lock = ranks.main_first(partial(enter, out, config, made, ranks))
     if (out / store.STAMP).exists():
@@ -58,11 +66,13 @@ def train(work: Work) -> Path | None:
             store.verify(checkpoints.folder / checkpoints.best(), made)
         if (out / "item_table").exists():
             store.verify(out / "item_table")
-        log(f"{out} is finished already (remove it to train again)")
+        log(f"{out} is finished already (choose another out=DIR to train again)")
     else:
         journal = Journal(out / "metrics.jsonl", ranks)
         seen = None
         if is_trained(model):
+            if parent:
+                parent.load(model)
             checkpoints = Checkpoints(out / "checkpoints", made, config.train.async_save)
             trainer = Trainer(
                 config.train, config.score, model, data, checkpoints, journal, accelerator, ranks, config.seed
@@ -81,7 +91,8 @@ def train(work: Work) -> Path | None:
             return None
         items = item_table(model, out / _SCRATCH, ranks) if isinstance(model, TableModel) else None
         if ranks.is_main:
-            finish(out, config, data, (items, seen), made, journal, report, table)
+            origin = {"from": str(parent.run)} if parent else {}
+            finish(out, config, data, (items, seen), made, journal, report, table, origin)
     if lock >= 0:
         os.close(lock)
     ranks.wait()  # the stamp is written before any rank reads the folder
@@ -99,8 +110,9 @@ def enter(out: Path, config: cfg.Config, made: dict[str, Any], ranks: Ranks) -> 
     the process."""
     if not ranks.is_main:
         return -1
+    wanted = {CHECKPOINT: None, **made}  # a run without from= is not one that has a parent
     if (out / store.STAMP).exists():
-        check_settings(out, made)
+        check_settings(out, wanted)
         return -1
     out.mkdir(parents=True, exist_ok=True)
     lock = os.open(out / ".lock", os.O_CREAT | os.O_RDWR)
@@ -108,7 +120,7 @@ def enter(out: Path, config: cfg.Config, made: dict[str, Any], ranks: Ranks) -> 
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"{store.BUSY}training in {out}: choose another out=DIR, or wait") from None
-    check_settings(out, made)
+    check_settings(out, wanted)
     if not (out / store.STAMP).exists():
         write_atomically(out / "config.yaml", cfg.dump(config))
     return lock
@@ -123,6 +135,7 @@ def finish(
     journal: Journal,
     report: dict[str, Any],
     table: Any,
+    origin: dict[str, str],
 ) -> None:
     """Export the item table, write the figures, stamp what the run is and what made it."""
     if items[0] is not None:
@@ -137,6 +150,7 @@ def finish(
     }
     provenance = {
         **made,
+        **origin,
         "prepared": data.folder.name,
         "command": shlex.join(sys.argv),
         "versions": versions,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from distrec.runtime import Ranks
 
 @dataclass(frozen=True)
 class Work:
-    """`stop()`: whether a signal asked to save and leave; `accelerator`: of jobs that train."""
+    """`stop()`: whether a signal asked to save and leave; `accelerator`: of jobs that train; `parent`: the folder of the
+    run from whose best weights this one starts."""
 
     config: cfg.Config
     data: Prepared
@@ -21,3 +23,4 @@ class Work:
     stop: Callable[[], bool]
     device: torch.device
     accelerator: Any = None
+    parent: Path | None = None

@@ -1,0 +1,153 @@
+"""One door for tables of any kind: (rows, their lines) of a file, with the columns that its hive folder's name gives."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from distrec.data.files import attributes, delimited, paths, text
+from distrec.data.files.delimited import Style
+from distrec.data.files.paths import Part
+from distrec.data.raw import lines
+from distrec.knobs import Data
+from distrec.runtime import log
+
+
+def check(config: Data) -> None:
+    """Raises: ValueError naming the key, for a separator or an encoding that is none."""
+    text.check_encoding(config.encoding)
+    _one_character(config.separator or ",")
+
+
+def names(part: Part, config: Data) -> list[str]:
+    """The columns of a part; of JSON lines, those of the first object."""
+    match paths.kind(part.path):
+        case "parquet":
+            inside = list(_schema(part.path))
+        case "jsonl":
+            inside = attributes.first_fields(part.path, config.encoding)
+        case kind:
+            inside = delimited.header(part.path, _style(kind, config))
+    return [*inside, *(name for name in part.values if name not in inside)]
+
+
+def read(part: Part, wanted: Sequence[str], ids: Sequence[str], config: Data) -> tuple[pl.DataFrame, pl.Series]:
+    """(the wanted columns, in Parquet with their types and else as text; the line or row of each row).
+
+    Raises: ValueError naming file and line for a column that is missing or stands twice, for `ids` that are lists,
+    objects or truth values, and for a file that is not what its name says.
+    """
+    known = names(part, config)
+    from_folder = [
+        name for name in part.values if name in wanted and name not in known[: len(known) - len(part.values)]
+    ]
+    inside = [name for name in wanted if name not in from_folder]
+    match paths.kind(part.path):
+        case "parquet":
+            _refuse_absent(part.path, inside, known)
+            _check_ids(part.path, ids)
+            table = _collect(part.path, inside)
+            line = _rows(table)
+        case "jsonl":
+            schema = dict.fromkeys(inside, pl.String)
+            table = lines.read_json_lines(
+                part.path, schema, encoding=config.encoding, ids=[name for name in ids if name in inside]
+            )
+            _refuse_absent(part.path, [name for name in inside if table[name].null_count() == table.height], known)
+            line = table["line"]
+        case kind:
+            table, line = delimited.read(part.path, inside, _style(kind, config))
+    folder = [pl.lit(part.values[name], pl.String).alias(name) for name in from_folder]
+    return table.select(*inside, *folder).select(wanted), line
+
+
+def read_all(part: Part, key: str, config: Data) -> tuple[pl.DataFrame, pl.Series]:
+    """(all columns as text, the line or row of each row); `key` holds ids.
+
+    Lists of plain values are joined by a bar, what is nested deeper is JSON; bytes that are no text are left out, with a word.
+
+    Raises: ValueError as `read` does.
+    """
+    match paths.kind(part.path):
+        case "parquet":
+            _refuse_absent(part.path, [key], [*_schema(part.path), *part.values])
+            _check_ids(part.path, [key])
+            table = _without_bytes(_collect(part.path, None), part.path)
+            table, line = table.select(attributes.as_text(column) for column in table.get_columns()), _rows(table)
+        case "jsonl":
+            table, line = attributes.read_json_table(part.path, key, config.encoding)
+        case kind:
+            table, line = delimited.read(part.path, None, _style(kind, config))
+            _refuse_absent(part.path, [key], [*table.columns, *part.values])
+    folder = [pl.lit(value, pl.String).alias(name) for name, value in part.values.items() if name not in table.columns]
+    return table.with_columns(folder), line
+
+
+def _style(kind: str, config: Data) -> Style:
+    separator = "\t" if kind == "tsv" else _one_character(config.separator or ",")
+    return Style(separator, config.encoding, config.quoted)
+
+
+def _one_character(separator: str) -> str:
+    mark = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
+    if len(mark) != 1 or not mark.isascii() or mark in '\r\n"':
+        raise ValueError(
+            f"data.separator={separator!r} is not one character such as ; or | or \\t; replace it in the file first"
+        )
+    return mark
+
+
+def _refuse_absent(path: Path, wanted: Sequence[str], known: Sequence[str]) -> None:
+    if absent := [name for name in wanted if name not in known]:
+        raise ValueError(f"{path}: no column {absent[0]!r}; found: {', '.join(known)} (set data.columns)")
+
+
+def _schema(path: Path) -> dict[str, Any]:
+    try:
+        return dict(paths.scan_parquet(path).collect_schema())
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ValueError(_damaged(path, error)) from None
+
+
+def _collect(path: Path, wanted: Sequence[str] | None) -> pl.DataFrame:
+    scan = paths.scan_parquet(path)
+    try:
+        return (scan if wanted is None else scan.select(wanted)).collect(engine="streaming")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ValueError(_damaged(path, error)) from None
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path} is damaged, or no Parquet file: {str(error).strip().splitlines()[0]}; fetch the file again"
+
+
+def _check_ids(path: Path, ids: Sequence[str]) -> None:
+    """Refuse columns whose type holds no ids: lists, objects, truth values, dates."""
+    for name, kind in _schema(path).items():
+        if name in ids and (kind.is_nested() or kind.is_temporal() or kind == pl.Boolean):
+            what = "lists" if isinstance(kind, pl.List | pl.Array) else "objects" if kind.is_nested() else str(kind)
+            more = "; write one row for each item of a list, or use data.source=sequences" if what == "lists" else ""
+            raise ValueError(f"{path}: column {name!r} holds {what}; an id is a text or a whole number{more}")
+
+
+def _without_bytes(table: pl.DataFrame, path: Path) -> pl.DataFrame:
+    for name, kind in table.schema.items():
+        if kind == pl.Binary and _is_text(table[name]):
+            continue  # older writers do not mark their texts as texts
+        if "Binary" in str(kind):
+            log(f"{path}: column {name!r} holds bytes, which are no text: left out")
+            table = table.drop(name)
+    return table
+
+
+def _is_text(column: pl.Series) -> bool:
+    try:
+        column.cast(pl.String)
+    except pl.exceptions.PolarsError:
+        return False
+    return True
+
+
+def _rows(table: pl.DataFrame) -> pl.Series:
+    return pl.int_range(1, table.height + 1, dtype=pl.UInt32, eager=True).alias("line")

@@ -1,0 +1,136 @@
+"""A text file of any packing and encoding as a stream of UTF-8 bytes that knows which line it is in."""
+
+import codecs
+import io
+from pathlib import Path
+
+import pyarrow as pa
+from tqdm import tqdm
+
+LONGEST = 16 << 20  # bytes in one line
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_NO_TEXT = {b"PK\x03\x04": "a zip archive or an Excel sheet", b"PAR1": "a Parquet file", b"BZh": "a bzip2 archive"}
+_MARKS = [  # UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+]
+
+
+class Text(io.RawIOBase):
+    """UTF-8 bytes, unpacked and decoded, without a byte-order mark.   `lines`, `has_quotes`: of what has passed.
+
+    Bytes of UTF-8 itself pass unchecked, since every parser checks the cells that it reads.
+
+    Raises: ValueError on reading, naming file and line, for a damaged packing, bytes that are not in the `encoding`,
+    another encoding's byte-order mark, a NUL byte, and what is no text at all.
+    """
+
+    def __init__(self, path: Path, encoding: str = "utf-8"):
+        self.has_quotes = False
+        self._newlines = self._trailing = 0  # all, and those after the last character
+        self._path, self._encoding = path, encoding
+        self._is_utf8 = codecs.lookup(encoding).name.startswith("utf-8")
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._file = pa.OSFile(str(path))
+        start = self._file.read(4)
+        self._file.seek(0)
+        packing = next((name for magic, name in _PACKED.items() if start.startswith(magic)), None)
+        self._stream = pa.CompressedInputStream(self._file, packing) if packing else self._file
+        self._packing, self._rest, self._is_at_start = packing, b"", True
+        self._bar = tqdm(total=self._file.size(), unit="B", unit_scale=True, desc=path.name, delay=2, leave=False)
+
+    @property
+    def lines(self) -> int:
+        """The number of the last line that is not blank."""
+        return self._newlines - self._trailing + 1
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            self._bar.close()
+            self._stream.close()
+            self._file.close()
+        super().close()
+
+    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        block = self.read(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes, fewer only at the end; what decoding made longer is kept for the next call."""
+        while not self._rest:
+            fresh = self._unpack(size)
+            if self._is_at_start:
+                fresh, self._is_at_start = self._without_mark(fresh), False
+            self._rest = fresh if self._is_utf8 else self._decode(fresh)
+            if not fresh:
+                break
+        block = self._rest if size < 0 else self._rest[:size]
+        self._rest = self._rest[len(block) :]
+        if (place := block.find(b"\0")) >= 0:
+            raise ValueError(
+                f"{self._path}, line {self._line(block[:place])}: a NUL byte; if the file is UTF-16 set "
+                "data.encoding=utf-16-le, else it is damaged: fetch it again"
+            )
+        body = block.rstrip(b"\r\n")
+        self._trailing = block.count(b"\n", len(body)) + (0 if body else self._trailing)
+        self._newlines += block.count(b"\n")
+        self.has_quotes = self.has_quotes or b'"' in block
+        return block
+
+    def _unpack(self, size: int) -> bytes:
+        try:
+            block = self._stream.read(size) if size >= 0 else self._stream.read()
+        except OSError as error:
+            raise ValueError(
+                f"{self._path}: the {self._packing} stream is cut off or damaged ({error}); fetch the file again"
+            ) from None
+        self._bar.update(self._file.tell() - self._bar.n)
+        return block
+
+    def _without_mark(self, block: bytes) -> bytes:
+        for magic, name in _NO_TEXT.items():
+            if block.startswith(magic):
+                raise ValueError(
+                    f"{self._path}: this is {name} by its first bytes, not text; name or unpack it rightly"
+                )
+        other = next((name for mark, name in _MARKS if block.startswith(mark)), None)
+        if other and not codecs.lookup(self._encoding).name.startswith(other):
+            raise ValueError(f"{self._path}, line 1: the byte-order mark of {other}; set data.encoding={other}")
+        return block.removeprefix(codecs.BOM_UTF8)
+
+    def _decode(self, block: bytes) -> bytes:
+        try:
+            return self._decoder.decode(block, final=not block).encode()
+        except UnicodeDecodeError as error:
+            before = error.object[: error.start].decode(self._encoding, "ignore").encode()
+            byte = error.object[error.start : error.start + 1]
+            raise ValueError(undecodable(self._path, self._line(before), byte, self._encoding)) from None
+
+    def _line(self, before: bytes) -> int:
+        return self._newlines + before.count(b"\n") + 1
+
+
+def undecodable(path: Path, line: int, byte: bytes, encoding: str) -> str:
+    """The message for a byte that is not in an encoding."""
+    return (
+        f"{path}, line {line}: byte {byte!r} is not {encoding}; set data.encoding (latin-1, cp1252, utf-16, …), "
+        "or convert the file (iconv -t utf-8)"
+    )
+
+
+def check_encoding(name: str) -> None:
+    """Raises: ValueError for a name that Python does not know as an encoding of text."""
+    try:
+        "a".encode(name)
+        codecs.getincrementaldecoder(name)
+    except (LookupError, UnicodeError, TypeError):
+        raise ValueError(
+            f"data.encoding={name!r} is not an encoding; examples: utf-8, latin-1, cp1252, utf-16, shift_jis, gb18030"
+        ) from None

@@ -1,0 +1,81 @@
+"""A split that comes with the data: a column `split`, or a folder that holds train, valid and test files.
+
+Shapes: N interactions, U users.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int
+
+from distrec.data.raw import lines
+from distrec.runtime import log
+
+PARTS = {"train": 0, "valid": 1, "test": 2}
+_SYNONYMS = {"training": "train", "validation": "valid", "val": "valid", "dev": "valid"}
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """The file of each part in a folder, by the part's name, in the order train, valid, test.
+
+    Raises: ValueError when a part has no file there, or several.
+    """
+    named: dict[str, list[Path]] = {part: [] for part in PARTS}
+    for path in sorted(folder.iterdir()):
+        stem = path.name.partition(".")[0].lower()
+        part = _SYNONYMS.get(stem, stem)
+        if path.is_file() and part in named:
+            named[part].append(path)
+    for part, paths in named.items():
+        if len(paths) != 1:
+            what = f"{len(paths)} files ({paths[0].name}, {paths[1].name})" if paths else "no file"
+            raise ValueError(
+                f"data.path={folder} holds {what} for the part {part!r}; data.split=given takes one file for each of "
+                "train, valid and test (train.csv, valid.csv, test.csv), or one file with a column data.columns.split"
+            )
+    return {part: paths[0] for part, paths in named.items()}
+
+
+def parts(table: pl.DataFrame, path: Path) -> pl.Series:
+    """The column `split` of a table with `line` as numbers: 0 train, 1 valid, 2 test.
+
+    Raises: ValueError naming the first line whose part is another word.
+    """
+    words = table["split"].cast(pl.String).str.strip_chars().str.to_lowercase()
+    known = {**PARTS, **{word: PARTS[part] for word, part in _SYNONYMS.items()}}
+    numbers = words.replace_strict(known, default=None, return_dtype=pl.Int8)
+    unknown = pl.col("part").is_null()
+    lines.require(table.with_columns(part=numbers), "split", unknown, path, "is none of train, valid and test")
+    for word in sorted(set(words.unique()) & _SYNONYMS.keys()):
+        log(f"{path}: the part {word!r} is read as {_SYNONYMS[word]!r}")
+    return numbers.alias("split")
+
+
+def ends(
+    start: Int[np.ndarray, " U1"], part: Int[np.ndarray, " N"], users: pl.Series
+) -> tuple[Int[np.ndarray, " U"], Int[np.ndarray, " U"]]:
+    """(train_end, valid_end) of users whose interactions stand in order: train before valid before test.
+
+    A user's target of a part is the first interaction in it, as of global_time.
+
+    Raises: ValueError when a part has no interaction at all, or naming a user who has a part before an earlier one.
+    """
+    names = list(PARTS)
+    for name, number in PARTS.items():
+        if not (part == number).any():
+            raise ValueError(f"data.split=given: no interaction is {name!r}; each of train, valid and test needs some")
+    user = np.repeat(np.arange(len(start) - 1), np.diff(start))
+    is_back = (part[1:] < part[:-1]) & (user[1:] == user[:-1])
+    if is_back.any():
+        place = int(is_back.argmax())
+        n_users = len(np.unique(user[1:][is_back]))
+        raise ValueError(
+            f"data.split=given: user {users[int(user[place])]!r} has a {names[part[place]]} interaction before a "
+            f"{names[part[place + 1]]} one ({n_users:,} of {len(start) - 1:,} users have such): a history would hold what it "
+            "is tested on; correct the parts, or use data.split=leave_one_out or global_time"
+        )
+    train_end, valid_end = (
+        start[:-1] + np.bincount(user[part <= number], minlength=len(start) - 1) for number in (0, 1)
+    )
+    return train_end, valid_end

@@ -1,0 +1,70 @@
+"""The item table: one row per item in the order of ids, with its text and its attributes."""
+
+import string
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int
+
+
+def check_template(template: str) -> None:
+    """A template fills named fields and does nothing else: no attributes, no indices, no formats."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"data.text={template!r}: {error}") from None
+    for _, name, form, conversion in parts:
+        if name is not None and (not name.isidentifier() or form or conversion):
+            raise ValueError(f"data.text={template!r}: a field is a plain name in braces, got {name!r}")
+
+
+def table(attributes: pl.DataFrame, names: pl.Series, template: str) -> pl.DataFrame:
+    """One row per item in the order of ids: raw, text, then attributes ("" where the source has none)."""
+    fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    known = [name for name in attributes.columns if name != "item"]
+    for name in fields:
+        if name not in known and name != "item":
+            raise ValueError(
+                f"data.text={template!r}: items have no {name!r}; they have: {', '.join(['item', *known])}"
+            )
+    once = attributes.unique("item", keep="first", maintain_order=True)
+    rows = (
+        names.to_frame("item")
+        .join(once, on="item", how="left", maintain_order="left")
+        .with_columns(pl.col(known).fill_null(""))
+    )
+    parts = [
+        part
+        for literal, name, _, _ in string.Formatter().parse(template)
+        for part in (pl.lit(literal), name and pl.col(name))
+        if part is not None
+    ]
+    text = pl.concat_str(parts) if parts else pl.lit("")
+    empty = pl.all_horizontal(pl.col(name) == "" for name in fields) if fields else pl.lit(False)
+    rows = rows.with_columns(text=pl.when(empty).then(pl.lit("")).otherwise(text.str.strip_chars()))
+    return rows.select(pl.col("item").alias("raw"), "text", *[name for name in known if name not in ("raw", "text")])
+
+
+def without_interactions(attributes: pl.DataFrame, known: pl.Series) -> pl.Series:
+    """The distinct ids of the item table that no interaction of the log names, sorted; `known`: those that one does."""
+    ids = attributes["item"].unique()
+    return ids.filter((ids != "") & ~ids.is_in(known.implode())).sort()
+
+
+def n_removed(attributes: pl.DataFrame, known: pl.Series, kept: pl.Series) -> int:
+    """How many ids of the item table have interactions in the log, and none after its cleaning."""
+    ids = attributes["item"].unique()
+    return int((ids.is_in(known.implode()) & ~ids.is_in(kept.implode())).sum())
+
+
+def with_cold(known: pl.Series, cold: pl.Series, rng: np.random.Generator) -> tuple[pl.Series, Int[np.ndarray, " I"]]:
+    """(all ids in a seeded order, the new number of each known one).
+
+    The order depends on the names and the seed alone: were the cold ones last, an id would say that an item without
+    training interactions has others, held out.
+    """
+    names = pl.concat([known, cold]).sort()
+    names = names.gather(rng.permutation(len(names)))
+    numbers = pl.DataFrame({"name": names, "number": np.arange(len(names), dtype=np.int32)})
+    placed = known.alias("name").to_frame().join(numbers, on="name", how="left", maintain_order="left")
+    return names, placed["number"].to_numpy()

@@ -1,0 +1,182 @@
+"""`data.where`: which rows of a log count, by a column: `rating >= 4 and event in purchase, cart`, or as a mapping.
+
+    data.where: {rating: ">= 4", event: [purchase, cart], verified: true}
+
+All conditions must hold.  A condition is a value, a list of values of which one must hold, or a comparison.  Numbers
+are compared as numbers (4 is 4.0), everything else as text.  A row without a value is not kept.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from distrec.data.raw import lines
+from distrec.runtime import log
+
+_SIGNS = {">=": "ge", "<=": "le", "!=": "ne", "==": "eq", "=": "eq", ">": "gt", "<": "lt"}
+_COMPARISON = re.compile(r"\s*(>=|<=|!=|==|=|>|<)\s*(.*?)\s*", re.DOTALL)
+_CLAUSE = re.compile(r"\s*(.+?)\s*(?:(>=|<=|!=|==|=|>|<)|\s(in)\s)\s*(.+?)\s*", re.DOTALL)
+_SPEAKING = {
+    *("rating", "ratings", "score", "stars", "overall", "weight", "play_count", "playcount"),
+    *(
+        "event",
+        "event_type",
+        "eventtype",
+        "action",
+        "action_type",
+        "behavior",
+        "behaviour",
+        "behavior_type",
+        "feedback",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`sign` is a comparison of polars; of several `values` one must hold."""
+
+    column: str
+    sign: str
+    values: tuple[float | str, ...]
+    text: str
+
+    @property
+    def is_number(self) -> bool:
+        return all(isinstance(value, float) for value in self.values)
+
+
+def parse(where: str | Mapping[str, Any] | None) -> list[Condition]:
+    """The conditions of `data.where`.   Raises: ValueError for one that is none, with an example."""
+    if not where:
+        return []
+    if isinstance(where, Mapping):
+        return [_condition(name, value) for name, value in where.items()]
+    conditions = []
+    for clause in re.split(r"\s+and\s+", where):
+        match = _CLAUSE.fullmatch(clause)
+        if match is None:
+            raise ValueError(
+                f"data.where={where!r}: {clause!r} is no condition; write 'rating >= 4 and event in purchase, cart', or "
+                '{rating: ">= 4", event: [purchase, cart]}'
+            )
+        name, sign, is_in, value = match.groups()
+        values = [_plain(part) for part in value.strip("[]()").split(",")] if is_in else f"{sign} {value}"
+        conditions.append(_condition(_unquoted(name), values))
+    return conditions
+
+
+def keep(
+    table: pl.DataFrame, conditions: Sequence[Condition], path: Path, prefix: str = ""
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """(the rows for which all conditions hold, how many each of them dropped).
+
+    `table` has `line`; the column of a condition is called `prefix` and its name.
+
+    Raises: ValueError naming file and line for a value that is no number where one is compared.
+    """
+    dropped = {}
+    for condition in conditions:
+        name = prefix + condition.column
+        column = table[name]
+        if condition.is_number:
+            column = _numbers(table, name, condition, path)
+        elif column.dtype != pl.String:
+            column = column.cast(pl.String)
+        value = pl.lit(column)
+        holds = pl.any_horizontal(getattr(value, condition.sign)(pl.lit(wanted)) for wanted in condition.values)
+        if not condition.is_number and condition.sign == "eq":
+            truths = [str(wanted).lower() for wanted in condition.values if str(wanted).lower() in ("true", "false")]
+            holds = holds | value.str.to_lowercase().is_in(truths)
+        missing = int(column.is_null().sum())
+        kept = table.filter(holds.fill_null(False))
+        dropped[f"dropped by data.where ({condition.text})"] = table.height - kept.height - missing
+        if missing:
+            dropped[f"dropped by data.where ({condition.column} is missing)"] = missing
+        table = kept
+    return table, dropped
+
+
+def require_some(kept: int, conditions: Sequence[Condition], dropped: Mapping[str, int], path: Path) -> None:
+    """Raises: ValueError where rows were read and the conditions leave none of them."""
+    if conditions and not kept and sum(dropped.values()):
+        told = "; ".join(f"{count:,} rows {rule}" for rule, count in dropped.items())
+        raise ValueError(f"{path}: data.where leaves no row: {told}; loosen the condition")
+
+
+def tell_unused(names: Iterable[str], used: Iterable[str], path: Path) -> None:
+    """Log which columns say how much or what a row means, while every row counts alike."""
+    speaking = [name for name in names if name.strip().lower() in _SPEAKING and name not in set(used)]
+    if speaking:
+        log(
+            f"{path} has a column {speaking[0]!r} that is not used: every row counts as a positive; data.where keeps some "
+            f"(data.where='{speaking[0]} …', see README)"
+        )
+
+
+def _numbers(table: pl.DataFrame, name: str, condition: Condition, path: Path) -> pl.Series:
+    column = table[name]
+    if column.dtype == pl.String:
+        column = column.str.strip_chars().replace("", None)
+    number = column.cast(pl.Float64, strict=False).fill_nan(None)
+    shown = table.select("line", *_part(table), table[name].alias(condition.column))
+    wrong = pl.lit(number).is_null() & pl.lit(column).is_not_null()
+    what = f"is no number, but data.where compares it ({condition.text})"
+    if (number.is_null() & column.is_not_null()).any():
+        lines.require(shown.with_columns(wrong=wrong), condition.column, pl.col("wrong"), path, what)
+    return number
+
+
+def _part(table: pl.DataFrame) -> list[str]:
+    return ["part"] if "part" in table.columns else []
+
+
+def _condition(name: str, value: Any) -> Condition:
+    if isinstance(value, list):
+        if not value:
+            raise ValueError(f"data.where: {name} has an empty list, so that no row would be kept; name its values")
+        return Condition(name, "eq", _alike([_value(name, each) for each in value]), f"{name} in {_shown(value)}")
+    sign, rest = "==", value
+    if isinstance(value, str) and (match := _COMPARISON.fullmatch(value)):
+        sign, rest = match[1], _plain(match[2])
+    wanted = _value(name, rest)
+    if _SIGNS[sign] in ("ge", "le", "gt", "lt") and not isinstance(wanted, float):
+        raise ValueError(f"data.where: {name} {sign} {rest!r}: {sign} compares with a number; write '{name} {sign} 4'")
+    return Condition(name, _SIGNS[sign], (wanted,), f"{name} {sign} {_shown([rest])}")
+
+
+def _alike(values: list[float | str]) -> tuple[float | str, ...]:
+    """Numbers if all are, else texts."""
+    if all(isinstance(value, float) for value in values):
+        return tuple(values)
+    return tuple(f"{value:g}" if isinstance(value, float) else value for value in values)
+
+
+def _value(name: str, value: Any) -> float | str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return float(value)
+    if isinstance(value, str) and value:
+        return value
+    raise ValueError(
+        f"data.where: {name}: {value!r} is no value; give a number, a text, true, false, a list of them, or a comparison"
+    )
+
+
+def _plain(text: str) -> float | str:
+    text = text.strip()
+    bare = _unquoted(text)
+    return float(text) if bare == text and re.fullmatch(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?", text) else bare
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def _shown(values: Sequence[Any]) -> str:
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)

@@ -1,0 +1,642 @@
+"""Tables of any name, packing, encoding and quoting; each is read as it stands, or refused by file and line."""
+
+import csv
+import gzip
+import io
+import json
+from functools import partial
+
+import polars as pl
+import pyarrow as pa
+import pytest
+import yaml
+
+from distrec import config as cfg
+from distrec.data import prepared
+from distrec.data.files import attributes, paths
+from distrec.data.files.delimited import Style, read
+from distrec.data.raw import lines, sources
+
+LOG = "user,item,time\na,x,1600000000\na,y,1600000001\nb,x,1600000002\n"
+ROWS = [("a", "x", 1_600_000_000), ("a", "y", 1_600_000_001), ("b", "x", 1_600_000_002)]
+
+
+def raw(path, *args, **keys):
+    keys = {f"data.{key}": value for key, value in {"path": str(path), **keys}.items()}
+    return sources.read(cfg.load(["data.source=table", *args], keys).data)
+
+
+def rows(path, *args):
+    return [(user, item, time // 10**6) for user, item, time in raw(path, *args).interactions.rows()]
+
+
+def refused(call, *parts):
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
+        call()
+    for part in parts:
+        assert part in str(caught.value)
+    return str(caught.value)
+
+
+def put(folder, name, content):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def parquet(path, **columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame(columns).write_parquet(path)
+    return path
+
+
+# --- case 01: a path is a path ---------------------------------------------------------------
+
+ODD = ["log[1]", "star*", "what?", "{a,b}", "[!x]", "tab\there", "a b", "#1", "é", "100%", "a::b", "-", "'q'", "**"]
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet", "csv.gz"])
+def test_case_01_a_file_of_any_name_is_read_and_no_other(tmp_path, name, kind):
+    wrong = pl.DataFrame({"user": ["WRONG"], "item": ["w"], "time": [1]})
+    right = pl.DataFrame(ROWS, schema=["user", "item", "time"], orient="row")
+    for frame, stem in ((wrong, "log1"), (wrong, "star1"), (wrong, "whata"), (wrong, "a"), (right, name)):
+        path = tmp_path / f"{stem}.{kind}"
+        write = {
+            "parquet": frame.write_parquet,
+            "jsonl": frame.write_ndjson,
+            "tsv": partial(frame.write_csv, separator="\t"),
+        }.get(kind, frame.write_csv)
+        content = io.BytesIO()
+        write(content)
+        path.write_bytes(gzip.compress(content.getvalue()) if kind.endswith("gz") else content.getvalue())
+    assert rows(tmp_path / f"{name}.{kind}") == ROWS
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_case_01_items_and_folders_of_any_name(tmp_path, name):
+    log = put(tmp_path, f"{name}/log.csv", LOG)
+    items = put(tmp_path, f"{name}/{name}.csv", "item,title\nx,Right\n")
+    put(tmp_path, "items1.csv", "item,title\nx,Wrong\n")
+    assert raw(log, items=str(items)).items.rows() == [("x", "Right")]
+    root = tmp_path / f"root {name}"
+    args = ["data.source=table", "data.negatives=0"]
+    put(tmp_path, f"{name}/log.csv", LOG + "a,z,1600000009\n")
+    data = prepared.load(prepared.prepare(cfg.load(args, {"data.path": str(log), "data.root": str(root)}).data))
+    assert data.n_users == 2
+
+
+def test_case_21_a_run_in_a_folder_with_brackets_is_read_and_no_other(tmp_path):
+    for name in ("x1", "x[1]"):
+        parquet(tmp_path / name / "ranks.parquet", name=[name])
+    assert paths.read_parquet(tmp_path / "x[1]" / "ranks.parquet")["name"].to_list() == ["x[1]"]
+
+
+# --- case 10: separators, encodings, marks ----------------------------------------------------
+
+
+@pytest.mark.parametrize("separator", [";", "|", "\\t", "tab", " ", "^", "~", ":"])
+def test_case_10_any_separator(tmp_path, separator):
+    mark = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
+    path = put(tmp_path, "log.csv", LOG.replace(",", mark))
+    args = {"data.path": str(path), "data.source": "table"}
+    assert len(sources.read(cfg.load([], {**args, "data.separator": separator}).data).interactions) == 3
+    if mark in ";|\t":
+        refused(lambda: sources.read(cfg.load([], args).data), "line 1", f"set data.separator={mark!r}")
+
+
+@pytest.mark.parametrize("separator", ["::", "", "é", "\n", '"'])
+def test_a_separator_is_one_character(tmp_path, separator):
+    path = put(tmp_path, "log.csv", LOG)
+    args = {"data.path": str(path), "data.source": "table", "data.separator": separator}
+    if separator:
+        refused(lambda: sources.read(cfg.load([], args).data), "data.separator", "one character")
+
+
+NAMES = {
+    "latin-1": "Renée",
+    "cp1252": "Ren€e",
+    "utf-16": "Renée",
+    "utf-16-le": "日本",
+    "utf-32": "日本",
+    "shift_jis": "日本",
+    "gb18030": "中文",
+    "utf-8-sig": "Renée",
+}
+
+
+@pytest.mark.parametrize("encoding", NAMES)
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "csv.gz"])
+def test_case_10_any_encoding(tmp_path, encoding, kind):
+    text = LOG.replace("b,", NAMES[encoding] + ",")
+    if kind == "jsonl":
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in csv.DictReader(io.StringIO(text)))
+    data = text.encode(encoding)
+    path = put(tmp_path, f"log.{kind}", gzip.compress(data) if kind.endswith("gz") else data)
+    assert rows(path, f"data.encoding={encoding}")[2][0] == NAMES[encoding]
+
+
+def test_case_10_bytes_of_another_encoding_name_the_line_and_the_key(tmp_path):
+    latin = put(tmp_path, "latin.csv", (LOG + "Renée,x,1600000009\n").encode("latin-1"))
+    refused(lambda: rows(latin), "latin.csv, line 5: byte b'\\xe9' is not utf-8; set data.encoding (latin-1")
+    wide = put(tmp_path, "wide.csv", LOG.encode("utf-16"))
+    refused(lambda: rows(wide), "wide.csv, line 1", "set data.encoding=utf-16")
+    nameless = put(tmp_path, "nameless.csv", LOG.encode("utf-16-le"))
+    refused(lambda: rows(nameless), "line 1: a NUL byte", "data.encoding=utf-16-le")
+    refused(lambda: rows(latin, "data.encoding=klingon"), "data.encoding='klingon' is not an encoding")
+    refused(lambda: rows(latin, "data.encoding=hex"), "data.encoding='hex' is not an encoding")
+    refused(lambda: rows(latin, "data.encoding=ascii"), "line 5: byte b'\\xe9' is not ascii")
+    marked = put(tmp_path, "marked.csv", b"\xef\xbb\xbf" + LOG.encode())
+    refused(lambda: rows(marked, "data.encoding=latin-1"), "byte-order mark of utf-8; set data.encoding=utf-8")
+
+
+def test_bytes_of_another_encoding_in_a_column_that_nobody_reads_do_not_matter(tmp_path):
+    path = put(tmp_path, "log.csv", b"user,item,time,note\na,x,1600000000,caf\xe9\n")
+    assert rows(path) == ROWS[:1]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_case_10_a_byte_order_mark_is_no_text(tmp_path, kind):
+    text = LOG if kind == "csv" else '{"user": "a", "item": "x", "time": 1600000000}\n'
+    assert rows(put(tmp_path, f"bom.{kind}", b"\xef\xbb\xbf" + text.encode()))[0] == ROWS[0]
+
+
+# --- case 31: quotes, lines, ragged rows -------------------------------------------------------
+
+
+def test_case_31_inch_marks_are_read_as_they_stand(tmp_path):
+    text = 'item,title\n1,17" screen\n2,"19"" screen"\n3,21" and 22" screens\n4,\'Four\'\n'
+    items = put(tmp_path, "items.csv", text)
+    found = raw(put(tmp_path, "log.csv", LOG), f"data.items={items}").items["title"].to_list()
+    assert found == ['17" screen', '19" screen', '21" and 22" screens', "'Four'"]
+
+
+def test_case_31_quotes_of_tsv_are_undone(tmp_path):
+    path = put(tmp_path, "log.tsv", '"user"\t"item"\t"time"\n"a ""b"""\t"5"" cable"\t1600000000\n')
+    assert rows(path) == [('a "b"', '5" cable', 1_600_000_000)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('item,title\n1,"He" said\n2,b\n', "line 2: a quote closes a cell that goes on behind it"),
+        ('item,title\n1,a\n2,"17 screen\n3,c\n', "line 3: a quote opens a cell that is never closed"),
+        ('item,title\n1,a\n2,"17 inch\n3,"x y"\n4,d\n', "line 3: a quoted cell begins, and in line 4"),
+        ('item,title\n1,"5\\" cable"\n', "line 2: a quote closes a cell"),
+    ],
+)
+def test_case_31_quotes_that_do_not_match_are_refused_by_line_or_read_as_characters(tmp_path, text, words):
+    path = put(tmp_path, "items.csv", text)
+    refused(lambda: read(path, None, Style()), f"items.csv, {words}", "data.quoted=false")
+    table, line = read(path, None, Style(quoted=False))
+    assert table.rows() == [tuple(row.split(",")) for row in text.splitlines()[1:]]
+    assert line.to_list() == list(range(2, table.height + 2))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_case_31_a_quoted_line_break_moves_the_line_numbers_behind_it(tmp_path, end):
+    text = 'user,item,time\n"a\nb\n",1,1600000000\nc,2,1600000001\n\n"d\n",3,1600000002\ne,4,soon\n'
+    path = put(tmp_path, "log.csv", text.replace("\n", end))
+    refused(lambda: rows(path), "log.csv, line 9: time 'soon'")
+    table, line = read(path, ["user"], Style())
+    assert table["user"].to_list() == [f"a{end}b{end}", "c", f"d{end}", "e"]
+    assert line.to_list() == [2, 5, 7, 9]
+
+
+@pytest.mark.parametrize("row", ["a,y,1600000001,more", "a,y", "a", "a,y,1600000001,", "  "])
+@pytest.mark.parametrize("before", [1, 300_000])
+def test_case_31_a_row_of_too_few_or_too_many_cells_is_refused_by_line(tmp_path, row, before):
+    text = "user,item,time\n" + "a,x,1600000000\n" * before + row + "\n" + "b,x,1600000002\n"
+    n = row.count(",") + 1
+    refused(
+        lambda: rows(put(tmp_path, "log.csv", text)), f"log.csv, line {before + 2}: {n} cells, but the header has 3"
+    )
+
+
+def test_lines_are_counted_over_blank_ones_and_blank_ends_cost_nothing(tmp_path, monkeypatch):
+    table, line = read(put(tmp_path, "a.csv", "x,y\n1,2\n\n3,4"), None, Style())
+    assert (table.height, line.to_list()) == (2, [2, 4])
+    monkeypatch.setattr("distrec.data.files.delimited._records", lambda *_: iter([(1, ["x", "y"]), (2, [])]))
+    table, line = read(put(tmp_path, "b.csv", "x,y\r\n1,2\r\n3,4\r\n\r\n\n"), None, Style())
+    assert (table.height, line.to_list()) == (2, [2, 3])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_every_end_of_a_line_is_one(tmp_path, end):
+    assert rows(put(tmp_path, "log.csv", LOG.replace("\n", end))) == ROWS
+    refused(lambda: rows(put(tmp_path, "log.csv", (LOG + "a,b,soon\n").replace("\n", end))), "line 5: time 'soon'")
+
+
+def test_a_nul_byte_is_refused_by_line(tmp_path):
+    refused(lambda: rows(put(tmp_path, "log.csv", LOG + "a\0,x,1600000000\n")), "log.csv, line 5: a NUL byte")
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "\ufeff"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "csv.gz"])
+def test_an_empty_file_is_told_as_such(tmp_path, text, kind):
+    data = gzip.compress(text.encode()) if kind.endswith("gz") else text
+    refused(lambda: rows(put(tmp_path, f"log.{kind}", data)), f"log.{kind}: the file is empty")
+
+
+@pytest.mark.parametrize("text", ["user,item,time", "user,item,time\n", "user,item,time\n\n"])
+def test_a_header_alone_is_no_interaction(tmp_path, text):
+    refused(lambda: rows(put(tmp_path, "log.csv", text)), "no interaction")
+
+
+def test_case_33_a_header_that_stands_twice_is_refused_where_it_matters(tmp_path):
+    path = put(tmp_path, "two.csv", "user,item,time,time\na,x,1600000000,2\n")
+    refused(lambda: rows(path), "two.csv, line 1: the header has 'time' 2 times")
+    assert rows(put(tmp_path, "other.csv", "user,note,note,item,time\na,1,2,x,1600000000\n")) == ROWS[:1]
+    items = put(tmp_path, "items.csv", "item,note,note\nx,1,2\n")
+    refused(lambda: raw(put(tmp_path, "log.csv", LOG), f"data.items={items}"), "items.csv", "'note' 2 times")
+
+
+def test_a_blank_in_a_header_is_named(tmp_path):
+    refused(lambda: rows(put(tmp_path, "log.csv", LOG.replace(",item", ", item"))), "' item' has blanks around it")
+
+
+def test_a_line_of_any_length_is_read_up_to_a_limit(tmp_path):
+    rest = "x" * (5 << 20)
+    text = "user,item,time,note\n" + f"a,x,1600000000,{rest}\n" * 5
+    assert len(rows(put(tmp_path, "log.csv", text))) == 5
+    text = f"user,item,time,note\na,x,1600000000,\na,x,1600000000,{rest * 8}\n"
+    assert "line 3" in refused(lambda: rows(put(tmp_path, "log.csv", text)), "longer than 16 MiB")
+
+
+# --- case 34: packings, folders, endings -------------------------------------------------------
+
+
+def test_case_34_packings_and_upper_case_endings(tmp_path):
+    zst = pa.compress(LOG.encode(), codec="zstd", asbytes=True)
+    jsonl = "".join(json.dumps(dict(zip(("user", "item", "time"), row, strict=True))) + "\n" for row in ROWS)
+    for name, data in {
+        "LOG.CSV": LOG,
+        "Log.Tsv": LOG.replace(",", "\t"),
+        "log.csv.zst": zst,
+        "log.CSV.GZ": gzip.compress(LOG.encode()),
+        "two.csv.gz": gzip.compress(LOG[:20].encode()) + gzip.compress(LOG[20:].encode()),
+        "misnamed.csv": gzip.compress(LOG.encode()),
+        "log.NDJSON": jsonl,
+        "log.json.zst": pa.compress(jsonl.encode(), codec="zstd", asbytes=True),
+    }.items():
+        assert rows(put(tmp_path, name, data)) == ROWS, name
+    pl.DataFrame(ROWS, schema=["user", "item", "time"], orient="row").write_parquet(tmp_path / "LOG.PARQUET")
+    assert rows(tmp_path / "LOG.PARQUET") == ROWS
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, partial(pa.compress, codec="zstd", asbytes=True)])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_cut_off_packing_is_refused(tmp_path, pack, kind):
+    whole = bytes(pack((LOG + "a,x,1600000000\n" * 50_000).encode()))
+    name = "log." + kind + (".gz" if pack is gzip.compress else ".zst")
+    refused(lambda: rows(put(tmp_path, name, whole[: len(whole) // 2])), name, "is cut off or damaged", "fetch")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("log.zip", b"PK\x03\x04", "unpack it first (unzip log.zip)"),
+        ("log.csv.bz2", b"BZh", "unpack it first (bunzip2 log.csv.bz2)"),
+        ("log.csv", b"PK\x03\x04rest", "a zip archive or an Excel sheet"),
+        ("log.csv", b"PAR1rest", "a Parquet file by its first bytes"),
+        ("log.xlsx", b"PK\x03\x04", ".xlsx is not known"),
+        ("log.parquet.gz", b"\x1f\x8b", "Parquet packs its columns itself"),
+        ("log.parquet", b"user,item,time\n", "is damaged, or no Parquet file"),
+        ("log", b"user,item,time\n", "a table is .csv, .tsv, .parquet or .jsonl"),
+    ],
+)
+def test_case_34_what_is_no_table_is_named_rightly(tmp_path, name, data, words):
+    refused(lambda: rows(put(tmp_path, name, data)), words)
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/log.parquet", "gs://b/x.csv", "https://h/log.csv", "hdfs://h:1/x.csv"])
+def test_case_34_remote_paths_get_a_clear_no(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    refused(lambda: raw(path), f"data.path={path}: remote paths are not read; copy it here first")
+    log = put(tmp_path, "log.csv", LOG)
+    refused(lambda: raw(log, f"data.items={path}"), f"data.items={path}: remote paths are not read")
+
+
+def test_a_folder_whose_name_looks_like_an_address_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, "s3:/log.csv", LOG)
+    assert rows("s3:/log.csv") == ROWS
+
+
+def test_case_34_a_folder_of_parts_in_the_order_of_their_numbers(tmp_path):
+    for n, row in ((0, ROWS[0]), (2, ROWS[1]), (10, ROWS[2])):
+        parquet(tmp_path / f"part/part-{n}.snappy.parquet", time=[row[2]], note=[n], item=[row[1]], user=[row[0]])
+    for name in ("_SUCCESS", "_metadata", ".part-0.crc", ".hidden/x.parquet", "_temporary/0/part-9.parquet"):
+        put(tmp_path, f"part/{name}", b"?")
+    assert rows(tmp_path / "part") == ROWS
+    (tmp_path / "part/part-10.snappy.parquet").rename(tmp_path / "part/part-1.snappy.parquet")
+    assert rows(tmp_path / "part") == [ROWS[0], ROWS[2], ROWS[1]]
+    assert [path.name for path in sources.input_files(cfg.load(["data.source=table"], {"data.path": str(tmp_path / "part")}).data)] == [f"part-{n}.snappy.parquet" for n in (0, 1, 2)]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_case_34_a_folder_of_texts_is_read_too_and_a_fault_names_its_part(tmp_path, kind):
+    for n, row in enumerate([*ROWS, ("b", "", 1_600_000_003)]):
+        record = dict(zip(("user", "item", "time"), row, strict=True))
+        text = "user,item,time\n" + ",".join(map(str, row)) if kind == "csv" else json.dumps(record)
+        put(tmp_path, f"part/part-{n}.{kind}", text)
+    line = 2 if kind == "csv" else 1
+    refused(lambda: rows(tmp_path / "part"), f"part-3.{kind}, line {line}: item", "is missing or empty")
+    (tmp_path / f"part/part-3.{kind}").unlink()
+    assert rows(tmp_path / "part") == ROWS
+
+
+def test_case_34_hive_folders_are_columns(tmp_path):
+    for day, event, item in (("2024-01-02", "cart", "z"), ("2024-01-01", "buy it", "x"), ("2024-01-01", "cart", "y")):
+        folder = tmp_path / f"part/day={day}/event={event.replace(' ', '%20')}"
+        parquet(folder / "part-0.parquet", user=["a"], item=[item])
+    args = ("data.columns.time=day",)
+    assert [item for _, item, _ in rows(tmp_path / "part", *args)] == ["x", "y", "z"]
+    found = raw(tmp_path / "part", *args, "data.where={event: buy it}")
+    assert found.interactions["item"].to_list() == ["x"]
+    parquet(tmp_path / "part/part-9.parquet", user=["a"], item=["w"])
+    refused(lambda: rows(tmp_path / "part", *args), "do not lie in folders of the same columns")
+
+
+def test_a_hive_folder_without_a_value_is_a_missing_value(tmp_path):
+    parquet(tmp_path / "part/item=__HIVE_DEFAULT_PARTITION__/0.parquet", user=["a"], time=[1_600_000_000])
+    refused(lambda: rows(tmp_path / "part"), "0.parquet", "item None is missing or empty")
+
+
+def test_parts_of_other_types_go_together_or_are_refused_by_name(tmp_path):
+    parquet(tmp_path / "p/0.parquet", user=[1], item=["x"], time=pl.Series([1_600_000_000], dtype=pl.Int32))
+    parquet(tmp_path / "p/1.parquet", user=pl.Series([2], dtype=pl.UInt64), item=["y"], time=[1_600_000_001])
+    assert rows(tmp_path / "p") == [("1", "x", 1_600_000_000), ("2", "y", 1_600_000_001)]
+    parquet(tmp_path / "p/2.parquet", user=[2], item=["y"], time=[1_600_000_001.5])
+    refused(lambda: rows(tmp_path / "p"), "2.parquet: its time column is Float64, but", "write all parts with one type")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], "holds no part"),
+        (["a.parquet", "b.csv"], "of several kinds"),
+        (["a.parquet", "notes.txt"], ".txt is not known"),
+        (["a.parquet", "_delta_log/0.json"], "a Delta table"),
+        (["data/a.parquet", "metadata/v1.metadata.json"], "an Iceberg table"),
+    ],
+)
+def test_a_folder_that_is_no_table_is_refused(tmp_path, names, words):
+    (tmp_path / "part").mkdir()
+    for name in names:
+        put(tmp_path, f"part/{name}", b"x")
+    refused(lambda: rows(tmp_path / "part"), "part", words)
+
+
+def test_parts_without_an_ending_are_known_by_their_first_bytes(tmp_path):
+    user, item, time = ([row[i] for row in ROWS] for i in range(3))
+    parquet(tmp_path / "part/20240101_0001_abcde", user=user, item=item, time=time)
+    assert rows(tmp_path / "part") == ROWS
+
+
+# --- cases 07 and 08: attributes of any name and depth -----------------------------------------
+
+
+def test_case_07_attributes_nested_to_any_depth(tmp_path):
+    records = [
+        {
+            "id": "x",
+            "title": "X",
+            "images": [{"hi": None, "lo": "a"}],
+            "details": {"Color": "blue"},
+            "tags": ["p", "q"],
+        },
+        {"id": "y", "title": None, "images": [], "details": {"Size": {"cm": 2}}, "tags": [], "price": 9.5},
+        {"id": "z", "details": {"Size": 3}, "price": "from 5", "tags": None, "videos": [[1, 2], []], "ok": True},
+    ]
+    items = put(tmp_path, "items.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    found = raw(put(tmp_path, "log.csv", LOG), f"data.items={items}", "data.columns.item_key=id").items
+    x, y, z = found.rows(named=True)
+    assert json.loads(x["images"]) == records[0]["images"]
+    assert (x["title"], x["tags"], x["price"], x["item"]) == ("X", "p|q", "", "x")
+    assert (y["title"], y["price"], json.loads(y["details"])) == ("", "9.5", {"Size": {"cm": 2}})
+    assert (z["price"], json.loads(z["videos"]), z["ok"], z["tags"]) == ("from 5", [[1, 2], []], "true", "")
+
+
+def test_parquet_attributes_of_every_type(tmp_path):
+    table = pl.DataFrame(
+        {
+            "item": [7, 8],
+            "tags": [["a", "b"], None],
+            "pair": pl.Series([["a", "b"], ["c", "d"]], dtype=pl.Array(pl.String, 2)),
+            "info": [{"a": 1, "b": None}, None],
+            "deep": [[{"a": 1}], []],
+            "kind": pl.Series(["u", None], dtype=pl.Categorical),
+            "price": [9.5, None],
+            "old": [b"text", b"caf\xc3\xa9"],
+        }
+    )
+    table.write_parquet(tmp_path / "items.parquet")
+    first, second = raw(put(tmp_path, "log.csv", LOG), f"data.items={tmp_path}/items.parquet").items.rows(named=True)
+    assert {key: first[key] for key in ("item", "tags", "pair", "kind", "price", "old")} == {
+        "item": "7", "tags": "a|b", "pair": "a|b", "kind": "u", "price": "9.5", "old": "text"
+    }  # fmt: skip
+    assert json.loads(first["info"]) == {"a": 1, "b": None}
+    assert json.loads(first["deep"]) == [{"a": 1}]
+    assert (second["tags"], second["info"], second["deep"], second["kind"], second["old"]) == ("", "", "[]", "", "café")
+
+
+def test_bytes_that_are_no_text_are_left_out_with_a_word(tmp_path, capsys):
+    pl.DataFrame({"item": ["x"], "image": [b"\xff\xd8"], "title": ["X"]}).write_parquet(tmp_path / "items.parquet")
+    found = raw(put(tmp_path, "log.csv", LOG), f"data.items={tmp_path}/items.parquet").items
+    assert found.rows(named=True) == [{"item": "x", "title": "X"}]
+    assert "items.parquet: column 'image' holds bytes, which are no text: left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_case_08_attributes_of_any_name(tmp_path, kind):
+    names = [
+        "line",
+        "part",
+        "raw",
+        "text",
+        "user",
+        "time",
+        "",
+        "a b",
+        "index",
+        "start",
+        "where line",
+        "__x",
+        "é",
+        "name",
+    ]
+    frame = pl.DataFrame({"id": ["x"], **{name: [f"of {name}"] for name in names}, "item": ["Thing"]})
+    content = io.BytesIO()
+    {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[kind](content)
+    items = put(tmp_path, f"items.{kind}", content.getvalue())
+    args = (f"data.items={items}", "data.columns.item_key=id")
+    found = raw(put(tmp_path, "log.csv", LOG), *args).items
+    assert found.rows(named=True) == [{"item": "x", **{name: f"of {name}" for name in names}, "item_": "Thing"}]
+    refused(lambda: raw(tmp_path / "log.csv", *args, "data.text={item}"), "data.text", "write {item_}")
+
+
+def test_a_fault_of_the_item_table_names_its_file(tmp_path):
+    log, items = put(tmp_path, "log.csv", LOG), put(tmp_path, "items.csv", "item,title\nx,X\n,Nobody\n")
+    refused(lambda: raw(log, f"data.items={items}"), "items.csv, line 3: item None (column 'item') is missing or empty")
+    refused(lambda: raw(log, f"data.items={items}", "data.columns.item_key=sku"), "items.csv", "no column 'sku'")
+
+
+# --- case 11: an id is a text or a whole number ------------------------------------------------
+
+NO_IDS = ['["a", "b"]', "[]", '{"id": 1}', "true", "false", "1.5", '"\\ud800"', '"a\\u0000b"']
+
+
+@pytest.mark.parametrize("value", NO_IDS)
+@pytest.mark.parametrize("column", ["user", "item"])
+def test_case_11_what_is_no_id_is_refused_by_line(tmp_path, value, column):
+    good = '{"user": "u", "item": 1, "time": 1600000000}\n'
+    bad = good.replace('"u"' if column == "user" else "1,", value if column == "user" else value + ",")
+    refused(lambda: rows(put(tmp_path, "log.jsonl", good * 2 + bad)), f"log.jsonl, line 3: {column} ")
+    items = put(tmp_path, "items.jsonl", f'{{"item": 1}}\n{{"item": {value}}}\n')
+    refused(lambda: raw(put(tmp_path, "log.csv", LOG), f"data.items={items}"), "items.jsonl, line 2: item ")
+
+
+@pytest.mark.parametrize("text", ["[a", "true", "{x}", "1.5", "Noon", "007", "é", "a b"])
+def test_a_text_that_looks_like_something_else_is_an_id(tmp_path, text):
+    row = json.dumps({"user": text, "item": text, "time": 1_600_000_000})
+    assert rows(put(tmp_path, "log.jsonl", row)) == [(text, text, 1_600_000_000)]
+
+
+def test_whole_numbers_are_ids_as_they_are_written(tmp_path):
+    text = '{"user": 1.0, "item": 12345678901234567890, "time": 1600000000}\n'
+    assert rows(put(tmp_path, "log.jsonl", text)) == [("1", "12345678901234567890", 1_600_000_000)]
+
+
+@pytest.mark.parametrize("values", [[["a", "b"]], [{"a": 1}], [True]])
+def test_case_11_no_ids_in_parquet_either(tmp_path, values):
+    parquet(tmp_path / "log.parquet", user=["u"], item=values, time=[1_600_000_000])
+    refused(lambda: rows(tmp_path / "log.parquet"), "log.parquet: column 'item' holds", "an id is a text or a whole")
+
+
+# --- case 26: data.where -----------------------------------------------------------------------
+
+RATED = "user,item,time,rating,event\na,x,1600000000,5,buy\na,y,1600000001,3.5,cart\nb,x,1600000002,4.0,buy\nb,y,1600000003,,view\n"
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        ("rating >= 4", [0, 2]),
+        ("rating>=4", [0, 2]),
+        ("rating > 4", [0]),
+        ("rating < 4", [1]),
+        ("rating <= 4", [1, 2]),
+        ("rating = 4", [2]),
+        ("rating == 4", [2]),
+        ("rating != 4", [0, 1]),
+        ("rating in 5, 3.5", [0, 1]),
+        ("event = buy", [0, 2]),
+        ("event in [buy, cart]", [0, 1, 2]),
+        ("event != buy", [1, 3]),
+        ("rating >= 4 and event = buy", [0, 2]),
+        ("rating >= 3 and rating < 5", [1, 2]),
+        ('"event" = "view"', [3]),
+        ("item = x", [0, 2]),
+        ("{rating: '>= 4'}", [0, 2]),
+        ("{rating: 4}", [2]),
+        ("{rating: [4, 5]}", [0, 2]),
+        ("{event: [buy, view]}", [0, 2, 3]),
+        ("{event: buy, rating: '>4'}", [0]),
+        ("{event: '!= buy'}", [1, 3]),
+        ("{user: a, item: y}", [1]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_case_26_rows_kept_by_a_column(tmp_path, where, kept, kind):
+    frame = pl.read_csv(io.BytesIO(RATED.encode()), glob=False)
+    content = io.BytesIO()
+    {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[kind](content)
+    found = raw(
+        put(tmp_path, f"log.{kind}", content.getvalue()), where=yaml.safe_load(where) if where[0] == "{" else where
+    )
+    assert (found.interactions["time"] // 10**6 - 1_600_000_000).to_list() == kept
+    assert sum(found.dropped.values()) == 4 - len(kept)
+
+
+def test_case_26_what_is_dropped_is_counted_by_its_reason(tmp_path):
+    found = raw(put(tmp_path, "log.csv", RATED), "data.where=rating >= 4 and event = buy")
+    assert {rule: count for rule, count in found.dropped.items() if "where" in rule} == {
+        "dropped by data.where (rating >= 4)": 1,
+        "dropped by data.where (rating is missing)": 1,
+        "dropped by data.where (event = buy)": 0,
+    }
+
+
+@pytest.mark.parametrize(("value", "kept"), [("true", 1), ("True", 1), ("false", 1)])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_truth_values_are_kept_however_they_are_written(tmp_path, value, kept, kind):
+    frame = pl.DataFrame({"user": ["a", "a"], "item": ["x", "y"], "time": [1_600_000_000] * 2, "ok": [True, False]})
+    if kind == "csv":
+        frame = frame.with_columns(ok=pl.Series(["True", "FALSE"]))
+    content = io.BytesIO()
+    {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[kind](content)
+    found = raw(put(tmp_path, f"log.{kind}", content.getvalue()), f"data.where={{ok: {value}}}")
+    assert found.interactions["item"].to_list() == ["x" if value.lower() == "true" else "y"]
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("stars >= 4", "no column 'stars'; found: user, item, time, rating, event"),
+        ("event >= 4", "log.csv, line 2: event 'buy' is no number, but data.where compares it"),
+        ("rating >= 6", "data.where leaves no row"),
+        ("rating >= high", "'high'"),
+        ("rating", "is no condition"),
+        ("{rating: []}", "an empty list"),
+        ("{rating: {a: 1}}", "is no value"),
+        ("{rating: null}", "is no value"),
+    ],
+)
+def test_case_26_conditions_that_cannot_be_are_refused(tmp_path, where, words):
+    refused(lambda: raw(put(tmp_path, "log.csv", RATED), f"data.where={where}"), words)
+
+
+def test_case_26_a_column_that_says_how_much_and_is_not_used_is_told(tmp_path, capsys):
+    path = put(tmp_path, "log.csv", RATED)
+    raw(path)
+    assert "log.csv has a column 'rating' that is not used: every row counts as a positive" in capsys.readouterr().err
+    raw(path, "data.where=rating >= 4")
+    assert "'event' that is not used" in capsys.readouterr().err
+    raw(path, "data.where=rating >= 4 and event = buy")
+    assert "not used" not in capsys.readouterr().err
+
+
+def test_rows_that_are_not_kept_may_be_wrong(tmp_path):
+    path = put(tmp_path, "log.csv", RATED + ",,never,1,view\n")
+    assert len(rows(path, "data.where=rating >= 4")) == 2
+
+
+# --- case 27: a log without times --------------------------------------------------------------
+
+
+def test_case_27_a_log_without_times_is_in_order(tmp_path):
+    path = put(tmp_path, "log.csv", "user,item\na,z\nb,x\na,y\na,x\na,w\nb,q\nb,p\n")
+    assert "data.columns.time=null if the rows are in order" in refused(lambda: raw(path), "no column 'time'")
+    args = {"data.path": str(path), "data.root": str(tmp_path / "art"), "data.columns.time": None}
+    data = prepared.load(prepared.prepare(cfg.load(["data.source=table", "data.negatives=0"], args).data))
+    names, users = data.items["raw"][:], data.users["raw"][:]
+    order = {users[u]: [names[i] for i in data.item[data.start[u] : data.start[u + 1]]] for u in range(2)}
+    assert order == {"a": ["z", "y", "x", "w"], "b": ["x", "q", "p"]}
+
+
+# --- blocks ------------------------------------------------------------------------------------
+
+
+def test_json_lines_in_small_blocks_are_the_same(tmp_path, monkeypatch):
+    records = [{"item": n, "title": "é" * (n % 7), **({"tags": ["a", "b"]} if n % 3 else {})} for n in range(300)]
+    path = put(tmp_path, "items.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\r\n" for r in records) + "\n\n")
+    whole, line = attributes.read_json_table(path, "item")
+    monkeypatch.setattr(lines, "BLOCK", 100)
+    parts, line_ = attributes.read_json_table(path, "item")
+    assert whole.select(sorted(whole.columns)).equals(parts.select(sorted(parts.columns)))
+    assert line.to_list() == line_.to_list() == list(range(1, 301))
+    for n in (0, 150, 299):
+        broken = [*map(json.dumps, records[:n]), "", *map(json.dumps, records[n:])]
+        refused(lambda: attributes.read_json_table(put(tmp_path, "b.jsonl", "\n".join(broken)), "item"), f"line {n + 1}: a blank")  # fmt: skip  # noqa: B023
