@@ -105,7 +105,7 @@ class Embed:
     normalize: bool = True  # to unit length
     dtype: Literal["float32", "float16"] = "float32"  # on disk
     dimensions: AtLeastOne = 256  # of `builtin`
-    vocabulary: Annotated[int, Field(ge=300)] = 8192  # of `builtin`
+    vocabulary: Annotated[int, Field(ge=300)] = 16_384  # groups of letters that `builtin` knows, the most frequent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,11 +114,16 @@ class _Levels:
 
     levels: Annotated[int, Field(ge=1, le=16)] = 3
     size: Annotated[int, Field(ge=2, le=65_536)] | None = None  # codes a level; None: from the number of items
-    vectors: Path | None = None  # a folder of distrec embed, .npy or .safetensors; None: embed the items' texts
+    vectors: Path | None = None  # a folder of distrec embed, or vectors with their ids; None: embed the items' texts
+    vectors_order: Literal["prepared"] | None = None  # of the rows of a file without ids; None refuses such a file
+    vectors_missing: Literal["refuse", "zero"] = "refuse"  # what an item without a vector in the file gets
     category: str | None = None  # column of the items for the category figures; None: `category` if there is one
     gate: bool = True  # a collapsed codebook stops the pipeline
     min_used: Share = 0.5  # of a level's codes; below it the codebook counts as collapsed
     max_collisions: Share = 0.5  # items that share all their codes with another; above it, the same
+    max_uninformative: Share = (
+        0.2  # share of items that have a zero vector: nothing is known of them; above it, the same
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

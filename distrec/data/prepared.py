@@ -25,14 +25,14 @@ from jaxtyping import Int
 
 from distrec.data import split, statistics, store
 from distrec.data.preparation import given, item_table
-from distrec.data.raw import layout, lines, sources, synthetic, table
+from distrec.data.raw import sources
 from distrec.knobs import Data
 from distrec.runtime import log
 from distrec.settings import plain
 
 Split = Literal["valid", "test"]
 _RULES: dict[str, split.Rule] = {"amazon": "first", "lastfm": "first", "sequences": "keep", "synthetic": "keep"}
-_READS = (given, item_table, layout, lines, sources, split, statistics, synthetic, table)
+_CODE = ("files", "raw", "preparation", "prepared.py", "split.py", "statistics.py")  # decides what prepared data holds
 _RAW_LOGS = ("movielens", "amazon", "lastfm")
 
 
@@ -83,8 +83,9 @@ def made_by(config: Data) -> dict[str, Any]:
     for place in ("root", "path", "items", "catalogue"):
         del asked[place]
     files = [[path.name, store.file_digest(path)] for path in sources.input_files(config)]
-    code = [store.file_digest(Path(str(module.__file__))) for module in _READS]
-    return {"config": asked, "inputs": files, "code": store.digest([*code, store.file_digest(Path(__file__))])}
+    places = [Path(__file__).with_name(name) for name in _CODE]
+    modules = [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*.py")))]
+    return {"config": asked, "inputs": files, "code": store.digest([store.file_digest(path) for path in modules])}
 
 
 def prepare(config: Data) -> Path:
@@ -144,7 +145,7 @@ class _Log:
 
 def _fill(folder: Path, config: Data) -> None:
     raw = sources.read(config)
-    counts = {"interactions read": raw.interactions.height + raw.dropped.get("bad timestamps", 0), **raw.dropped}
+    counts = {"interactions read": raw.n_read, **raw.dropped}
     item_rng, user_rng, tie_rng, negative_rng, cold_rng = (np.random.default_rng([config.seed, i]) for i in range(5))
     users, user = _codes(raw.interactions["user"], user_rng)
     known, item = _codes(raw.interactions["item"], item_rng)

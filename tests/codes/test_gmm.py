@@ -209,6 +209,20 @@ def test_revival_takes_only_what_raises_the_likelihood():
     assert int((moved.means[2:] == 40).all(1).sum()) == 1
 
 
+def test_the_likeliest_of_the_starts_is_kept_and_not_the_last():
+    """The first n starts are the same for every n_init: the best of them can only rise."""
+    x = cloud(n=300, k=12, d=2, seed=5)
+    fits = [GaussianMixture(6, n_init=n, max_iter=30, seed=1).fit(whole(x)) for n in range(1, 7)]
+    bounds = np.array([fit.lower_bound_ for fit in fits])
+    assert (np.diff(bounds) >= 0).all()
+    assert (np.diff(bounds) == 0).any(), "a later start was worse"
+    assert (np.diff(bounds) > 0).any(), "a later start was better"
+    for fit in fits:  # the parameters are those of the best start, too
+        means = torch.cat([piece for _, piece in fit.log_joint(whole(x))]).logsumexp(1).mean()
+        assert float(means) >= fit.lower_bound_ - 1e-9
+        assert float(means) - fit.lower_bound_ < 0.01
+
+
 def test_starts_differ_from_one_another_and_the_floor_is_kept():
     x = cloud(n=400, d=4, k=8)
     states = list(GaussianMixture(10, n_init=3, max_iter=1).run(whole(x)))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import polars as pl
 
-ROWS = "bad timestamps", "rows without user or item"  # what `dropped` counts of interactions; the rest is of items
+# how the rules begin by which `dropped` counts interactions; the others are about items
+_OF_INTERACTIONS = ("bad timestamps", "rows without user or item", "dropped by data.where")
 
 
 @dataclass
@@ -17,6 +18,12 @@ class Raw:
     files: list[Path] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     ticks: int = 1  # of `time`, per second, as the reader found it
+
+    @property
+    def n_read(self) -> int:
+        """The interactions that were read, with those that a rule removed."""
+        rules = [rule for rule in self.dropped if rule.startswith(_OF_INTERACTIONS)]
+        return self.interactions.height + sum(self.dropped[rule] for rule in rules)
 
     @property
     def has_time(self) -> bool:

@@ -19,6 +19,8 @@ BLOCK = 32 << 20
 _NO_ID = r"^[\[{]|^true$|^false$|^-?\d+\.\d+$|\x00"  # what may have been no text and no whole number
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
+_SHOWN = 80  # characters of a value in a message
+
 
 def blocks(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, bytes]]:
     """(number of its first line, whole lines as UTF-8) for each block of the file.
@@ -148,7 +150,10 @@ def require(table: pl.DataFrame, name: str, wrong: pl.Expr, path: Path, what: st
     rows = table.lazy().select(wrong.fill_null(False).arg_true()).collect().to_series()
     if len(rows):
         more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
-        raise ValueError(f"{place(table, rows[0], path)}: {name} {table[name][rows[0]]!r} {what}{more}")
+        value = repr(table[name][rows[0]])
+        if len(value) > _SHOWN:
+            value = f"{value[:_SHOWN]}… ({len(value):,} characters)"
+        raise ValueError(f"{place(table, rows[0], path)}: {name} {value} {what}{more}")
 
 
 def place(table: pl.DataFrame, row: int, path: Path) -> str:

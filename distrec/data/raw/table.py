@@ -7,6 +7,7 @@ import polars as pl
 
 from distrec.data.files import opening, paths
 from distrec.data.files.paths import Part
+from distrec.data.preparation import given
 from distrec.data.raw import lines, times, where
 from distrec.data.raw.layout import Raw, no_items
 from distrec.knobs import Data
@@ -23,11 +24,8 @@ def files(config: Data) -> list[Path]:
         raise ValueError(
             "data.path: a table source needs one CSV, TSV, Parquet or JSONL file, or a folder of its parts"
         )
-    members = [
-        *paths.parts(config.path, "data.path"),
-        *(paths.parts(config.items, "data.items") if config.items else []),
-    ]
-    return [part.path for part in members]
+    items = paths.parts(config.items, "data.items") if config.items else []
+    return [part.path for part in (*_members(config)[0], *items)]
 
 
 def read(config: Data) -> Raw:
@@ -37,9 +35,9 @@ def read(config: Data) -> Raw:
     """
     files(config)
     assert config.path is not None
-    members = paths.parts(config.path, "data.path")
+    members, subsets = _members(config)
     path = members[0].path if len(members) == 1 else config.path
-    table, dropped = _interactions(members, path, config)
+    table, dropped = _interactions(members, subsets, path, config)
     raw = Raw(table, no_items(), dropped=dropped)
     if config.columns.time is not None:
         timed = times.read(raw.interactions, path, config)
@@ -79,12 +77,34 @@ def read_items(path: Path, key: str, config: Data) -> pl.DataFrame:
     )
 
 
-def _interactions(members: Sequence[Part], path: Path, config: Data) -> tuple[pl.DataFrame, dict[str, int]]:
-    """(user, item and time as they stand in the file, `line`, and `part` where there are several; what was dropped)."""
-    columns, conditions = config.columns, where.parse(config.where)
-    roles = {"user": columns.user, "item": columns.item, **({"time": columns.time} if columns.time is not None else {})}
+def _members(config: Data) -> tuple[list[Part], list[str]]:
+    """(the files of a log in order, the subset that each one holds where a split comes as three files, else nothing)."""
+    assert config.path is not None
+    if config.split == "given" and config.path.is_dir():
+        files = given.files(config.path)
+        return [Part(path) for path in files.values()], list(files)
+    return paths.parts(config.path, "data.path"), []
+
+
+def _roles(config: Data, has_subsets: bool) -> dict[str, str]:
+    """The column of the file for each column that is read of it.   Raises: ValueError where one has two roles."""
+    columns = config.columns
+    roles = {"user": columns.user, "item": columns.item}
+    if columns.time is not None:
+        roles["time"] = columns.time
+    if config.split == "given" and not has_subsets:
+        roles["split"] = columns.split
     if len(set(roles.values())) < len(roles):
-        raise ValueError("data.columns: user, item and time are three different columns")
+        raise ValueError(f"data.columns: {', '.join(roles)} are {len(roles)} different columns")
+    return roles
+
+
+def _interactions(
+    members: Sequence[Part], subsets: Sequence[str], path: Path, config: Data
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """(user, item and time as they stand in the file, `split` as numbers, `line`, and `part` if there are several; what was dropped)."""
+    columns, conditions = config.columns, where.parse(config.where)
+    roles = _roles(config, bool(subsets))
     wanted = list(dict.fromkeys([*roles.values(), *(condition.column for condition in conditions)]))
     known = opening.names(members[0], config)
     if columns.time not in (None, *known) and paths.kind(members[0].path) != "jsonl" and columns.item in known:
@@ -94,7 +114,7 @@ def _interactions(members: Sequence[Part], path: Path, config: Data) -> tuple[pl
         )
     where.tell_unused(known, wanted, path)
     frames, dropped = [], {}
-    for part in members:
+    for place, part in enumerate(members):
         table, line = opening.read(part, wanted, [columns.user, columns.item], config)
         table = table.select(
             **{role: pl.col(name) for role, name in roles.items()},
@@ -102,10 +122,11 @@ def _interactions(members: Sequence[Part], path: Path, config: Data) -> tuple[pl
         ).with_columns(line)
         table, counts = where.keep(table, conditions, part.path, _WHERE)
         dropped = {rule: dropped.get(rule, 0) + counts.get(rule, 0) for rule in {**dropped, **counts}}
-        frames.append(table.select(*roles, "line"))
+        subset = [pl.lit(subsets[place]).alias("split")] if subsets else []
+        frames.append(table.select(*roles, *subset, "line"))
     table = _joined(frames, members) if len(members) > 1 else frames[0]
     where.require_some(table.height, conditions, dropped, path)
-    return table, dropped
+    return table.with_columns(given.parts(table, path)) if config.split == "given" else table, dropped
 
 
 def _joined(frames: Sequence[pl.DataFrame], members: Sequence[Part]) -> pl.DataFrame:

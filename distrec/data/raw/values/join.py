@@ -21,7 +21,8 @@ def check(raw: Raw, config: Data) -> None:
 
     Raises: ValueError where fewer than `data.min_joined` of the log's items are in the table, with one of each side.
     """
-    if len(raw.files) < 2 or raw.interactions.is_empty():
+    has_items = len(raw.files) > 1 and (not raw.items.is_empty() or config.items is not None)
+    if not has_items or raw.interactions.is_empty():
         return
     path, table = raw.files[-1], raw.items["item"].unique().to_frame()
     logged = raw.interactions.lazy().select("item").unique().collect(engine="streaming")
