@@ -71,7 +71,9 @@ class Data:
     where: str | dict[str, Any] | None = None
     synthetic: Synthetic = field(default_factory=Synthetic)
     duplicates: Literal["keep", "same_time", "first"] | None = None  # None: what suits the source
-    bad_times: Literal["refuse", "drop"] = "refuse"  # missing, negative or future timestamps
+    bad_times: Literal["refuse", "drop"] = (
+        "refuse"  # missing, negative or future ones, and 1970 in a log of later years
+    )
     missing_ids: Literal["refuse", "drop"] = "refuse"  # rows without user or item; "drop" counts them
     null_words: bool = False  # nan, None, NULL and the like are ids like others, and not missing ones
     min_joined: Share = 0.1  # the share of the log's items that must be in the item table; 0 asks for none
