@@ -279,7 +279,7 @@ def cold_table(tmp_path, *more):
     """Case 25 in small: 12 of 20 rows without an interaction, one row twice, one item outside the 2-core."""
     rows = [(f"u{u}", f"i{(u + k) % 8}", 100 * k) for u in range(8) for k in range(4)] + [("u0", "i19", 1)]
     write_csv(tmp_path / "log.csv", "user,item,time", rows)
-    items = [(f"i{i}", f"Thing {i}") for i in [*range(20), 3]] + [("", "nameless")]
+    items = [(f"i{i}", f"Thing {i}") for i in [*range(20), 3]]
     write_csv(tmp_path / "items.csv", "item,title", items)
     return table(tmp_path, f"data.items={tmp_path}/items.csv", "data.k_core=2", "data.negatives=3", *more, name="log.csv")  # fmt: skip
 
