@@ -62,14 +62,14 @@ def measure(
     }
     for name, users in by_repeat(ranking.repeats).items():
         report[name] = _of(ranking.standing, users, config)
-    named = dict(ranking.others)
-    if ranking.sampled is not None and data.negatives is not None:
-        named = {f"sampled_1_{data.negatives.shape[1]}": ranking.sampled} | named
-    for name, standing in named.items():
-        is_measured = ~np.isnan(standing.better)
-        if is_measured.any():
-            report[name] = _of(standing, is_measured, config)
-            table |= standing.columns(name)
+    for name, standing in ranking.others.items():
+        report[name] = metrics.summarise(standing, config.bootstrap)
+        table |= standing.columns(name)
+    has_negatives = np.zeros(0, bool) if ranking.sampled is None else ~np.isnan(ranking.sampled.better)
+    if ranking.sampled is not None and data.negatives is not None and has_negatives.any():
+        name = f"sampled_1_{data.negatives.shape[1]}"
+        report[name] = _of(ranking.sampled, has_negatives, config)
+        table |= ranking.sampled.columns(name)
     if ranking.short is not None:
         report["short_lists"] = int(ranking.short.sum())
     if ranking.invalid is not None:
