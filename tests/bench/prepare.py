@@ -1,13 +1,20 @@
-"""P16: million interactions per second of `distrec prepare`, and its peak memory, on 20M synthetic rows.
+"""P16: `distrec prepare` beside polars, which reads, sorts by user and time, and writes the same file.
 
-    python tests/bench/prepare.py [ROWS]
+    python tests/bench/prepare.py [ROWS] [--peer]
 
-The rows are written to a Parquet file first (untimed), in file order of time, with text ids; preparing
-them reads, de-duplicates, numbers, sorts, splits, draws 99 negatives a user and stamps the artefact.
+Our time ÷ the time of polars alone, from Parquet (P16), CSV with epoch numbers (P16_csv) and CSV with ISO texts
+(P16_iso); both are whole processes, in turn, medians of the rounds.  P16_gib: peak resident memory of ours;
+P16_m: million interactions per second from Parquet.  The rows are written first (untimed), in file order of time, with
+text ids; preparing them reads, de-duplicates, numbers, sorts, splits, draws 99 negatives a user and stamps the artefact.
+
+--peer adds P16b: the time in which RecBole, where it is installed, loads the same CSV ÷ ours.
 """
 
+import importlib.util
 import json
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,51 +27,113 @@ import polars as pl
 from distrec import knobs
 from distrec.data.raw import synthetic
 
+KINDS = {"P16": "log.parquet", "P16_csv": "log.csv", "P16_iso": "iso.csv"}
 
-def main(rows: int) -> None:
+
+def main(rows: int, peer: bool) -> None:
+    rounds = 3 if rows <= 5_000_000 else 1
+    figures: dict[str, float | int | None] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        log = Path(scratch, "log.parquet")
-        subprocess.run([sys.executable, __file__, "--write", str(rows), str(log)], check=True)
-        written = pl.scan_parquet(log).select(pl.len()).collect().item()
-        started = time.perf_counter()
-        command = [
-            sys.executable,
-            "-m",
-            "distrec.jobs.prepare",
-            "data.source=table",
-            f"data.path={log}",
-            f"data.root={scratch}",
-            "data.k_core=5",
-        ]
-        _, status, usage = os.wait4(os.posix_spawn(sys.executable, command, os.environ), 0)
-        seconds = time.perf_counter() - started
-        assert status == 0
-        peak = usage.ru_maxrss / 2**20
-    print(f"{written:,} interactions in {seconds:.1f} s, peak {peak:.2f} GiB (whole process, start included)")
-    print(
-        json.dumps(
-            {
-                "P16": round(written / seconds / 1e6, 3),
-                "P16_gib": round(peak, 3),
-                "rows": written,
-                "cores": os.cpu_count(),
-            }
-        )
-    )
+        subprocess.run([sys.executable, __file__, "--write", str(rows), scratch], check=True)
+        written = pl.scan_parquet(Path(scratch, "log.parquet"), glob=False).select(pl.len()).collect().item()
+        peaks = []
+        for key, name in KINDS.items():
+            ours, floor = [], []
+            for _ in range(rounds):
+                seconds, peak = prepare(Path(scratch, name))
+                ours.append(seconds)
+                peaks.append(peak)
+                floor.append(timed([sys.executable, __file__, "--floor", str(Path(scratch, name))])[0])
+            mine, theirs = statistics.median(ours), statistics.median(floor)
+            figures[key] = round(mine / theirs, 3)
+            print(
+                f"{name:12} {written:,} interactions: {mine:.1f} s, polars alone {theirs:.1f} s, ratio {mine / theirs:.2f}"
+            )
+            if key == "P16":
+                figures["P16_m"] = round(written / mine / 1e6, 3)
+            if peer and key == "P16_csv":
+                figures["P16b"] = recbole(Path(scratch, name), mine)
+        figures["P16_gib"] = round(max(peaks), 3)
+        print(f"peak {max(peaks):.2f} GiB (whole process, start included)")
+    print(json.dumps({**figures, "rows": written, "cores": os.cpu_count()}))
 
 
-def write(rows: int, path: str) -> None:
+def timed(command: list[str]) -> tuple[float, float]:
+    """(seconds, peak GiB) of a whole process."""
+    started = time.perf_counter()
+    _, status, usage = os.wait4(os.posix_spawn(command[0], command, os.environ), 0)
+    assert status == 0, command
+    return time.perf_counter() - started, usage.ru_maxrss / 2**20
+
+
+def prepare(log: Path) -> tuple[float, float]:
+    root = log.parent / "artefacts"
+    words = ["data.source=table", f"data.path={log}", f"data.root={root}", "data.k_core=5"]
+    result = timed([sys.executable, "-m", "distrec.jobs.prepare", *words])
+    shutil.rmtree(root)
+    return result
+
+
+def floor(log: Path) -> None:
+    """Read, sort and write by polars."""
+    if log.suffix == ".parquet":
+        pl.read_parquet(log, glob=False).sort("user", "time").write_parquet(log.with_name("floor.parquet"))
+    else:
+        table = pl.read_csv(log, glob=False, try_parse_dates=True)
+        table.sort("user", "time").write_csv(log.with_name("floor.csv"))
+
+
+def recbole(log: Path, ours: float) -> float | None:
+    """RecBole's time from its own atomic file of the same rows to data that are filtered, sorted and split, ÷ ours."""
+    if importlib.util.find_spec("recbole") is None:
+        print("recbole is not installed: no P16b")
+        return None
+    folder = log.parent / "recbole/log"
+    folder.mkdir(parents=True)
+    table = pl.read_csv(log, glob=False)
+    table = table.rename({"user": "user_id:token", "item": "item_id:token", "time": "timestamp:float"})
+    table.write_csv(folder / "log.inter", separator="\t")
+    seconds = timed([sys.executable, __file__, "--recbole", str(folder.parent)])[0]
+    print(f"recbole      {seconds:.1f} s, ÷ ours {seconds / ours:.2f}")
+    return round(seconds / ours, 3)
+
+
+def load_recbole(folder: str) -> None:
+    from recbole.config import Config  # pyright: ignore[reportMissingImports]
+    from recbole.data import create_dataset, data_preparation  # pyright: ignore[reportMissingImports]
+
+    words = {
+        "data_path": folder,
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "user_inter_num_interval": "[5,inf)",
+        "item_inter_num_interval": "[5,inf)",
+        "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni99"},
+        "train_neg_sample_args": None,
+        "use_gpu": False,
+    }
+    config = Config(model="SASRec", dataset="log", config_dict=words)
+    data_preparation(config, create_dataset(config))
+
+
+def write(rows: int, folder: str) -> None:
     made = knobs.Synthetic(users=rows // 20, items=100_000, categories=50, mean_length=20.6)
     log = synthetic.catalogue(made, np.random.default_rng(0))
     order = np.argsort(log.time, kind="stable")
     frame = pl.DataFrame({"user": log.user[order], "item": log.item[order], "time": log.time[order]})
-    frame.with_columns(pl.format("U{}", "user").alias("user"), pl.format("I{}", "item").alias("item")).write_parquet(
-        path
-    )
+    frame = frame.with_columns(pl.format("U{}", "user").alias("user"), pl.format("I{}", "item").alias("item"))
+    frame.write_parquet(Path(folder, "log.parquet"))
+    frame.write_csv(Path(folder, "log.csv"))
+    frame.with_columns(pl.from_epoch("time").dt.to_string("%Y-%m-%dT%H:%M:%S")).write_csv(Path(folder, "iso.csv"))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--write"]:
-        write(int(sys.argv[2]), sys.argv[3])
-    else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000_000)
+    match sys.argv[1:]:
+        case ["--write", rows, folder]:
+            write(int(rows), folder)
+        case ["--floor", log]:
+            floor(Path(log))
+        case ["--recbole", folder]:
+            load_recbole(folder)
+        case words:
+            numbers = [word for word in words if word != "--peer"]
+            main(int(numbers[0]) if numbers else 20_000_000, "--peer" in words)

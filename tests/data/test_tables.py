@@ -651,3 +651,39 @@ def test_the_folders_that_are_columns_are_part_of_what_prepared_data_depends_on(
         made.append(prepared.made_by(cfg.load(["data.source=table"], {"data.path": str(tmp_path / day)}).data))
     assert made[0]["inputs"][0][1] == made[1]["inputs"][0][1]
     assert made[0] != made[1]
+
+
+def test_case_08_attributes_called_as_what_is_stored_beside_them_are_kept(tmp_path):
+    log = put(tmp_path, "log.csv", LOG + "a,z,1600000009\n")
+    put(tmp_path, "items.csv", "item,text,raw,text_,title\nx,Blurb,r1,t1,X\ny,,r2,,Y\nz,Z,,,Z\n")
+    args = ["data.source=table", "data.negatives=0", f"data.items={tmp_path}/items.csv", f"data.root={tmp_path}/art"]
+    config = cfg.load([*args, "data.text={title}: {text}"], {"data.path": str(log)}).data
+    items = {row["raw"]: row for row in prepared.load(prepared.prepare(config)).items}
+    assert items["x"] == {"raw": "x", "text": "X: Blurb", "text_": "t1", "title": "X", "raw_": "r1", "text__": "Blurb"}
+    assert items["y"]["text"] == "Y:"
+
+
+def test_case_26_the_ratings_of_movielens(tmp_path):
+    put(tmp_path, "ratings.dat", "1::10::5::978300760\n1::11::2::978300761\n2::10::4::978300762\n2::11::4::978300763\n")
+    put(tmp_path, "movies.dat", "10::One (1975)::Drama\n11::Two (1976)::Drama\n")
+    args = ["data.source=movielens", f"data.path={tmp_path}"]
+    found = sources.read(cfg.load([*args, "data.where=rating >= 4"]).data)
+    assert found.interactions.select("user", "item").rows() == [("1", "10"), ("2", "10"), ("2", "11")]
+    assert found.n_read == 4
+    assert found.dropped["dropped by data.where (rating >= 4)"] == 1
+    refused(
+        lambda: sources.read(cfg.load([*args, "data.where=stars >= 4"]).data), "no column 'stars'", "user, item, rating"
+    )
+    refused(lambda: sources.read(cfg.load([*args, "data.where=rating > 5"]).data), "data.where leaves no row")
+
+
+@pytest.mark.parametrize("source", ["synthetic", "sequences"])
+def test_a_condition_on_what_a_source_does_not_read_is_refused(tmp_path, source):
+    put(tmp_path, "sequences.tsv", "user_id\titem_ids\ttimestamps\n1\t5 6 5\t10 20 30\n")
+    put(tmp_path, "items.tsv", "item_id\ttitle\n5\tFive\n6\tSix\n")
+    keys = {
+        "data.source": source,
+        "data.where": "rating > 3",
+        "data.path": str(tmp_path) if source != "synthetic" else None,
+    }
+    refused(lambda: sources.read(cfg.load([], keys).data), "data.where", "no column 'rating'")

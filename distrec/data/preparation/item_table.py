@@ -1,6 +1,7 @@
 """The item table: one row per item in the order of ids, with its text and its attributes."""
 
 import string
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -41,8 +42,18 @@ def table(attributes: pl.DataFrame, names: pl.Series, template: str) -> pl.DataF
     ]
     text = pl.concat_str(parts) if parts else pl.lit("")
     empty = pl.all_horizontal(pl.col(name) == "" for name in fields) if fields else pl.lit(False)
-    rows = rows.with_columns(text=pl.when(empty).then(pl.lit("")).otherwise(text.str.strip_chars()))
-    return rows.select(pl.col("item").alias("raw"), "text", *[name for name in known if name not in ("raw", "text")])
+    filled = pl.when(empty).then(pl.lit("")).otherwise(text.str.strip_chars())
+    kept = [pl.col(name).alias(new) for name, new in stored(known).items()]
+    return rows.select(pl.col("item").alias("raw"), filled.alias("text"), *kept)
+
+
+def stored(names: Sequence[str]) -> dict[str, str]:
+    """The name under which each attribute is kept: `raw` and `text`, which are the id and the filled template, as raw_ and text_."""
+    kept = {name: name for name in names if name not in ("raw", "text")}
+    for name in ("raw", "text"):
+        if name in names:
+            kept[name] = next(name + "_" * n for n in range(1, len(names) + 2) if name + "_" * n not in kept.values())
+    return kept
 
 
 def without_interactions(attributes: pl.DataFrame, known: pl.Series) -> pl.Series:

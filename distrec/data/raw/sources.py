@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from distrec.data.raw import download, ids, lines, synthetic, table, times
+from distrec.data.raw import download, ids, lines, synthetic, table, times, where
 from distrec.data.raw.layout import Raw, no_items
 from distrec.data.raw.values import join, texts
 from distrec.knobs import Data
@@ -25,6 +25,9 @@ def read(config: Data) -> Raw:
         raw = _READERS[config.source](config)
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{config.path}: {str(error).splitlines()[0]}") from None
+    if config.where and config.source != "table":
+        raw.interactions, dropped = where.select(raw.interactions, config.where, raw.files[0] if raw.files else Path())
+        raw.dropped |= dropped
     if config.source != "synthetic":
         raw = _cleaned(raw, config)
     kept = [name for name in ("user", "item", "time", "split") if name in raw.interactions.columns]

@@ -101,6 +101,25 @@ def keep(
     return table, dropped
 
 
+def select(
+    table: pl.DataFrame, where: str | Mapping[str, Any] | None, path: Path
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The rows of a log that count, and how many were dropped by each reason.
+
+    Raises: ValueError for a column that the source does not read, for a value that cannot be compared, and where no
+    row is left.
+    """
+    conditions, known = parse(where), [name for name in table.columns if name != "line"]
+    if absent := [condition.column for condition in conditions if condition.column not in known]:
+        raise ValueError(
+            f"data.where: {path} has no column {absent[0]!r}, or this source does not read it; known here: "
+            f"{', '.join(known)} (data.source=table reads any)"
+        )
+    kept, dropped = keep(table, conditions, path)
+    require_some(kept.height, conditions, dropped, path)
+    return kept, dropped
+
+
 def require_some(kept: int, conditions: Sequence[Condition], dropped: Mapping[str, int], path: Path) -> None:
     """Raises: ValueError where rows were read and the conditions leave none of them."""
     if conditions and not kept and sum(dropped.values()):
@@ -122,17 +141,13 @@ def _numbers(table: pl.DataFrame, name: str, condition: Condition, path: Path) -
     column = table[name]
     if column.dtype == pl.String:
         column = column.str.strip_chars().replace("", None)
-    number = column.cast(pl.Float64, strict=False).fill_nan(None)
-    shown = table.select("line", *_part(table), table[name].alias(condition.column))
-    wrong = pl.lit(number).is_null() & pl.lit(column).is_not_null()
-    what = f"is no number, but data.where compares it ({condition.text})"
-    if (number.is_null() & column.is_not_null()).any():
-        lines.require(shown.with_columns(wrong=wrong), condition.column, pl.col("wrong"), path, what)
-    return number
-
-
-def _part(table: pl.DataFrame) -> list[str]:
-    return ["part"] if "part" in table.columns else []
+    number = column.cast(pl.Float64, strict=False)
+    wrong = number.is_null() & column.is_not_null()
+    if wrong.any():
+        shown = table.select("line", value=table[name], wrong=wrong).rename({"value": condition.column})
+        what = f"is no number, but data.where compares it ({condition.text})"
+        lines.require(shown, condition.column, pl.col("wrong"), path, what)
+    return number.fill_nan(None)
 
 
 def _condition(name: str, value: Any) -> Condition:
