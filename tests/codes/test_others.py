@@ -192,6 +192,17 @@ def test_rows_reach_the_encoder_centred_with_unit_mean_energy_and_reports_are_sh
     assert first["reconstruction"] == pytest.approx(lost, rel=1e-4)
 
 
+def test_both_halves_are_linear_maps_with_a_relu_between_them_and_none_at_the_end():
+    model, x = RqVae(1, 4, hidden=(5, 3), latent=2).build(6), torch.randn(7, 6)
+    for half, values, widths in ((model.encoder, x, (5, 3, 2)), (model.decoder, x[:, :2], (3, 5, 6))):
+        wanted = values
+        for i, width in enumerate(widths):
+            weight, bias = half[2 * i].weight, half[2 * i].bias
+            wanted = wanted.clamp(min=0) @ weight.T + bias if i else wanted @ weight.T + bias
+            assert wanted.shape[1] == width
+        torch.testing.assert_close(half(values), wanted)
+
+
 def test_every_epoch_reads_every_row_once_in_an_order_of_its_own(monkeypatch):
     x, read = cloud(n=50, d=4, dtype=torch.float32), []
     real = Rows.read
