@@ -94,6 +94,27 @@ def test_eigenvectors_are_those_of_the_dense_affinity():
     np.testing.assert_allclose(affinity @ root, root, atol=1e-12)
 
 
+def test_affinities_and_what_lies_beyond_the_landmarks_are_those_of_the_formulas():
+    x, beyond = cloud(n=60, d=3, k=1), cloud(n=5, d=3, k=1, seed=1)
+    marks, k = Neighbours(x, 5), 5
+    distance = torch.cdist(x, x).fill_diagonal_(torch.inf)
+    order = distance.argsort(1)[:, :k]
+    scale = distance.gather(1, order)[:, -1]
+    torch.testing.assert_close(marks.scale, scale)
+    affinity = torch.exp(-distance.square() / (scale[:, None] * scale))
+    is_near = torch.zeros(60, 60, dtype=torch.bool).scatter_(1, order, True)
+    affinity = torch.where(is_near | is_near.T, affinity, 0)
+    root = affinity.sum(1).sqrt()
+    found, found_root = marks.normalised_affinity()
+    np.testing.assert_allclose(found.toarray(), affinity / (root[:, None] * root), atol=1e-9)
+    np.testing.assert_allclose(found_root, root, atol=1e-9)
+    embedding = torch.nn.functional.normalize(torch.randn(60, 4, dtype=torch.float64), dim=1)
+    near = torch.cdist(beyond, x).topk(k, dim=1, largest=False)
+    weight = torch.exp(-near.values.square() / (near.values[:, -1:] * scale[near.indices]))
+    wanted = (weight[:, :, None] * embedding[near.indices]).sum(1)
+    torch.testing.assert_close(marks.extend(beyond, embedding), wanted / wanted.norm(dim=1, keepdim=True))
+
+
 def test_eigenvectors_of_a_graph_in_many_parts():
     x = torch.cat([cloud(n=30, d=3, k=1, seed=i) + 1000 * i for i in range(12)])
     affinity, root = Neighbours(x, 5).normalised_affinity()
