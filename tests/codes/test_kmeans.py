@@ -7,7 +7,18 @@ from clouds import cloud, whole
 from ranks import run_on
 from sklearn.cluster import KMeans as Reference
 
-from distrec.codes.kmeans import KMeans, Labelled, _draw, _prune, cluster_means, lloyd, nearest, random_rows, seeds
+from distrec.codes.kmeans import (
+    KMeans,
+    Labelled,
+    Means,
+    _draw,
+    _prune,
+    cluster_means,
+    lloyd,
+    nearest,
+    random_rows,
+    seeds,
+)
 from distrec.codes.rows import ExactSum, Rows, largest, share
 from distrec.runtime import Ranks
 
@@ -199,6 +210,15 @@ def test_means_of_clusters_are_over_the_rows_of_their_labels_and_labels_are_the_
     fitted.labels_, fitted.cluster_centers_ = labels, wanted
     assert torch.equal(fitted.codes(part), labels[64:])
     assert torch.equal(fitted.codes(whole(x[:9])), nearest(whole(x[:9]), wanted))
+
+
+def test_a_row_that_is_a_mean_has_no_distance_to_it_and_others_have_their_own():
+    x = cloud(n=200, d=6, dtype=torch.float32) + 3
+    near = Means(x[:40].double(), whole(x))
+    found = near.distance(x)
+    assert found[:40].tolist() == [0] * 40  # where rounding alone would leave some
+    exact = torch.cdist(x.double(), x[:40].double()).amin(1).square()
+    torch.testing.assert_close(found[40:].double(), exact[40:], atol=1e-3, rtol=1e-3)
 
 
 def test_an_empty_cluster_stays_where_it_was_when_every_row_is_served():

@@ -94,6 +94,27 @@ def test_eigenvectors_are_those_of_the_dense_affinity():
     np.testing.assert_allclose(affinity @ root, root, atol=1e-12)
 
 
+def test_affinities_and_what_lies_beyond_the_landmarks_are_those_of_the_formulas():
+    x, beyond = cloud(n=60, d=3, k=1), cloud(n=5, d=3, k=1, seed=1)
+    marks, k = Neighbours(x, 5), 5
+    distance = torch.cdist(x, x).fill_diagonal_(torch.inf)
+    order = distance.argsort(1)[:, :k]
+    scale = distance.gather(1, order)[:, -1]
+    torch.testing.assert_close(marks.scale, scale)
+    affinity = torch.exp(-distance.square() / (scale[:, None] * scale))
+    is_near = torch.zeros(60, 60, dtype=torch.bool).scatter_(1, order, True)
+    affinity = torch.where(is_near | is_near.T, affinity, 0)
+    root = affinity.sum(1).sqrt()
+    found, found_root = marks.normalised_affinity()
+    np.testing.assert_allclose(found.toarray(), affinity / (root[:, None] * root), atol=1e-9)
+    np.testing.assert_allclose(found_root, root, atol=1e-9)
+    embedding = torch.nn.functional.normalize(torch.randn(60, 4, dtype=torch.float64), dim=1)
+    near = torch.cdist(beyond, x).topk(k, dim=1, largest=False)
+    weight = torch.exp(-near.values.square() / (near.values[:, -1:] * scale[near.indices]))
+    wanted = (weight[:, :, None] * embedding[near.indices]).sum(1)
+    torch.testing.assert_close(marks.extend(beyond, embedding), wanted / wanted.norm(dim=1, keepdim=True))
+
+
 def test_eigenvectors_of_a_graph_in_many_parts():
     x = torch.cat([cloud(n=30, d=3, k=1, seed=i) + 1000 * i for i in range(12)])
     affinity, root = Neighbours(x, 5).normalised_affinity()
@@ -190,6 +211,17 @@ def test_rows_reach_the_encoder_centred_with_unit_mean_energy_and_reports_are_sh
     words = sum(own.codebooks[i][model.codes_[:, i].long()] for i in range(2))
     lost = float((scaled - own.decoder(words)).square().sum(1).mean().detach())
     assert first["reconstruction"] == pytest.approx(lost, rel=1e-4)
+
+
+def test_both_halves_are_linear_maps_with_a_relu_between_them_and_none_at_the_end():
+    model, x = RqVae(1, 4, hidden=(5, 3), latent=2).build(6), torch.randn(7, 6)
+    for half, values, widths in ((model.encoder, x, (5, 3, 2)), (model.decoder, x[:, :2], (3, 5, 6))):
+        wanted = values
+        for i, width in enumerate(widths):
+            weight, bias = half[2 * i].weight, half[2 * i].bias
+            wanted = wanted.clamp(min=0) @ weight.T + bias if i else wanted @ weight.T + bias
+            assert wanted.shape[1] == width
+        torch.testing.assert_close(half(values), wanted)
 
 
 def test_every_epoch_reads_every_row_once_in_an_order_of_its_own(monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from decoders import frellm, saved
 from tones import SIZES, SMALL
+from torch.profiler import ProfilerActivity, profile
 
 from distrec import config as cfg
 from distrec import knobs
@@ -15,10 +16,12 @@ from distrec.data import batches
 from distrec.data.item_codes import ItemCodes
 from distrec.engine.costs import anatomy
 from distrec.engine.costs.meter import flop_counter
+from distrec.jobs.analysis import cost as costs
 from distrec.jobs.analysis.attention import Layer, attention
 from distrec.jobs.analysis.cost import cost
 from distrec.jobs.analysis.learnt import learnt
 from distrec.jobs.analysis.subject import Subject
+from distrec.jobs.analysis.tables import vectors
 from distrec.jobs.pages.learnt import blocks, curves, short
 from distrec.jobs.pages.page import Picture, Table, Text
 from distrec.models.attention import Seen, observe
@@ -228,6 +231,42 @@ def test_what_a_tone_takes_is_told_by_part_and_adds_up(small, tmp_path):
     assert figures["flops"]["feed-forward"] == 3 * 2 * rows * layers * frequencies * 2 * width[0] * width[1]
     assert figures["bytes"]["AdamW's two moments"] == 2 * figures["bytes"]["trained weights"]
     assert figures["bytes"]["passes at their peak"] > figures["bytes"]["trained weights"]
+
+
+def test_the_batch_is_the_median_step_s_and_memory_is_what_torchs_profiler_sees(small, tmp_path):
+    one = subject(tmp_path, small, sasrec_of(small), ["train.batch_tokens=200"])
+    batch, n_pieces = costs._usual(one)
+    samples = batches.training(small, "sequences", 12)
+    sizes = sorted(len(rows) * int(samples.lengths(rows).max()) for rows in batches.steps(samples, 200, 0, 0))
+    assert batch.items.numel() == sizes[len(sizes) // 2] != sizes[0]
+    assert n_pieces == 1
+    one.model.train()
+    found = costs._memory(one, batch)
+    one.model.zero_grad(set_to_none=True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        one.model(batch).backward()
+    changes = [event.nbytes() for event in told.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert found["passes at their peak"] == pytest.approx(max(np.cumsum(changes)), rel=0.05)
+    sizes = {True: 0, False: 0}
+    one.model.item.weight.requires_grad_(False)
+    for parameter in one.model.parameters():
+        sizes[parameter.requires_grad] += parameter.nbytes
+    found = costs._memory(one, batch)
+    assert (found["trained weights"], found["frozen weights"]) == (sizes[True], sizes[False])
+    assert found["AdamW's two moments"] == 2 * sizes[True]
+    assert found["buffers"] == sum(buffer.nbytes for buffer in one.model.buffers())
+
+
+def test_what_a_model_knows_of_items_is_its_table_or_the_mean_of_their_codes(small):
+    tone, sasrec = tone_of(small), sasrec_of(small)
+    ((name, found),) = vectors(tone, "")
+    assert name == "codes' embeddings, mean"
+    for item in (0, 7, small.n_items - 1):
+        torch.testing.assert_close(found[item], torch.stack([tone.shared.weight[token] for token in tone.token_of[item]]).mean(0))  # fmt: skip
+    ((name, found),) = vectors(sasrec, "")
+    assert name == "item table"
+    assert torch.equal(found, sasrec.item_vectors(slice(0, small.n_items)))
+    assert not list(vectors(Popularity(small), ""))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

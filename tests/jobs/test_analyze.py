@@ -17,8 +17,9 @@ from distrec import config as cfg
 from distrec import knobs
 from distrec.data import store
 from distrec.data.batches import Batch
+from distrec.freq.locality import at_random, by_lag
 from distrec.jobs import analyze
-from distrec.jobs.analysis import controls, locality, spectra
+from distrec.jobs.analysis import controls, locality, retention, spectra
 from distrec.jobs.analysis.attention import attention
 from distrec.jobs.analysis.subject import Part, Subject
 from distrec.jobs.analysis.tables import graph_of
@@ -165,6 +166,42 @@ def test_energies_of_each_measure_are_those_of_their_words(subject):
         along = np.square(scipy.fft.dct(unit, axis=0, norm="ortho")).sum(1)
         np.testing.assert_allclose(found["time"][0, user], along / along.sum(), atol=1e-9)
         assert float(found["mean"][0, user, 0]) == pytest.approx(along[0] / along.sum())
+
+
+def test_means_by_lag_are_over_pairs_and_chance_is_that_of_the_users_who_have_them(subject):
+    data = subject.data
+    means, chances, users = locality.measured(data, 5)
+    weights = spectra.cooccurrences(data)
+    item, start = data.training()
+    total, n = at_random(weights, item, start, 5)
+    for lag in (1, 5, 13):
+        near, pairs = by_lag(weights, item, start, lag)
+        assert means[str(lag)] == pytest.approx(near.sum() / pairs.sum())
+        own = [total[u] / n[u] for u in range(data.n_users) for _ in range(pairs[u]) if n[u]]
+        assert chances[str(lag)] == pytest.approx(sum(own) / pairs.sum())
+    near, pairs = by_lag(weights, item, start, 1)
+    user = int(np.argmax(pairs))
+    assert users[user] == pytest.approx(near[user] / pairs[user] / (total[user] / n[user]))
+
+
+def test_what_is_kept_of_a_table_adds_up_and_the_control_is_the_same_size(subject, monkeypatch):
+    tables = []
+    monkeypatch.setattr(retention, "ndcg", lambda _, model, __: (tables.append(model.table), 0.0)[1])
+    found = retention.retention(subject).figures
+    n = len(retention.SHARES)
+    table = subject.model.item_vectors(slice(0, subject.data.n_items)).detach()
+    lowest, highest, shuffled = tables[:n], tables[n : 2 * n], tables[2 * n :]
+    for whole in (lowest[-1], highest[-1], shuffled[-1]):
+        torch.testing.assert_close(whole, table, atol=1e-5, rtol=1e-4)
+    for i, share in enumerate(retention.SHARES):
+        if 1 - share in retention.SHARES:
+            j = retention.SHARES.index(1 - share)
+            torch.testing.assert_close(highest[i] + lowest[j], table, atol=1e-5, rtol=1e-4)
+        rank, control = (int(torch.linalg.matrix_rank(part.double(), tol=1e-4)) for part in (lowest[i], shuffled[i]))
+        assert rank == control
+        assert found["noise"][i] == pytest.approx(share, abs=0.1)
+    energy = [float(part.square().sum()) for part in highest]
+    assert energy == sorted(energy)
 
 
 def test_what_is_lost_is_a_share_of_the_input_with_an_interval_over_users():

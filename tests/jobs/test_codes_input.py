@@ -1,5 +1,7 @@
 """Vectors and settings that cannot work, or only just."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -195,6 +197,67 @@ def test_equal_texts_are_refused_before_anything_is_fitted(tmp_path, monkeypatch
     monkeypatch.setattr(quantisers, "tensors_of", lambda *_: pytest.fail("fitted"))
     with pytest.raises(ValueError, match="149 items have the same text 'the same', the last code tells 16 apart"):
         run(tmp_path, data)
+
+
+def test_as_many_equal_texts_as_the_last_code_tells_apart_are_enough(small, monkeypatch):
+    config = cfg.load([]).codes
+    for n, is_refused in ((16, False), (17, True)):
+        monkeypatch.setattr(vectors, "text_batches", lambda *_, n=n: [["a", "b"], ["a"] * (n - 1)])
+        refusal = pytest.raises(ValueError, match=f"{n} items have the same text 'a', the last code tells 16 apart")
+        with refusal if is_refused else contextlib.nullcontext():
+            fit.check_texts(small, config, 16)
+    fit.check_texts(small, cfg.load(["codes.name=balanced"]).codes, 2)
+    fit.check_size(16, 16)
+    with pytest.raises(ValueError, match=r"codes\.size=17 for 16 items: take at most 8"):
+        fit.check_size(17, 16)
+
+
+def test_an_item_is_of_the_label_that_most_items_carry_and_items_without_one_count_for_none():
+    labels = ["Toys|Games", "Games", "Unknown|Games", "unknown", "", "Toys|", "Art|Box"]
+    found = reports.categories(labels)
+    assert found.tolist() == ["Games", "Games", "Games", "", "", "Toys", "Box"]  # the later of equally frequent ones
+    levels = [{}, {}]
+    codes = np.array([[0, 0], [0, 1], [0, 2], [1, 3], [2, 4], [1, 5], [2, 6]])
+    reports.add_nmi(levels, found, codes)
+    assert levels[0]["nmi"] == pytest.approx(1)  # as far as categories are known, a code is a category
+    assert levels[1]["nmi"] < 0.9
+    reports.add_nmi(levels, np.array([""] * 7), codes)
+    assert levels[0]["nmi"] is None
+
+
+def test_a_report_tells_norms_not_energies_and_what_was_left_out():
+    level = {"used": 3, "size": 4, "perplexity": 2.6, "entropy": 1.38, "largest": 5, "residual_before": 4.0, "residual": 0.25,
+             "residual_share": 0.0625, "log_likelihood": -1.5, "iterations": 7}  # fmt: skip
+    report = {"levels": [level], "items": 9, "collisions": {"items": 3, "share": 1 / 3, "groups": 1, "largest": 3}}
+    head, row, shared = reports.table(report).splitlines()
+    assert row.split() == [
+        "1",
+        "3/4",
+        "3",
+        "1.38",
+        "5",
+        "2.000→0.500",
+        "0.062",
+        "–",
+        "–",
+        "7",
+        "iterations,",
+        "-1.50",
+        "nat",
+    ]
+    assert head.index("level") == 0
+    assert shared == "9 items; 3 (33.3%) share all codes with another, in 1 groups of at most 3"
+    grown = reports.table(
+        report | {"zero_vectors": 2, "new_items": 4, "kept_items": 5, "gone_items": 6, "complaints": ["x"]}
+    )
+    assert [line.split(" ")[0] for line in grown.splitlines()[3:]] == ["2", "4", "6", "collapsed:"]
+
+
+def test_a_state_is_told_by_its_level_from_1_and_its_measure():
+    state = {"0.inertia": torch.tensor(9.0), "1.inertia": torch.tensor(2.5), "1.done": torch.tensor(False)}
+    assert fit.how_far(state) == "level 2, 2.50 inertia"
+    assert fit.how_far({"0.lower_bound": torch.tensor(-torch.inf)}) == "level 1"
+    assert fit.how_far({"epoch": torch.tensor(3), "loss": torch.tensor(0.125)}) == "loss 0.1250"
 
 
 def test_a_category_may_hold_any_text(small, tmp_path):
