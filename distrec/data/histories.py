@@ -3,8 +3,9 @@
 Shapes: U users, N items of all histories, B users in a batch, T positions (left-padded).
 """
 
+import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +15,16 @@ import torch
 from datasets import Dataset
 from jaxtyping import Int
 
+from distrec import knobs
 from distrec.data.batches import Batch
+from distrec.data.files import opening, paths
+from distrec.data.files.paths import Part
+from distrec.data.files.text import Text
 from distrec.data.prepared import Prepared
+from distrec.data.raw import sources
 from distrec.runtime import log
+
+_LOG = knobs.Data(source="table")  # the names of a log's columns where no run says others
 
 
 @dataclass(frozen=True)
@@ -49,14 +57,23 @@ def known(data: Prepared) -> Histories:
     return Histories(list(data.users["raw"]), np.arange(data.n_users), np.array(data.item, np.int64), data.start)
 
 
-def read(path: Path, data: Prepared, unknown: Literal["refuse", "drop"] = "refuse") -> Histories:
-    """Histories from JSON lines or Parquet with `user` and `items`, a list of raw item ids, oldest first.
+def read(
+    path: Path, data: Prepared, unknown: Literal["refuse", "drop"] = "refuse", config: knobs.Data = _LOG
+) -> Histories:
+    """Histories from any table (CSV, TSV, Parquet, JSON lines; packed, or a folder of parts), in one of two forms:
+
+    one row a user, with `user` and `items`, a list of raw item ids (in CSV separated by blanks), oldest first; or one
+    row an interaction, as a log has them, in the columns that `config` names, and in the order of their times.
 
     `unknown`: what to do about items that the catalogue lacks.
 
     Raises: ValueError, one line, naming the file, and the user and item that are wrong.
     """
-    table = _open(path)
+    parts = paths.parts(path, "histories")
+    if _is_log(parts[0], config):
+        table = _open_log(path, parts[0], config)
+    else:
+        table = pl.concat([_open(part, config) for part in parts])
     if not len(table):
         raise ValueError(f"{path} holds no history")
     nameless = table["user"].is_null() | table["items"].list.eval(pl.element().is_null()).list.any().fill_null(False)
@@ -91,18 +108,44 @@ def _numbered(names: Dataset, name: str, number: str) -> pl.DataFrame:
     return table.select(pl.col("raw").cast(pl.String).alias(name), pl.arange(len(names), dtype=pl.Int64).alias(number))
 
 
-def _open(path: Path) -> pl.DataFrame:
-    if path.suffix in (".jsonl", ".ndjson"):
-        return _open_lines(path)
-    if path.suffix != ".parquet":
-        raise ValueError(f"{path}: histories come as .jsonl or .parquet with the columns user and items")
-    try:
-        table = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise ValueError(f"{path}: {str(error).strip().splitlines()[0]}") from None
-    if missing := [name for name in ("user", "items") if name not in table.columns]:
-        raise ValueError(f"{path} has no column {missing[0]!r}; it has: {', '.join(table.columns) or 'none'}")
+def _is_log(part: Part, config: knobs.Data) -> bool:
+    names = opening.names(part, config)
+    return "items" not in names and config.columns.item in names
+
+
+def _open_log(path: Path, part: Part, config: knobs.Data) -> pl.DataFrame:
+    """Histories of a log: the users in the order in which they first appear."""
+    names, columns = opening.names(part, config), config.columns
+    if columns.time not in names:
+        columns = replace(columns, time=None)
+        log(f"{path} has no column {config.columns.time!r}: its rows are taken to be in order")
+    rows = sources.read(
+        replace(config, source="table", path=path, items=None, columns=columns, where=None, split="leave_one_out")
+    ).interactions
+    if "time" in rows.columns:
+        rows = rows.with_row_index("row").sort("time", maintain_order=True)
+        first = rows.group_by("user").agg(pl.col("row").min(), items="item").sort("row")
+        return first.select("user", "items")
+    return rows.group_by("user", maintain_order=True).agg(items="item")
+
+
+def _open(part: Part, config: knobs.Data) -> pl.DataFrame:
+    path = part.path
+    if paths.kind(path) == "jsonl":
+        return _open_lines(path, config.encoding)
+    table, line = opening.read(part, ["user", "items"], ["user"], config)
+    if paths.kind(path) != "parquet":
+        listed = table.with_columns(line).filter(pl.col("items").str.contains(r"^\s*[\[(\"']"))
+        if len(listed):
+            raise ValueError(
+                f"{path}, line {listed['line'][0]}: items {listed['items'][0]!r} look like a written list; separate the "
+                "ids by blanks, or write JSON lines"
+            )
+        return table.with_columns(pl.col("items").str.strip_chars().str.split(" "))
     user, items = table.schema["user"], table.schema["items"]
+    if isinstance(items, pl.Array):
+        items = pl.List(items.inner)
+        table = table.with_columns(pl.col("items").arr.to_list())
     if not isinstance(items, pl.List) or not _is_name(items.inner):
         raise ValueError(f"{path}: items is a list of item ids, got {items}")
     if not _is_name(user):
@@ -110,11 +153,11 @@ def _open(path: Path) -> pl.DataFrame:
     return table.select(pl.col("user").cast(pl.String), pl.col("items").cast(pl.List(pl.String)))
 
 
-def _open_lines(path: Path) -> pl.DataFrame:
+def _open_lines(path: Path, encoding: str) -> pl.DataFrame:
     """Each line judged by itself: a table's common type would turn numbers, truths and objects into names."""
     users: list[str | None] = []
     lists: list[list[str | None]] = []
-    with path.open("rb") as file:
+    with io.BufferedReader(Text(path, encoding)) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -148,4 +191,4 @@ def _name(value: Any) -> str | None:
 
 
 def _is_name(kind: Any) -> bool:
-    return kind == pl.String or kind == pl.Null or kind.is_integer()
+    return kind in (pl.String, pl.Null, pl.Categorical, pl.Enum) or kind.is_integer()

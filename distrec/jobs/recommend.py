@@ -3,7 +3,8 @@
 The k best items for each history, by the best checkpoint of a run; users need not be those of the training data.
 Every process of a launch takes its share: accelerate launch -m distrec.jobs.recommend …
 
-  histories=FILE   .jsonl or .parquet with user and items (a list of raw item ids, oldest first)
+  histories=FILE   user and items (a list of raw item ids, oldest first) as .jsonl, .parquet, .csv (ids apart by blanks) …,
+                   or a log with one interaction a row, as data.path is
                    data: every user of the data as they are now, where the log has grown since the run
                    (default: every user of the run's data, after all that they did)
   to=FILE          .jsonl or .parquet: user, items, scores, texts, best first   (default: RUN/recommendations.jsonl)
@@ -31,6 +32,7 @@ from distrec import config as cfg
 from distrec import knobs
 from distrec.data import histories, prepared
 from distrec.data.batches import Batch
+from distrec.data.files import paths
 from distrec.data.histories import Histories
 from distrec.data.preparation import growth
 from distrec.data.prepared import Prepared
@@ -75,8 +77,8 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("to=FILE ends in .jsonl or .parquet; unknown is refuse or drop")
     if not target.parent.is_dir() or target.is_dir() or not os.access(target.parent, os.W_OK):
         raise ValueError(f"to={target}: no file can be written there")
-    if source and source != "data" and not Path(source).is_file():
-        raise ValueError(f"histories={source}: no such file")
+    if source and source != "data":
+        paths.parts(Path(source), "histories")
     config = cfg.load([str(out / "config.yaml"), *(arg for arg in argv if arg.partition("=")[0] not in _OWN)])
     accelerator = join(config.train)
     ranks = Ranks.here()
@@ -85,10 +87,10 @@ def main(argv: Sequence[str]) -> None:
     if source == "data":
         now = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
         asked = ranks.main_first(partial(growth.histories, now, data, unknown))
+    elif source:
+        asked = ranks.main_first(partial(histories.read, Path(source), data, unknown, config.data))
     else:
-        asked = (
-            ranks.main_first(partial(histories.read, Path(source), data, unknown)) if source else histories.known(data)
-        )
+        asked = histories.known(data)
     if k > getattr(model, "beams", k):
         log(
             f"k={k} is more than model.beams={model.beams}: searched with {k} beams, which may find better first items too"

@@ -1,0 +1,129 @@
+"""Histories from every form that the reader of logs takes; each equals the same histories in JSON lines."""
+
+import gzip
+import io
+import json
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from distrec import config as cfg
+from distrec import knobs
+from distrec.data import histories, prepared
+
+USERS = {"b": ["i3", "i1", "i2"], "new": ["i2"], "a": ["i5", "i5", "i0"]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    place = tmp_path_factory.mktemp("data")
+    text = "".join(f"{user},i{n},{1_600_000_000 + n}\n" for user in "abc" for n in range(6))
+    (place / "log.csv").write_text("user,item,time\n" + text)
+    args = ["data.source=table", f"data.path={place}/log.csv", f"data.root={place}/art", "data.negatives=0"]
+    return prepared.load(prepared.prepare(cfg.load(args).data))
+
+
+def listed(found, data):
+    names = data.items["raw"][:]
+    return [
+        (user, [names[i] for i in found.item[found.start[n] : found.start[n + 1]]]) for n, user in enumerate(found.user)
+    ]
+
+
+def jsonl(users=USERS):
+    return "".join(json.dumps({"user": user, "items": items}) + "\n" for user, items in users.items()).encode()
+
+
+def columns(**kinds):
+    table = pl.DataFrame({"user": list(USERS), "items": list(USERS.values())})
+    content = io.BytesIO()
+    table.with_columns(pl.col(name).cast(kind) for name, kind in kinds.items()).write_parquet(content)
+    return content.getvalue()
+
+
+def blanks(separator):
+    rows = [f"{user}{separator}{' '.join(items)}" for user, items in USERS.items()]
+    return "\n".join([f"user{separator}items", *rows]).encode()
+
+
+CASES = {
+    "h.jsonl": jsonl(),
+    "H.NDJSON": jsonl(),
+    "h.jsonl.gz": gzip.compress(jsonl()),
+    "h.jsonl.zst": bytes(pa.compress(jsonl(), codec="zstd", asbytes=True)),
+    "bom.jsonl": b"\xef\xbb\xbf" + jsonl().replace(b"\n", b"\r\n"),
+    "h[1].parquet": columns(),
+    "categories.parquet": columns(user=pl.Categorical, items=pl.List(pl.Categorical)),
+    "h.csv": blanks(","),
+    "h.TSV": blanks("\t"),
+    "h.csv.gz": gzip.compress(blanks(",")),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_case_34_lists_in_every_form(tmp_path, data, name):
+    (tmp_path / "h1.parquet").write_bytes(columns()[:10])
+    (tmp_path / name).write_bytes(CASES[name])
+    found = histories.read(tmp_path / name, data)
+    assert listed(found, data) == list(USERS.items())
+    assert (found.number >= 0).tolist() == [True, False, True]
+
+
+def test_case_34_arrays_of_one_width(tmp_path, data):
+    table = pl.DataFrame(
+        {"user": [1, 2], "items": pl.Series([["i1", "i2"], ["i3", "i3"]], dtype=pl.Array(pl.String, 2))}
+    )
+    table.write_parquet(tmp_path / "h.parquet")
+    assert listed(histories.read(tmp_path / "h.parquet", data), data) == [("1", ["i1", "i2"]), ("2", ["i3", "i3"])]
+
+
+def test_a_folder_of_parts(tmp_path, data):
+    for n, user in ((10, "a"), (2, "new"), (1, "b")):
+        (tmp_path / f"{n}.jsonl").write_bytes(jsonl({user: USERS[user]}))
+    assert listed(histories.read(tmp_path, data), data) == list(USERS.items())
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl", "csv.gz"])
+def test_a_log_is_a_file_of_histories_in_the_order_of_its_times(tmp_path, data, kind):
+    rows = [(user, item, 1_600_000_000 + 10 * n) for user, items in USERS.items() for n, item in enumerate(items)]
+    rows = [rows[n] for n in (2, 3, 5, 0, 6, 1, 4)]  # b, new, a
+    frame = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
+    content = io.BytesIO()
+    {"parquet": frame.write_parquet, "jsonl": frame.write_ndjson}.get(kind, frame.write_csv)(content)
+    body = content.getvalue()
+    (tmp_path / f"log.{kind}").write_bytes(gzip.compress(body) if kind.endswith("gz") else body)
+    assert listed(histories.read(tmp_path / f"log.{kind}", data), data) == list(USERS.items())
+
+
+def test_a_log_without_times_is_in_order_and_its_columns_have_the_names_of_the_run(tmp_path, data, capsys):
+    (tmp_path / "log.csv").write_text("who;what\nz;i3\ny;i1\nz;i2\n")
+    config = knobs.Data(source="table", columns=knobs.Columns(user="who", item="what"), separator=";")
+    found = histories.read(tmp_path / "log.csv", data, config=config)
+    assert listed(found, data) == [("z", ["i3", "i2"]), ("y", ["i1"])]
+    assert "its rows are taken to be in order" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("h.csv", "user,items\na,\"['i1', 'i2']\"\n", "h.csv, line 2: items"),
+        ("h.csv", "user,items\na,i1 nowhere\n", "are not in the catalogue"),
+        ("h.csv", "user,items\na,\n", "an empty history"),
+        ("h.csv", "user,things\na,i1\n", "h.csv, line 1: no column 'items'"),
+        ("h.jsonl", '{"user": "a", "items": [true]}\n', "line 1"),
+        ("h.txt", "a", ".txt is not known"),
+        ("h.parquet", "a", "h.parquet is damaged, or no Parquet file"),
+    ],
+)
+def test_what_is_no_history_is_refused_by_file(tmp_path, data, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
+        histories.read(tmp_path / name, data)
+    assert words in str(caught.value)
+
+
+def test_an_address_is_refused(data):
+    with pytest.raises(ValueError, match=r"^histories=s3://b/h\.jsonl: remote paths are not read"):
+        histories.read(Path("s3://b/h.jsonl"), data)
