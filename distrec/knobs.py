@@ -71,7 +71,9 @@ class Data:
     where: str | dict[str, Any] | None = None
     synthetic: Synthetic = field(default_factory=Synthetic)
     duplicates: Literal["keep", "same_time", "first"] | None = None  # None: what suits the source
-    bad_times: Literal["refuse", "drop"] = "refuse"  # missing, negative or future timestamps
+    bad_times: Literal["refuse", "drop"] = (
+        "refuse"  # missing, negative or future ones, and 1970 in a log of later years
+    )
     missing_ids: Literal["refuse", "drop"] = "refuse"  # rows without user or item; "drop" counts them
     null_words: bool = False  # nan, None, NULL and the like are ids like others, and not missing ones
     min_joined: Share = 0.1  # the share of the log's items that must be in the item table; 0 asks for none
@@ -401,7 +403,10 @@ class Score:
     """How a split is ranked."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    mask_history: bool | None = None  # never the target itself; None: masked, but kept in what a model generates
+    mask_history: bool | None = None
+    # In figures the history is no candidate where the target is new to the user, and stays one where the user has had the
+    # target before (which then stands among all items), whatever the model; false: it always stays.  In the lists of
+    # `recommend` true drops what a user has, false keeps it; None drops it, but keeps it in what a model generates.
     batch_users: AtLeastOne = 1024  # users ranked at once on a process: memory only, never the ranks
     bootstrap: Count = 1000  # resamples of the 95 % intervals; 0: none
     shard_items: bool = False  # each process holds a share of the item table: memory and speed only, never the ranks

@@ -82,10 +82,16 @@ def made_by(config: Data) -> dict[str, Any]:
     asked = plain(config)
     for place in ("root", "path", "items", "catalogue"):
         del asked[place]
-    files = [[path.name, store.file_digest(path)] for path in sources.input_files(config)]
+    files = [[_name(path, config), store.file_digest(path)] for path in sources.input_files(config)]
     places = [Path(__file__).with_name(name) for name in _CODE]
     modules = [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*.py")))]
     return {"config": asked, "inputs": files, "code": store.digest([store.file_digest(path) for path in modules])}
+
+
+def _name(path: Path, config: Data) -> str:
+    """A file's name; of one in a folder of parts also the folders in between, whose names may be columns."""
+    folders = [place for place in (config.path, config.items) if place and place != path and path.is_relative_to(place)]
+    return path.relative_to(folders[0]).as_posix() if folders else path.name
 
 
 def prepare(config: Data) -> Path:

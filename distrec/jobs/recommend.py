@@ -87,10 +87,12 @@ def main(argv: Sequence[str]) -> None:
     if source == "data":
         now = prepared.load(ranks.main_first(partial(prepared.prepare, config.data)))
         asked = ranks.main_first(partial(growth.histories, now, data, unknown))
-    elif source:
-        asked = ranks.main_first(partial(histories.read, Path(source), data, unknown, config.data))
     else:
-        asked = histories.known(data)
+        asked = (
+            ranks.main_first(partial(histories.read, Path(source), data, unknown, config.data))
+            if source
+            else histories.known(data)
+        )
     if k > getattr(model, "beams", k):
         log(
             f"k={k} is more than model.beams={model.beams}: searched with {k} beams, which may find better first items too"

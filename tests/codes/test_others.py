@@ -144,6 +144,72 @@ def test_the_rqvae_learns_to_reconstruct_and_uses_its_codes():
         left = left - level.codebook.float()[code]
 
 
+def test_the_commitment_pulls_the_encoder_alone_and_the_codebook_goes_to_its_rows():
+    x = cloud(n=40, d=6, dtype=torch.float32)
+    model = RqVae(1, 4, hidden=(), latent=3)._start(whole(x))
+    with torch.no_grad():
+        model.codebooks += 0.1 * torch.randn(model.codebooks.shape)
+
+    def gradients(commitment):
+        loss, codes = model(x, commitment, 0.0)
+        found = torch.autograd.grad(loss, [model.codebooks, *model.encoder.parameters(), *model.decoder.parameters()])
+        return float(loss.detach()), codes, found
+
+    latent, book = model.encode(x), model.codebooks[0]
+    plain, codes, without = gradients(0.0)
+    assert torch.equal(codes[:, 0], torch.cdist(latent, book).argmin(1))
+    word = book[codes[:, 0]]
+    own = torch.zeros_like(book).index_add_(0, codes[:, 0], 2 * (word - latent).detach())
+    torch.testing.assert_close(without[0][0], own)
+    lost = ((x - model.centre) * model.scale - model.decoder(word)).square().sum()
+    assert plain == pytest.approx(float((lost + (latent - word).square().sum()).detach()), rel=1e-5)
+    more, _, with_it = gradients(0.5)
+    assert more - plain == pytest.approx(0.5 * float((latent - word).detach().square().sum()), rel=1e-4)
+    pull = torch.autograd.grad(
+        0.5 * (latent - word.detach()).square().sum(), list(model.encoder.parameters()), retain_graph=True
+    )
+    for one, two, wanted in zip(with_it[1:], without[1:], (*pull, 0, 0), strict=True):
+        torch.testing.assert_close(one - two, wanted + torch.zeros_like(one), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(with_it[0], without[0])
+    straight = torch.autograd.grad(((x - model.centre) * model.scale - model.decoder(latent + (word - latent).detach())).square().sum(), list(model.encoder.parameters()))  # fmt: skip
+    for one, wanted in zip(without[1:], straight, strict=False):
+        torch.testing.assert_close(one, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_rows_reach_the_encoder_centred_with_unit_mean_energy_and_reports_are_shares_of_it():
+    x = 7 * cloud(n=300, d=6, dtype=torch.float32) + 20
+    model = small_rqvae(epochs=2)
+    drained(model, whole(x))
+    own = model.model_
+    scaled = (x - own.centre) * own.scale
+    assert float(scaled.square().sum(1).mean()) == pytest.approx(1, rel=1e-4)
+    torch.testing.assert_close(own.centre, x.mean(0))
+    first, second = model.reports_
+    assert second["residual_before"] == first["residual"]
+    assert second["residual_share"] == pytest.approx(second["residual"] / first["residual_before"])
+    words = sum(own.codebooks[i][model.codes_[:, i].long()] for i in range(2))
+    lost = float((scaled - own.decoder(words)).square().sum(1).mean().detach())
+    assert first["reconstruction"] == pytest.approx(lost, rel=1e-4)
+
+
+def test_every_epoch_reads_every_row_once_in_an_order_of_its_own(monkeypatch):
+    x, read = cloud(n=50, d=4, dtype=torch.float32), []
+    real = Rows.read
+    monkeypatch.setattr(Rows, "read", lambda self, place: (isinstance(place, torch.Tensor) and read.append(place), real(self, place))[1])  # fmt: skip
+    model = small_rqvae(epochs=3, batch=16)
+    started = model._start(whole(x))
+    optimiser = torch.optim.Adam(started.parameters())
+    orders = []
+    for number in range(3):
+        read.clear()
+        monkeypatch.setattr(RqVae, "_revive", lambda *_: None)
+        model._epoch(whole(x), started, optimiser, number)
+        assert [len(batch) for batch in read] == [16, 16, 16, 2]
+        orders.append(torch.cat(read).tolist())
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+
+
 def test_the_rqvae_goes_on_bit_for_bit():
     x = cloud(n=500, d=10, dtype=torch.float32)
     model = small_rqvae(usage=0.1)
@@ -216,6 +282,21 @@ def test_codes_that_no_row_took_are_revived():
     assert float(start.codebooks.detach().abs().max()) < 100
     spread_out = torch.cdist(start.codebooks[0, 3:9], latents(start, whole(x)).source).amin(1)
     torch.testing.assert_close(spread_out, torch.zeros(6), atol=1e-3, rtol=0)
+
+
+def test_a_code_of_a_later_level_is_revived_at_a_residual():
+    x = cloud(n=100, d=5, dtype=torch.float32)
+    model = small_rqvae()
+    start = model._start(whole(x))
+    used = torch.ones(2, 16, dtype=torch.int64)
+    used[1, 4] = 0
+    before = start.codebooks.detach().clone()
+    model._revive(whole(x), start, used, np.random.default_rng(0))
+    latent = latents(start, whole(x)).source
+    residual = latent - before[0][torch.cdist(latent, before[0]).argmin(1)]
+    assert float(torch.cdist(start.codebooks[1, 4:5], residual).amin()) < 1e-5
+    start.codebooks.data[1, 4] = before[1, 4]
+    assert torch.equal(start.codebooks, before)  # no other moved
 
 
 def test_dealing_equal_rows_takes_few_passes():

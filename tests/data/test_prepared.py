@@ -280,7 +280,7 @@ def cold_table(tmp_path, *more):
     rows = [(f"u{u}", f"i{(u + k) % 8}", 100 * k) for u in range(8) for k in range(4)] + [("u0", "i19", 1)]
     rows += [("all", f"i{k}", 100 * k) for k in range(8)]
     write_csv(tmp_path / "log.csv", "user,item,time", rows)
-    items = [(f"i{i}", f"Thing {i}") for i in [*range(20), 3]] + [("", "nameless")]
+    items = [(f"i{i}", f"Thing {i}") for i in [*range(20), 3]]
     write_csv(tmp_path / "items.csv", "item,title", items)
     return table(tmp_path, f"data.items={tmp_path}/items.csv", "data.missing_ids=drop", "data.k_core=2", "data.negatives=3", *more, name="log.csv")  # fmt: skip
 

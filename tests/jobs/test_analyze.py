@@ -87,7 +87,9 @@ def test_a_decile_of_one_user_has_no_error(subject, tmp_path):
     raw = subject.data.users.data.column("raw").to_pylist()[:12]
     for name in ("own", "other"):
         (tmp_path / name).mkdir()
-        pl.DataFrame({"user": raw, "target": raw, "rank": [1.0] * 12}).write_parquet(tmp_path / name / "ranks.parquet")
+        pl.DataFrame(
+            {"user": raw, "target": raw, "better": [0] * 12, "ties": [0] * 12, "rank": [1.0] * 12}
+        ).write_parquet(tmp_path / name / "ranks.parquet")
     one = replace(subject, out=tmp_path / "own", against=tmp_path / "other")
     found = locality.by_decile(one, np.ones(subject.data.n_users))
     assert [row["error"] is None for row in found] == [row["users"] == 1 for row in found]

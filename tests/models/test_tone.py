@@ -353,7 +353,16 @@ def test_ranks_are_the_same_on_any_number_of_processes_and_in_any_batch(small):
         found = scoring.rank_split(
             model, small, "test", knobs.Score(**score), Ranks.here(), torch.device("cpu"), thorough=True
         )
-        return [found.rank, found.sampled, *found.others.values()]
+        return [
+            np.stack(
+                [
+                    *found.standing,
+                    *found.sampled,
+                    found.invalid,
+                    *(row for each in found.others.values() for row in each),
+                ]
+            )
+        ]
 
     alone = ranks()
     assert np.isfinite(alone[0]).any()

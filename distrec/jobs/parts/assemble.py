@@ -107,7 +107,8 @@ def best_of(out: Path, config: cfg.Config, ranks: Ranks, device: torch.device, r
     if (out / store.STAMP).exists():
         store.verify_stamped(out)
     check_settings(
-        out, {k: v for k, v in settings(config).items() if k not in ("score.mask_history", "train.schedule")}
+        out,
+        {k: v for k, v in settings(config).items() if not k.startswith("score.") and k != "train.schedule"},
     )
     best = Checkpoints(out / "checkpoints", {}).best() if learns else ""
     before = store.read_stamp(out / "checkpoints" / best)["made_by"] if learns else {}

@@ -20,6 +20,7 @@ from torch import Tensor
 from distrec import knobs
 from distrec.data import store, vectors
 from distrec.data.prepared import Prepared
+from distrec.engine.evaluation import scoring
 from distrec.engine.trainer import SCHEDULE
 from distrec.freq import graph, polynomial
 from distrec.jobs.embed import embed
@@ -124,8 +125,7 @@ def _sasrec(work: Work, model: knobs.Frellm, train: Callable[[Work], Path | None
         "data": work.data.stamp,
         "schedule": SCHEDULE,
     }
-    if own.score.mask_history is not None:  # it chooses the best epoch
-        key["mask_history"] = own.score.mask_history
+    key["protocol"] = [scoring.PROTOCOL, own.score.mask_history is not False]  # they choose the best epoch
     out = store.folder(own.data.root, "sasrec", key)
     log(f"SASRec for the items' collaborative vectors: {out}")
     return train(replace(work, config=replace(own, out=out)))
