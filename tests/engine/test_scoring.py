@@ -313,3 +313,12 @@ def test_users_without_negatives_have_no_sampled_standing(small):
     assert np.isnan(found.sampled.better[lacks]).all()
     np.testing.assert_array_equal(found.sampled.of(~lacks), whole.sampled.of(~lacks))
     np.testing.assert_array_equal(found.standing, whole.standing)
+
+
+def test_a_target_that_is_not_listed_ties_with_no_empty_place():
+    """Places of a list with nothing in them have the score -inf."""
+    scores = torch.tensor([[-1.0, -2.0, -torch.inf, -torch.inf]])
+    nothing = torch.zeros(1, 4, dtype=torch.bool)
+    assert scoring._listed(nothing, nothing, scores).tolist() == [[torch.inf], [0]]
+    second = torch.tensor([[False, True, False, False]])
+    assert scoring._listed(second, nothing, scores).tolist() == [[1], [0]]
