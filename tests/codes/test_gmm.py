@@ -148,6 +148,17 @@ def test_components_float32_cannot_hold_are_worked_out_in_float64():
     assert float(single.covariances_.min()) < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["diag", "spherical"])
+def test_rows_far_from_the_origin_are_as_likely_in_float32_as_in_float64(kind):
+    """It is where the rows lie, not how far they spread, that makes the terms of a log-density cancel."""
+    x = 0.1 * cloud(n=300, d=20, dtype=torch.float32) + 100
+    start = start_of(x, 4, kind, 1)
+    settings = {"tol": 0, "max_iter": 2, "covariance_type": kind}
+    single = GaussianMixture(4, **settings).fit(whole(x), start)
+    double = GaussianMixture(4, **settings).fit(Rows.whole(x, dtype=torch.float64), start)
+    assert single.lower_bound_ == pytest.approx(double.lower_bound_, abs=1e-3)
+
+
 def test_full_covariances_of_too_few_rows_are_refused_with_a_remedy():
     with pytest.raises(ValueError, match="10 rows for 16 dimensions: reduce to 5 dimensions or fewer by PCA"):
         GaussianMixture(10, covariance_type="full").fit(whole(torch.randn(100, 16)))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from clouds import cloud, whole
 from ranks import run_on
+from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.linalg import ArpackNoConvergence
 from sklearn.cluster import SpectralClustering
@@ -124,6 +125,17 @@ def test_eigenvectors_of_a_graph_in_many_parts():
         np.testing.assert_allclose(values, dense[:k], atol=1e-6)
         np.testing.assert_allclose(affinity @ vectors, vectors * values, atol=1e-5)
         np.testing.assert_allclose(vectors.T @ vectors, np.eye(k), atol=1e-6)
+
+
+def test_of_more_parts_than_clusters_the_largest_have_the_eigenvectors():
+    sizes, root = (2, 5, 3, 4), np.sqrt(np.random.default_rng(0).uniform(1, 2, 14))
+    part = np.repeat(np.arange(4), sizes)
+    affinity = sparse.csr_array((part[:, None] == part) * np.outer(root, root) / (np.bincount(part, root**2)[part]))
+    for k, kept in ((2, (1, 3)), (3, (1, 3, 2)), (4, (1, 3, 2, 0))):
+        values, vectors = leading(affinity, root, k, 0)
+        np.testing.assert_allclose(values, 1)
+        wanted = np.stack([np.where(part == one, root, 0) for one in kept], 1)
+        np.testing.assert_allclose(vectors, wanted / np.linalg.norm(wanted, axis=0), atol=1e-9)
 
 
 def test_nystroem_labels_the_rows_beyond_the_landmarks():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from distrec.data import store
+from distrec.runtime import Ranks
 
 
 def fill(folder):
@@ -104,6 +105,7 @@ def test_two_writers_of_the_same_artefact_agree(tmp_path):
 WRITER = """
 import sys, pathlib
 from distrec.data import store
+from distrec.runtime import Ranks
 def fill(folder):
     for i in range(40): (folder / f"{i}.bin").write_bytes(b"z" * 200_000)
 n = 0
@@ -203,3 +205,13 @@ def test_of_a_folder_that_also_holds_others_the_stamped_files_alone_are_checked(
     (tmp_path / "a.bin").unlink()
     with pytest.raises(ValueError, match=r"a\.bin is not what was written"):
         store.verify_stamped(tmp_path)
+
+
+def test_the_lock_of_a_launch_is_its_main_process_s(tmp_path):
+    class Second(Ranks):
+        def main_first(self, build):
+            return build()
+
+    place, busy = tmp_path / "thing", pytest.raises(ValueError, match="another process is making thing")
+    with store.alone(place, Ranks()), store.alone(place, Second(rank=1, size=2)), busy, store.alone(place, Ranks()):
+        pass
