@@ -68,9 +68,18 @@ def is_text(hint: Hint) -> bool:
 
 
 def takes_text(hint: Hint) -> bool:
-    """Whether a value that is no list is a text or a path; where only lists are taken, a lone text stands for a list of one."""
-    single = [kind for kind in _something(hint) if get_origin(kind) not in (tuple, list)]
+    """Whether a value that is no list and no mapping is a text or a path.
+
+    Where only lists are taken, a lone text stands for a list of one.
+    """
+    single = [kind for kind in _something(hint) if get_origin(kind) not in (tuple, list, dict)]
     return all(map(_is_text, single)) if single else element(hint) is not None and takes_text(element(hint))
+
+
+def opens(hint: Hint) -> tuple[str, ...]:
+    """The signs with which a list or a mapping begins, of those that a value may be."""
+    origins = {get_origin(kind) for kind in _kinds(hint)}
+    return tuple(sign for sign, kinds in (("[", {tuple, list}), ("{", {dict})) if kinds & origins)
 
 
 def settled(value: Any, hint: Hint, key: str = "") -> Any:

@@ -71,7 +71,9 @@ class Data:
     where: str | dict[str, Any] | None = None
     synthetic: Synthetic = field(default_factory=Synthetic)
     duplicates: Literal["keep", "same_time", "first"] | None = None  # None: what suits the source
-    bad_times: Literal["refuse", "drop"] = "refuse"  # missing, negative or future timestamps
+    bad_times: Literal["refuse", "drop"] = (
+        "refuse"  # missing, negative or future ones, and 1970 in a log of later years
+    )
     missing_ids: Literal["refuse", "drop"] = "refuse"  # rows without user or item; "drop" counts them
     null_words: bool = False  # nan, None, NULL and the like are ids like others, and not missing ones
     min_joined: Share = 0.1  # the share of the log's items that must be in the item table; 0 asks for none
@@ -103,7 +105,7 @@ class Embed:
     normalize: bool = True  # to unit length
     dtype: Literal["float32", "float16"] = "float32"  # on disk
     dimensions: AtLeastOne = 256  # of `builtin`
-    vocabulary: Annotated[int, Field(ge=300)] = 8192  # of `builtin`
+    vocabulary: Annotated[int, Field(ge=300)] = 16_384  # groups of letters that `builtin` knows, the most frequent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,11 +114,16 @@ class _Levels:
 
     levels: Annotated[int, Field(ge=1, le=16)] = 3
     size: Annotated[int, Field(ge=2, le=65_536)] | None = None  # codes a level; None: from the number of items
-    vectors: Path | None = None  # a folder of distrec embed, .npy or .safetensors; None: embed the items' texts
+    vectors: Path | None = None  # a folder of distrec embed, or vectors with their ids; None: embed the items' texts
+    vectors_order: Literal["prepared"] | None = None  # of the rows of a file without ids; None refuses such a file
+    vectors_missing: Literal["refuse", "zero"] = "refuse"  # what an item without a vector in the file gets
     category: str | None = None  # column of the items for the category figures; None: `category` if there is one
     gate: bool = True  # a collapsed codebook stops the pipeline
     min_used: Share = 0.5  # of a level's codes; below it the codebook counts as collapsed
     max_collisions: Share = 0.5  # items that share all their codes with another; above it, the same
+    max_uninformative: Share = (
+        0.2  # share of items that have a zero vector: nothing is known of them; above it, the same
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -396,7 +403,10 @@ class Score:
     """How a split is ranked."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    mask_history: bool | None = None  # never the target itself; None: masked, but kept in what a model generates
+    mask_history: bool | None = None
+    # In figures the history is no candidate where the target is new to the user, and stays one where the user has had the
+    # target before (which then stands among all items), whatever the model; false: it always stays.  In the lists of
+    # `recommend` true drops what a user has, false keeps it; None drops it, but keeps it in what a model generates.
     batch_users: AtLeastOne = 1024  # users ranked at once on a process: memory only, never the ranks
     bootstrap: Count = 1000  # resamples of the 95 % intervals; 0: none
     shard_items: bool = False  # each process holds a share of the item table: memory and speed only, never the ranks

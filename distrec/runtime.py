@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import select
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 DONE, FAILED, REFUSED, REQUEUE = 0, 1, 2, 75  # exit codes; 75: stopped by a signal after saving
+_UNREAD = 128 + signal.SIGPIPE  # whoever read what this process prints has left before it was done
 _DEATH = 1  # PR_SET_PDEATHSIG
 _PATIENCE = 5.0  # seconds that a process leaves the main one to say what is wrong
 
@@ -192,6 +194,10 @@ def run(main: Callable[[Sequence[str]], int | None], help_text: str | None = Non
     except KeyboardInterrupt:
         log("interrupted; nothing was saved since the last checkpoint")
         code = FAILED
+    except BrokenPipeError:
+        code = FAILED if all(map(_is_read, (1, 2))) else _UNREAD
+        if code == FAILED:  # some other pipe
+            traceback.print_exc()
     except (ValueError, OSError) as error:
         if os.environ.get("DISTREC_TRACEBACK"):
             traceback.print_exc()
@@ -214,10 +220,23 @@ def _tell(error: str, is_told: bool) -> None:
     log(f"error: {error}")
 
 
+def _is_read(number: int) -> bool:
+    """Whether what is written to this file descriptor can reach anybody."""
+    poll = select.poll()
+    poll.register(number, 0)
+    return not any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
+
+
 def _leave(code: int) -> None:
     """End now.  Ranks skip interpreter teardown, where gloo's threads abort about one run in ten."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            _ = stream and stream.flush()  # none where it was closed before
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # else the interpreter would try again, and complain
+            if not isinstance(error, BrokenPipeError):  # `| head` has seen enough
+                log(f"error: what was printed is lost: {error.strerror}")
+                code = code or FAILED
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(code)
     sys.exit(code)

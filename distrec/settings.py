@@ -82,7 +82,7 @@ class Schema(Generic[T]):
             raise ValueError(f"{key}= has no value" + f"; {key}=null is none" * may_be_none)
         if may_be_none and text.lower() in _NONE:
             return None
-        if hints.takes_text(hint) and not (text.startswith("[") and hints.element(hint) is not None):
+        if hints.takes_text(hint) and not text.startswith(hints.opens(hint)):
             return text
         return _parse(text, f"the value of {key}", hint, is_word=True)
 

@@ -9,7 +9,10 @@ set -euo pipefail
 
 bin=${DISTREC_BIN:-.venv/bin}
 model=$("$bin/distrec" config "$@" | sed -n '/^model:/,/^[a-z]*:$/s/^  name: //p' | head -n 1)
-words=$(printf ' %q' "$@")
+quoted() { # for sbatch --wrap, whose shell knows no $'…'
+    local quote="'\\''" word
+    for word in "$@"; do printf "'%s' " "${word//"'"/$quote}"; done
+}
 run=
 for word in "$@"; do case $word in out=*) run=$word ;; esac; done
 [ -n "$run" ] || { echo "error: give out=DIR" >&2; exit 2; }
@@ -24,7 +27,7 @@ queue() { # NAME OPTIONS_AND_SCRIPT…: after the job before
     echo "$name $last"
 }
 
-queue prepare "${cpu[@]}" --wrap "$bin/distrec prepare$words"
+queue prepare "${cpu[@]}" --wrap "$(quoted "$bin/distrec" prepare "$@")"
 device=("${gpu[@]}")
 case $model in
     tiger | tone)

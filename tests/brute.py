@@ -1,4 +1,4 @@
-"""Ranks by plain sorting, item by item."""
+"""How many items are better than each target, and how many tie with it, item by item."""
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ def brute(scores, data, split, mask=True):
         target = int(data.item[place])
         score = float(own[target])
         if mask:
-            history = [i for i in data.item[data.start[u] : place] if i != target]
-            own[history] = -torch.inf
+            history = data.item[data.start[u] : place].tolist()
+            own[history if target not in history else []] = -torch.inf
         others = np.delete(own.numpy(), target)
-        found.append(1 + (others > score).sum() + (others == score).sum() / 2)
-    return np.array(found)
+        found.append(((others > score).sum(), (others == score).sum()))
+    return np.array(found, float).T

@@ -31,5 +31,10 @@ def run(root, data, *args, ranks=None, make=quantize, stop=never):
     return make(Work(config, data, ranks or Ranks.here(), stop, torch.device("cpu")))
 
 
+def prepared_order(place):
+    """Words that give a file of vectors without ids."""
+    return f"codes.vectors={place}", "codes.vectors_order=prepared"
+
+
 def health_of(folder):
     return json.loads((folder / "health.json").read_text())

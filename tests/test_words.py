@@ -285,6 +285,18 @@ def test_lists_of_paths_are_lists_of_paths(tmp_path, monkeypatch):
     assert hints._kinds(Union[Annotated[str, Path], types.NoneType]) == (Path, types.NoneType)  # noqa: UP007
 
 
+def test_a_text_or_a_mapping_is_a_text_unless_it_is_a_mapping(tmp_path):
+    for text in ("a >= 4 and b in x: y, #2", '"a b" >= 4', "2024", "2024-05-01", "[a"):
+        assert loaded(f"data.where={text}").data.where == text
+    assert loaded("data.where={a: '>= 4', b: [x, 007]}").data.where == {"a": ">= 4", "b": ["x", "007"]}
+    (tmp_path / "a.yaml").write_text("data: {where: 2024}\n")
+    assert loaded(str(tmp_path / "a.yaml")).data.where == "2024"
+    with pytest.raises(ValueError, match="not YAML"):
+        loaded("data.where={a: '>= 4'")
+    assert hints.opens(str | None) == ()
+    assert hints.opens(tuple[str, ...] | dict[str, int] | None) == ("[", "{")
+
+
 def test_the_values_of_a_space_are_those_of_its_keys(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/h")
     (tmp_path / "s.yaml").write_text(

@@ -69,7 +69,7 @@ def by_point(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         values = [value for value in group["values"] if value is not None]
         group["mean"] = float(np.mean(values)) if len(values) == len(group["values"]) else None
         group["std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return sorted(groups.values(), key=lambda group: -1.0 if group["mean"] is None else -group["mean"] - 1)
+    return sorted(groups.values(), key=lambda group: 0.0 if group["mean"] is None else -group["mean"] - 1)
 
 
 def markdown(points: Sequence[Mapping[str, Any]], keys: Sequence[str], sweep: Sweep) -> str:

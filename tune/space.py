@@ -20,12 +20,11 @@ from pydantic import ConfigDict, Field
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import store
-from distrec.engine.evaluation.metrics import per_user
+from distrec.engine.evaluation.metrics import NAMES
 from distrec.hints import Like
 from distrec.settings import Schema
 
 Point = dict[str, Any]
-NAMES = tuple(per_user(np.ones(1)))
 _MOST = 10_000  # points of a grid
 
 

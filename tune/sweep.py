@@ -131,7 +131,7 @@ def prepare(job: Job, space: Iterable[str], root: Path) -> None:
 
 def prune(root: Path, keep: int) -> None:
     """Leave checkpoints to the best trials alone; figures and logs of all stay."""
-    ranked = sorted(report.ended(root), key=lambda trial: -1.0 if trial["value"] is None else -trial["value"] - 1)
+    ranked = sorted(report.ended(root), key=lambda trial: 0.0 if trial["value"] is None else -trial["value"] - 1)
     for trial in ranked[keep:]:
         shutil.rmtree(root / "trials" / trial["folder"] / "checkpoints", ignore_errors=True)
 

@@ -120,7 +120,7 @@ def _open_log(path: Path, part: Part, config: knobs.Data) -> pl.DataFrame:
         columns = replace(columns, time=None)
         log(f"{path} has no column {config.columns.time!r}: its rows are taken to be in order")
     rows = sources.read(
-        replace(config, source="table", path=path, items=None, columns=columns, where=None)
+        replace(config, source="table", path=path, items=None, columns=columns, where=None, split="leave_one_out")
     ).interactions
     if "time" in rows.columns:
         rows = rows.with_row_index("row").sort("time", maintain_order=True)

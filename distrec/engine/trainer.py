@@ -282,7 +282,8 @@ class Trainer:
         leave = stop if stage(self.accelerator) < 3 else lambda: False
         device = self.accelerator.device
         ranking = scoring.rank_split(self.model, self.data, "valid", self.score, self.ranks, device, stop=leave)
-        return metrics.summarise(ranking.rank)
+        repeats = {"repeats": float(ranking.repeats.mean())} if ranking.repeats.any() else {}
+        return metrics.summarise(ranking.standing) | repeats
 
     def _evaluated(self, found: Mapping[str, Any]) -> None:
         """The checkpoint that follows is the best one if NDCG@10 rose."""

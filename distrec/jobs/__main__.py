@@ -16,7 +16,13 @@
   doctor     is this machine, or this launch, fit for a job?
   config     print every key with its value
 
-Exit codes: 0 done · 1 failed · 2 wrong usage or input · 75 stopped by a signal after saving (requeue me).
+Words: later ones win.  Where a key is a text or a path its value is taken to the last character (out='runs/try #2',
+data.text='{title}: {brand}', data.columns.user=1); ~ at the head of a path is the home folder, $NAME is left to your shell; null
+or none is no value, where there may be none.  Lists are [a, b]; one text may stand for a list of one; all else is YAML (1.2).  In
+files too an unquoted text is what stands there (out: 2024-05-01); what YAML would cut or take apart is refused with its line.
+
+Exit codes: 0 done · 1 failed · 2 wrong usage or input · 75 stopped by a signal after saving (requeue me)
+141 whoever read the output left before the job was done.
 """
 
 import ast
@@ -24,6 +30,9 @@ import difflib
 import importlib.util
 import runpy
 import sys
+from collections.abc import Sequence
+
+from distrec.runtime import run
 
 _JOBS = {
     "prepare": "distrec.jobs.prepare",
@@ -46,17 +55,17 @@ _JOBS = {
 
 def main() -> None:
     """Run a job as `python -m` would; nothing is imported before the job is known."""
-    job, *rest = sys.argv[1:] or ["--help"]
+    run(_start)
+
+
+def _start(argv: Sequence[str]) -> None:
+    job, *rest = argv or ["--help"]
     if job in ("-h", "--help"):
         print((__doc__ or "").strip())
         return
     if job not in _JOBS:
         near = difflib.get_close_matches(job, _JOBS, 1)
-        print(
-            f"error: no job {job!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_JOBS)}"),
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        raise ValueError(f"no job {job!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_JOBS)}"))
     module = _JOBS[job]
     sys.argv = [f"distrec {job}", *rest]
     if {"-h", "--help"} & set(rest):

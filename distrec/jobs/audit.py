@@ -1,9 +1,10 @@
 """distrec audit [FILE.yaml …] [section.key=value …]
 
 Reads prepared data, every artefact under data.root that was made from it, and those of the run folder
-out=DIR.  Names the rows of each leak and exits with 1; clean data gives exit 0.
+out=DIR.  Names the rows of each leak and exits with 1; clean data gives exit 0.  Targets that their user has had before are told, and are
+no leak.
 
-  a target inside its own input · a validation/test interaction inside a train-only artefact ·
+  a validation/test interaction inside a train-only artefact ·
   ids ordered by test order · negatives that contain positives · item text that holds another split
 
 Example:  distrec audit configs/data/beauty.yaml out=runs/beauty
@@ -22,6 +23,8 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"out={config.out}: no such folder; there is nothing to audit")
     data = prepared.load(prepared.prepare(config.data))
     folders, others = audit.artefacts_of(data, config.data.root, *([config.out] if config.out else []))
+    for told in audit.repeated_targets(data):
+        print(told)
     findings = audit.audit(data, folders)
     for finding in findings:
         print(finding)

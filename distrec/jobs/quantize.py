@@ -9,7 +9,11 @@ processes is part of its artefact): accelerate launch -m distrec.jobs.quantize â
 
   codes.name=gmm|kmeans|balanced|spectral|rqvae      codes.levels=3     codes.size=256 (default: from the catalogue)
   codes.assignment=cosine|posterior|euclid|fitted    codes.pca=64       codes.covariance=diag|spherical|tied|full
-  codes.vectors=FOLDER_OR_FILE   vectors made elsewhere; without it the items' texts are embedded (distrec embed)
+  codes.vectors=FOLDER_OR_FILE   vectors made elsewhere; without it the items' texts are embedded (distrec embed).
+                                 .parquet with a column of item ids and one of lists, .npz with ids and vectors, or
+                                 x.npy, x.safetensors with x.ids.txt (one id a line) or x.ids.npy: joined by id
+  codes.vectors_missing=zero     an item without a vector gets the zero vector (default: refuse)
+  codes.vectors_order=prepared   the rows of a file without ids follow distrec prepare ids=FILE
   codes.category=COLUMN          item column for the category figures
 
 --assign-only gives codes to the items of a grown catalogue by a finished artefact: known items keep theirs, nothing

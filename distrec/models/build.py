@@ -25,7 +25,8 @@ class Recommender(Protocol):
 
     `max_len`: the longest history it reads; `samples`: what it is trained on.  A model that scores every item also
     has `scorer(batch) -> Scorer` (a TableModel by its states and vectors); one that generates has `beams`, the most that it lists, and
-    `listings(batch)`: its lists by each way of decoding, its own way first, -1 where no item came out, and
+    `listings(batch, every)`: its lists and their scores, by its own way of decoding and, if asked for, the others after it,
+    -1 where no item came out, and
     `likelihood(batch, items)`: its scores of given items.  `facts()`, where there is one, tells what its parts learnt.
     """
 

@@ -108,10 +108,11 @@ class Tone(nn.Module):
         """The items of the best beams; -1 where free decoding ended in codes that no item has."""
         return self.search(batch, k, self.config.decoding)[0]
 
-    def listings(self, batch: Batch) -> dict[str, Int[Tensor, "B K"]]:
-        """The items of all beams by each way of decoding, the config's first."""
+    def listings(self, batch: Batch, every: bool) -> dict[str, tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]]:
+        """(items, log-probabilities) of all beams by the config's way of decoding, and then, if asked for, the others; item -1
+        where free decoding ended in codes that no item has."""
         ways = sorted(("constrained", "free"), key=lambda way: way != self.config.decoding)
-        return {way: self.search(batch, self.beams, way)[0] for way in ways}
+        return {way: self.search(batch, self.beams, way) for way in (ways if every else ways[:1])}
 
     def search(
         self, batch: Batch, k: int, decoding: str, index: PrefixIndex | None = None

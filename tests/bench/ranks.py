@@ -21,7 +21,7 @@ import torch
 from beam import name_of, settle
 
 from distrec.engine.evaluation import scoring
-from distrec.engine.evaluation.exact import CHUNK, exact_ranks
+from distrec.engine.evaluation.exact import CHUNK, exact_standing
 from distrec.models.ranking import by_table
 from distrec.runtime import Ranks
 
@@ -77,8 +77,8 @@ def main(argv: list[str]) -> None:
     ranks: list[torch.Tensor] = []
 
     def ours() -> None:
-        found = exact_ranks(scorers, wanted, [None] * len(blocks), n_items, slice(0, n_items), Ranks(), device)
-        ranks[:] = [rank for rank, _ in found]
+        found = exact_standing(scorers, wanted, [None] * len(blocks), n_items, slice(0, n_items), Ranks(), device)
+        ranks[:] = [1 + better + ties / 2 for (better, ties), _ in found]
 
     for width in buffers:
         bare(width)  # the first time of a shape is another

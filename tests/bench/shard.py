@@ -61,7 +61,7 @@ def share(is_shared: bool) -> None:
     scorers = shelf.scorers(mine, len(counted))
     wanted = [targets[n].numpy() for n in counted]
     cpu = torch.device("cpu")
-    found = exact.exact_ranks(scorers, wanted, [None] * len(counted), ITEMS, shelf.items, shelf.ranks, cpu)
+    found = exact.exact_standing(scorers, wanted, [None] * len(counted), ITEMS, shelf.items, shelf.ranks, cpu)
     seconds = time.perf_counter() - made, made - started
     gib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
     own = {n: rank.numpy() for n, (rank, _) in zip(counted, found, strict=True)}

@@ -148,6 +148,17 @@ def test_components_float32_cannot_hold_are_worked_out_in_float64():
     assert float(single.covariances_.min()) < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["diag", "spherical"])
+def test_rows_far_from_the_origin_are_as_likely_in_float32_as_in_float64(kind):
+    """It is where the rows lie, not how far they spread, that makes the terms of a log-density cancel."""
+    x = 0.1 * cloud(n=300, d=20, dtype=torch.float32) + 100
+    start = start_of(x, 4, kind, 1)
+    settings = {"tol": 0, "max_iter": 2, "covariance_type": kind}
+    single = GaussianMixture(4, **settings).fit(whole(x), start)
+    double = GaussianMixture(4, **settings).fit(Rows.whole(x, dtype=torch.float64), start)
+    assert single.lower_bound_ == pytest.approx(double.lower_bound_, abs=1e-3)
+
+
 def test_full_covariances_of_too_few_rows_are_refused_with_a_remedy():
     with pytest.raises(ValueError, match="10 rows for 16 dimensions: reduce to 5 dimensions or fewer by PCA"):
         GaussianMixture(10, covariance_type="full").fit(whole(torch.randn(100, 16)))
@@ -207,6 +218,20 @@ def test_revival_takes_only_what_raises_the_likelihood():
     fit = _Fit(model, whole(x))
     moved = fit._revive(parameters, dead)
     assert int((moved.means[2:] == 40).all(1).sum()) == 1
+
+
+def test_the_likeliest_of_the_starts_is_kept_and_not_the_last():
+    """The first n starts are the same for every n_init: the best of them can only rise."""
+    x = cloud(n=300, k=12, d=2, seed=5)
+    fits = [GaussianMixture(6, n_init=n, max_iter=30, seed=1).fit(whole(x)) for n in range(1, 7)]
+    bounds = np.array([fit.lower_bound_ for fit in fits])
+    assert (np.diff(bounds) >= 0).all()
+    assert (np.diff(bounds) == 0).any(), "a later start was worse"
+    assert (np.diff(bounds) > 0).any(), "a later start was better"
+    for fit in fits:  # the parameters are those of the best start, too
+        means = torch.cat([piece for _, piece in fit.log_joint(whole(x))]).logsumexp(1).mean()
+        assert float(means) >= fit.lower_bound_ - 1e-9
+        assert float(means) - fit.lower_bound_ < 0.01
 
 
 def test_starts_differ_from_one_another_and_the_floor_is_kept():

@@ -7,7 +7,18 @@ from clouds import cloud, whole
 from ranks import run_on
 from sklearn.cluster import KMeans as Reference
 
-from distrec.codes.kmeans import KMeans, _draw, lloyd, nearest, random_rows, seeds
+from distrec.codes.kmeans import (
+    KMeans,
+    Labelled,
+    Means,
+    _draw,
+    _prune,
+    cluster_means,
+    lloyd,
+    nearest,
+    random_rows,
+    seeds,
+)
 from distrec.codes.rows import ExactSum, Rows, largest, share
 from distrec.runtime import Ranks
 
@@ -145,6 +156,85 @@ def test_seeds_are_drawn_towards_what_is_far():
     for seed in range(5):
         means = _draw(whole(x), 4, seed)
         assert bool((means.mean(1) > 100).any())
+
+
+def test_a_fit_stops_at_the_first_fall_below_its_tolerance_or_at_its_last_iteration():
+    x = cloud(n=800, d=6, k=20)
+    for tol in (0.0, 1e-3, 0.05):
+        values = [float(state["inertia"]) for state in KMeans(15, init="random", tol=tol).run(whole(x))]
+        falls = [after < before * (1 - tol) for before, after in zip([float("inf"), *values], values, strict=False)]
+        assert falls == [True] * (len(values) - 1) + [False]
+    states = list(KMeans(15, init="random", tol=0, max_iter=3).run(whole(x)))
+    assert [(int(state["n_iter"]), bool(state["done"])) for state in states] == [(1, False), (2, False), (3, True)]
+    assert not list(KMeans(15, max_iter=0).run(whole(x)))
+
+
+def test_random_rows_are_those_of_the_seed_and_no_row_twice():
+    x = torch.arange(50.0)[:, None]
+    one, same, other = (random_rows(whole(x), 20, seed)[:, 0].tolist() for seed in (1, 1, 2))
+    assert one == same != other
+    assert len(set(one)) == 20
+
+
+def test_the_seeds_that_stay_are_those_whose_loss_would_cost_most():
+    """One of four candidates stands beside another: one of these two goes, and means are those of their rows."""
+    groups = torch.tensor([[0.0, 0.0], [40.0, 0.0], [0.0, 40.0]])
+    x = (groups[:, None] + 0.01 * torch.randn(3, 30, 2, generator=torch.Generator().manual_seed(0))).reshape(-1, 2)
+    for twin in groups:
+        found = _prune(whole(x), torch.cat([groups, twin[None] + 0.001]), 1, largest(whole(x)))
+        assert len(found) == 3
+        assert float(torch.cdist(found.float(), groups).amin(0).max()) < 1
+
+
+def test_two_rounds_of_a_draw_do_not_race_with_the_same_numbers():
+    """A row that lost by its number in one round has another in the next: drawn rows are not the same few for all."""
+    x = torch.eye(200)
+    rounds = []
+    real = Rows.random
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rows, "random", lambda self, place, *seed: (rounds.append(seed), real(self, place, *seed))[1])
+        _draw(whole(x), 41, 7)
+    assert rounds == [(7, r) for r in range(5)]
+
+
+def test_means_of_clusters_are_over_the_rows_of_their_labels_and_labels_are_the_table_s():
+    x, labels = cloud(n=100, d=3), torch.randint(4, (100,), generator=torch.Generator().manual_seed(0))
+    labels[labels == 2] = 1  # nobody's
+    wanted = torch.stack([x[labels == k].mean(0) if k != 2 else torch.zeros(3).double() for k in range(4)])
+    rows = whole(x, block=32)
+    torch.testing.assert_close(cluster_means(rows, labels, 4, largest(rows)), wanted)
+    part = Rows(source=x[64:], total=100, first=64, block=32, dtype=x.dtype)
+    own = torch.stack([x[64:][labels[64:] == k].mean(0) if k != 2 else torch.zeros(3).double() for k in range(4)])
+    torch.testing.assert_close(cluster_means(part, labels, 4, largest(rows)), own)
+    fitted = Labelled()
+    fitted.labels_, fitted.cluster_centers_ = labels, wanted
+    assert torch.equal(fitted.codes(part), labels[64:])
+    assert torch.equal(fitted.codes(whole(x[:9])), nearest(whole(x[:9]), wanted))
+
+
+def test_a_row_that_is_a_mean_has_no_distance_to_it_and_others_have_their_own():
+    x = cloud(n=200, d=6, dtype=torch.float32) + 3
+    near = Means(x[:40].double(), whole(x))
+    found = near.distance(x)
+    assert found[:40].tolist() == [0] * 40  # where rounding alone would leave some
+    exact = torch.cdist(x.double(), x[:40].double()).amin(1).square()
+    torch.testing.assert_close(found[40:].double(), exact[40:], atol=1e-3, rtol=1e-3)
+
+
+def test_an_empty_cluster_stays_where_it_was_when_every_row_is_served():
+    x = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    start = torch.tensor([[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]])
+    means, inertia = lloyd(whole(x), start, 2.0, float(x.square().sum()))
+    assert means.tolist() == start.tolist()
+    assert inertia == pytest.approx(0, abs=1e-9)
+
+
+def test_the_inertia_of_means_far_from_the_origin_is_exact_too():
+    x = cloud(n=300, d=4, dtype=torch.float32) + 1e4
+    start = x[:8].clone()
+    energy = float(x.double().square().sum())
+    _, found = lloyd(whole(x), start, largest(whole(x)), energy)
+    assert found == pytest.approx(inertia(x, start), rel=1e-3)
 
 
 def test_more_clusters_than_rows_are_refused():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from clouds import cloud, whole
 from ranks import run_on
+from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.linalg import ArpackNoConvergence
 from sklearn.cluster import SpectralClustering
@@ -94,6 +95,27 @@ def test_eigenvectors_are_those_of_the_dense_affinity():
     np.testing.assert_allclose(affinity @ root, root, atol=1e-12)
 
 
+def test_affinities_and_what_lies_beyond_the_landmarks_are_those_of_the_formulas():
+    x, beyond = cloud(n=60, d=3, k=1), cloud(n=5, d=3, k=1, seed=1)
+    marks, k = Neighbours(x, 5), 5
+    distance = torch.cdist(x, x).fill_diagonal_(torch.inf)
+    order = distance.argsort(1)[:, :k]
+    scale = distance.gather(1, order)[:, -1]
+    torch.testing.assert_close(marks.scale, scale)
+    affinity = torch.exp(-distance.square() / (scale[:, None] * scale))
+    is_near = torch.zeros(60, 60, dtype=torch.bool).scatter_(1, order, True)
+    affinity = torch.where(is_near | is_near.T, affinity, 0)
+    root = affinity.sum(1).sqrt()
+    found, found_root = marks.normalised_affinity()
+    np.testing.assert_allclose(found.toarray(), affinity / (root[:, None] * root), atol=1e-9)
+    np.testing.assert_allclose(found_root, root, atol=1e-9)
+    embedding = torch.nn.functional.normalize(torch.randn(60, 4, dtype=torch.float64), dim=1)
+    near = torch.cdist(beyond, x).topk(k, dim=1, largest=False)
+    weight = torch.exp(-near.values.square() / (near.values[:, -1:] * scale[near.indices]))
+    wanted = (weight[:, :, None] * embedding[near.indices]).sum(1)
+    torch.testing.assert_close(marks.extend(beyond, embedding), wanted / wanted.norm(dim=1, keepdim=True))
+
+
 def test_eigenvectors_of_a_graph_in_many_parts():
     x = torch.cat([cloud(n=30, d=3, k=1, seed=i) + 1000 * i for i in range(12)])
     affinity, root = Neighbours(x, 5).normalised_affinity()
@@ -103,6 +125,17 @@ def test_eigenvectors_of_a_graph_in_many_parts():
         np.testing.assert_allclose(values, dense[:k], atol=1e-6)
         np.testing.assert_allclose(affinity @ vectors, vectors * values, atol=1e-5)
         np.testing.assert_allclose(vectors.T @ vectors, np.eye(k), atol=1e-6)
+
+
+def test_of_more_parts_than_clusters_the_largest_have_the_eigenvectors():
+    sizes, root = (2, 5, 3, 4), np.sqrt(np.random.default_rng(0).uniform(1, 2, 14))
+    part = np.repeat(np.arange(4), sizes)
+    affinity = sparse.csr_array((part[:, None] == part) * np.outer(root, root) / (np.bincount(part, root**2)[part]))
+    for k, kept in ((2, (1, 3)), (3, (1, 3, 2)), (4, (1, 3, 2, 0))):
+        values, vectors = leading(affinity, root, k, 0)
+        np.testing.assert_allclose(values, 1)
+        wanted = np.stack([np.where(part == one, root, 0) for one in kept], 1)
+        np.testing.assert_allclose(vectors, wanted / np.linalg.norm(wanted, axis=0), atol=1e-9)
 
 
 def test_nystroem_labels_the_rows_beyond_the_landmarks():
@@ -142,6 +175,83 @@ def test_the_rqvae_learns_to_reconstruct_and_uses_its_codes():
         code = torch.cdist(left, level.codebook.float()).argmin(1)
         assert (code == model.codes_[:, number]).double().mean() > 0.999
         left = left - level.codebook.float()[code]
+
+
+def test_the_commitment_pulls_the_encoder_alone_and_the_codebook_goes_to_its_rows():
+    x = cloud(n=40, d=6, dtype=torch.float32)
+    model = RqVae(1, 4, hidden=(), latent=3)._start(whole(x))
+    with torch.no_grad():
+        model.codebooks += 0.1 * torch.randn(model.codebooks.shape)
+
+    def gradients(commitment):
+        loss, codes = model(x, commitment, 0.0)
+        found = torch.autograd.grad(loss, [model.codebooks, *model.encoder.parameters(), *model.decoder.parameters()])
+        return float(loss.detach()), codes, found
+
+    latent, book = model.encode(x), model.codebooks[0]
+    plain, codes, without = gradients(0.0)
+    assert torch.equal(codes[:, 0], torch.cdist(latent, book).argmin(1))
+    word = book[codes[:, 0]]
+    own = torch.zeros_like(book).index_add_(0, codes[:, 0], 2 * (word - latent).detach())
+    torch.testing.assert_close(without[0][0], own)
+    lost = ((x - model.centre) * model.scale - model.decoder(word)).square().sum()
+    assert plain == pytest.approx(float((lost + (latent - word).square().sum()).detach()), rel=1e-5)
+    more, _, with_it = gradients(0.5)
+    assert more - plain == pytest.approx(0.5 * float((latent - word).detach().square().sum()), rel=1e-4)
+    pull = torch.autograd.grad(
+        0.5 * (latent - word.detach()).square().sum(), list(model.encoder.parameters()), retain_graph=True
+    )
+    for one, two, wanted in zip(with_it[1:], without[1:], (*pull, 0, 0), strict=True):
+        torch.testing.assert_close(one - two, wanted + torch.zeros_like(one), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(with_it[0], without[0])
+    straight = torch.autograd.grad(((x - model.centre) * model.scale - model.decoder(latent + (word - latent).detach())).square().sum(), list(model.encoder.parameters()))  # fmt: skip
+    for one, wanted in zip(without[1:], straight, strict=False):
+        torch.testing.assert_close(one, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_rows_reach_the_encoder_centred_with_unit_mean_energy_and_reports_are_shares_of_it():
+    x = 7 * cloud(n=300, d=6, dtype=torch.float32) + 20
+    model = small_rqvae(epochs=2)
+    drained(model, whole(x))
+    own = model.model_
+    scaled = (x - own.centre) * own.scale
+    assert float(scaled.square().sum(1).mean()) == pytest.approx(1, rel=1e-4)
+    torch.testing.assert_close(own.centre, x.mean(0))
+    first, second = model.reports_
+    assert second["residual_before"] == first["residual"]
+    assert second["residual_share"] == pytest.approx(second["residual"] / first["residual_before"])
+    words = sum(own.codebooks[i][model.codes_[:, i].long()] for i in range(2))
+    lost = float((scaled - own.decoder(words)).square().sum(1).mean().detach())
+    assert first["reconstruction"] == pytest.approx(lost, rel=1e-4)
+
+
+def test_both_halves_are_linear_maps_with_a_relu_between_them_and_none_at_the_end():
+    model, x = RqVae(1, 4, hidden=(5, 3), latent=2).build(6), torch.randn(7, 6)
+    for half, values, widths in ((model.encoder, x, (5, 3, 2)), (model.decoder, x[:, :2], (3, 5, 6))):
+        wanted = values
+        for i, width in enumerate(widths):
+            weight, bias = half[2 * i].weight, half[2 * i].bias
+            wanted = wanted.clamp(min=0) @ weight.T + bias if i else wanted @ weight.T + bias
+            assert wanted.shape[1] == width
+        torch.testing.assert_close(half(values), wanted)
+
+
+def test_every_epoch_reads_every_row_once_in_an_order_of_its_own(monkeypatch):
+    x, read = cloud(n=50, d=4, dtype=torch.float32), []
+    real = Rows.read
+    monkeypatch.setattr(Rows, "read", lambda self, place: (isinstance(place, torch.Tensor) and read.append(place), real(self, place))[1])  # fmt: skip
+    model = small_rqvae(epochs=3, batch=16)
+    started = model._start(whole(x))
+    optimiser = torch.optim.Adam(started.parameters())
+    orders = []
+    for number in range(3):
+        read.clear()
+        monkeypatch.setattr(RqVae, "_revive", lambda *_: None)
+        model._epoch(whole(x), started, optimiser, number)
+        assert [len(batch) for batch in read] == [16, 16, 16, 2]
+        orders.append(torch.cat(read).tolist())
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
 
 
 def test_the_rqvae_goes_on_bit_for_bit():
@@ -216,6 +326,21 @@ def test_codes_that_no_row_took_are_revived():
     assert float(start.codebooks.detach().abs().max()) < 100
     spread_out = torch.cdist(start.codebooks[0, 3:9], latents(start, whole(x)).source).amin(1)
     torch.testing.assert_close(spread_out, torch.zeros(6), atol=1e-3, rtol=0)
+
+
+def test_a_code_of_a_later_level_is_revived_at_a_residual():
+    x = cloud(n=100, d=5, dtype=torch.float32)
+    model = small_rqvae()
+    start = model._start(whole(x))
+    used = torch.ones(2, 16, dtype=torch.int64)
+    used[1, 4] = 0
+    before = start.codebooks.detach().clone()
+    model._revive(whole(x), start, used, np.random.default_rng(0))
+    latent = latents(start, whole(x)).source
+    residual = latent - before[0][torch.cdist(latent, before[0]).argmin(1)]
+    assert float(torch.cdist(start.codebooks[1, 4:5], residual).amin()) < 1e-5
+    start.codebooks.data[1, 4] = before[1, 4]
+    assert torch.equal(start.codebooks, before)  # no other moved
 
 
 def test_dealing_equal_rows_takes_few_passes():

@@ -121,6 +121,16 @@ def test_an_index_takes_few_bytes_an_item(sizes):
     assert torch.equal(index.item.long(), torch.arange(len(codes)))  # unique codes come sorted
 
 
+@pytest.mark.parametrize("top", [254, 255, 256, 2**15 - 1, 2**15, 2**16])
+def test_the_largest_code_of_a_type_and_the_next_one_lead_to_their_items(top):
+    codes = torch.tensor([[top, 0], [0, 1], [top - 1, 0], [top, 1]])
+    index = PrefixIndex.of(codes, (top + 1, 2))
+    assert index.items(index.leaves(codes)).tolist() == [0, 1, 2, 3]
+    assert index.leaves(torch.tensor([[1, 0], [0, 0], [top - 1, 1]])).tolist() == [-1, -1, -1]
+    values = torch.tensor([0] * 63 + [top, top, 3 * top])
+    assert torch.equal(Ascending.of(values).at(torch.arange(66)), values)
+
+
 def test_packed_numbers_are_those_that_were_packed():
     steps = torch.randint(3000, (1000,), generator=torch.Generator().manual_seed(0))
     for scale in (1, 10, 3000):

@@ -50,6 +50,16 @@ def test_codes_are_those_of_brute_force(make, assignment):
         assert levels.reports_[number]["residual"] == pytest.approx(float(left.square().sum(1).mean()), rel=1e-9)
 
 
+def test_the_share_that_is_left_is_of_what_there_was_at_first():
+    x = cloud(n=600, d=6, k=20) + 3
+    levels, _ = fitted(kmeans, whole(x), "euclid")
+    whole_energy = float(x.square().sum(1).mean())
+    for report in levels.reports_:
+        assert report["residual_share"] == pytest.approx(report["residual"] / whole_energy, rel=1e-9)
+    assert levels.reports_[0]["residual_before"] == pytest.approx(whole_energy, rel=1e-9)
+    assert levels.reports_[2]["residual_before"] == levels.reports_[1]["residual"]
+
+
 def test_residual_energy_never_rises_with_euclid():
     x = cloud(n=800, d=10, k=30)
     levels, _ = fitted(gmm, whole(x), "euclid", n_levels=5)
@@ -133,6 +143,35 @@ def test_later_items_go_on_after_the_codes_that_are_taken():
     assert collisions.running_digit(new, (4, 4), 4, taken).tolist() == [1, 2, 0, 3]
     with pytest.raises(ValueError, match=r"bucket \(1, 2\) holds 4 items, its last code only 3"):
         collisions.running_digit(new, (4, 4), 3, taken)
+
+
+def test_known_items_of_other_buckets_move_no_last_code():
+    """Sorted, (2, 0) would stand where (3, 3) does, and (0, 0) before all; of (1, 1) the largest taken counts."""
+    taken = torch.tensor([[2, 0, 3], [0, 0, 2], [3, 9, 1], [1, 1, 0], [1, 1, 5]])
+    assert collisions.running_digit(torch.tensor([[1, 1], [3, 3], [1, 1]]), (10, 10), 8, taken).tolist() == [6, 0, 7]
+    with pytest.raises(ValueError, match="holds 8 items, its last code only 7"):
+        collisions.running_digit(torch.tensor([[1, 1], [1, 1]]), (10, 10), 7, taken)
+
+
+def test_a_full_bucket_and_a_full_space_are_just_in_bounds():
+    assert collisions.running_digit(torch.tensor([[1, 1]] * 3), (4, 4), 3).tolist() == [0, 1, 2]
+    collisions.check_space((2**31, 2**31))
+    with pytest.raises(ValueError, match="exceed 63 bits"):
+        collisions.check_space((2**31, 2**32))
+
+
+def test_what_even_codes_share_and_their_largest_bucket_are_what_draws_have():
+    draws = torch.randint(500, (200, 300), generator=torch.Generator().manual_seed(0))
+    counts = torch.stack([torch.bincount(draw, minlength=500) for draw in draws])
+    shared = ((counts > 1) * counts).sum(1).double().mean() / 300
+    assert collisions.expected_shared(300, 500) == pytest.approx(float(shared), abs=0.005)
+    assert collisions.expected_shared(2, 10) == pytest.approx(0.1)
+    assert (collisions.expected_shared(1, 10), collisions.expected_shared(1, 1), collisions.expected_shared(2, 1)) == (
+        0,
+        0,
+        1,
+    )
+    assert abs(collisions.expected_largest(300, 500) - float(counts.amax(1).double().mean())) < 1
 
 
 def test_a_bucket_beyond_the_code_space_is_named():

@@ -37,13 +37,17 @@ def test_clean_data_has_no_finding(clean, beauty):
     assert found(beauty) == []
 
 
-def test_a_target_inside_its_own_input(clean):
+def test_a_target_that_the_user_has_had_is_told_and_no_leak(clean):
+    assert audit.repeated_targets(clean) == []
     item = clean.item.copy()
-    item[clean.valid_end[7]] = item[clean.start[7]]
-    (finding,) = audit.audit(replace(clean, item=item), [])
-    assert finding.check.startswith("test target inside its own input")
-    assert finding.rows == 1
-    assert f"user {clean.users[7]['raw']} " in str(finding)
+    item[clean.valid_end[[7, 9]]] = item[clean.start[[7, 9]]]
+    repeated = replace(clean, item=item)
+    assert audit.audit(repeated, []) == []
+    (told,) = audit.repeated_targets(repeated)
+    assert told.startswith(f"2 of {len(clean.targets('test')[0])} test targets (")
+    assert f"user {clean.users[7]['raw']}, item {clean.items[int(item[clean.start[7]])]['raw']})" in told
+    item[clean.train_end[3]] = item[clean.start[3]]
+    assert audit.repeated_targets(replace(clean, item=item))[0].startswith("1 of ")
 
 
 @pytest.mark.parametrize("by", ["sequences", "test"])

@@ -58,6 +58,17 @@ def test_evaluation_reads_everything_before_the_target_and_nothing_after(small, 
         assert batch.targets[row, -1] == small.item[place]
 
 
+@pytest.mark.parametrize("max_len", [1, 2, 3])
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_evaluation_reads_the_latest_items_and_as_many_as_it_may(small, split, max_len):
+    samples = batches.evaluation(small, split, max_len)
+    batch = batches.collate(small, samples, np.arange(len(samples)))
+    assert batch.items.shape[1] == max_len
+    for row, u in enumerate(batch.user.tolist()):
+        place = (small.train_end if split == "valid" else small.valid_end)[u]
+        assert batch.items[row][batch.is_item[row]].tolist() == plain_sequence(small, u, place)[-max_len:]
+
+
 def test_no_sample_reads_a_held_out_interaction(small):
     for kind in ("sequences", "prefixes"):
         samples = batches.training(small, kind, 50)

@@ -64,6 +64,8 @@ def test_texts_stay_as_they_are_but_for_blanks_around_them(tmp_path, capsys):
     assert "column 'user' has blanks around 2 values (' u1' …)" in capsys.readouterr().err
     assert read(tmp_path, ["7.0", "8.0"]) == ["7", "8"]
     assert "7.0 is read as 7" in capsys.readouterr().err
+    assert read(tmp_path, ["7.0", "x", "7.5"]) == ["7.0", "x", "7.5"]  # versions, say
+    assert read(tmp_path, ["\ufeff9", "9\u200b"]) == ["9", "9"]
     assert read(tmp_path, [2**63, 5]) == [str(2**63), "5"]
     assert read(tmp_path, [2.0**53, -2.0]) == [str(2**53), "-2"]
 

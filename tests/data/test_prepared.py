@@ -278,10 +278,11 @@ def test_a_given_split_needs_a_table(tmp_path):
 def cold_table(tmp_path, *more):
     """Case 25 in small: 12 of 20 rows without an interaction, one row twice, one item outside the 2-core."""
     rows = [(f"u{u}", f"i{(u + k) % 8}", 100 * k) for u in range(8) for k in range(4)] + [("u0", "i19", 1)]
+    rows += [("all", f"i{k}", 100 * k) for k in range(8)]
     write_csv(tmp_path / "log.csv", "user,item,time", rows)
     items = [(f"i{i}", f"Thing {i}") for i in [*range(20), 3]]
     write_csv(tmp_path / "items.csv", "item,title", items)
-    return table(tmp_path, f"data.items={tmp_path}/items.csv", "data.k_core=2", "data.negatives=3", *more, name="log.csv")  # fmt: skip
+    return table(tmp_path, f"data.items={tmp_path}/items.csv", "data.missing_ids=drop", "data.k_core=2", "data.negatives=3", *more, name="log.csv")  # fmt: skip
 
 
 def test_case_25_item_rows_without_interactions_are_counted_or_kept(tmp_path):
@@ -295,7 +296,11 @@ def test_case_25_item_rows_without_interactions_are_counted_or_kept(tmp_path):
     assert sorted(keep.items["raw"]) == sorted(f"i{i}" for i in range(19))
     assert dict(zip(keep.items["raw"][:], keep.items["text"][:], strict=True))["i15"] == "Thing 15"
     assert sequences(keep) == sequences(drop)
-    raw = [np.array(data.items["raw"][:])[data.negatives] for data in (drop, keep)]
+    has = [data.negatives[:, 0] >= 0 for data in (drop, keep)]
+    assert [drop.users["raw"][int(u)] for u in np.flatnonzero(~has[0])] == ["all"]
+    assert (has[0] == has[1]).all()
+    assert (keep.negatives[~has[1]] == -1).all()
+    raw = [np.array(data.items["raw"][:])[data.negatives[has[0]]] for data in (drop, keep)]
     assert (raw[0] == raw[1]).all()  # negatives stay among the items with interactions
 
 
@@ -305,3 +310,4 @@ def test_ids_do_not_say_which_items_have_interactions(tmp_path):
     has = np.bincount(data.item, minlength=data.n_items) > 0
     assert np.flatnonzero(~has).min() < np.flatnonzero(has).max()
     assert (np.diff(has.astype(int)) != 0).sum() > 2
+    assert list(data.items["raw"]) != sorted(data.items["raw"])

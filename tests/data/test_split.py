@@ -102,6 +102,16 @@ def test_global_time_trains_on_the_past_alone(log):
             assert time[early].max() < time[late].min() or cuts[0] == cuts[-1]
 
 
+def test_what_happens_at_the_instant_of_a_cut_is_after_it():
+    """Cuts at 6 and at 7; interactions of exactly these times are the first of the later window."""
+    start, time = np.array([0, 10, 13]), np.r_[np.arange(10), 5, 7, 7]
+    train_end, valid_end = split.global_time(start, time, 0.2, 0.2)
+    cuts = np.quantile(time, [0.6, 0.8], method="lower")
+    assert cuts.tolist() == [6, 7]
+    assert train_end.tolist() == [6, 11]
+    assert valid_end.tolist() == [7, 11]
+
+
 @settings(max_examples=60, deadline=None)
 @given(LOG, st.integers(0, 2**31))
 def test_negatives_are_distinct_and_never_owned(log, seed):

@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from distrec.data import store
+from distrec.runtime import Ranks
 
 
 def fill(folder):
@@ -103,6 +105,7 @@ def test_two_writers_of_the_same_artefact_agree(tmp_path):
 WRITER = """
 import sys, pathlib
 from distrec.data import store
+from distrec.runtime import Ranks
 def fill(folder):
     for i in range(40): (folder / f"{i}.bin").write_bytes(b"z" * 200_000)
 n = 0
@@ -131,3 +134,84 @@ def test_all_files_of_an_artefact_can_be_read_by_whom_its_stamp_can(tmp_path):
         tmp_path / "a-1", {}, lambda folder: (folder / "x").write_text("1") and (folder / "x").chmod(0o600)
     )
     assert (target / "x").stat().st_mode == (target / store.STAMP).stat().st_mode
+
+
+def test_every_byte_is_on_disk_before_the_name_and_the_name_before_anybody_hears_of_it(tmp_path, monkeypatch):
+    happened = []
+    sync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (happened.append(Path(os.readlink(f"/proc/self/fd/{fd}"))), sync(fd)))
+    monkeypatch.setattr(Path, "rename", lambda self, to: (happened.append((self, to)), rename(self, to))[1])
+    target = store.write(tmp_path / "thing-1", {}, fill)
+    ((scratch, name),) = (event for event in happened if isinstance(event, tuple))
+    place = happened.index((scratch, name))
+    whole = {scratch, *(scratch / path.relative_to(target) for path in target.rglob("*"))}
+    assert name == target
+    assert set(happened[:place]) == whole
+    assert happened[place + 1 :] == [tmp_path]
+
+
+def test_of_two_writers_of_other_inputs_under_one_name_the_second_is_refused(tmp_path):
+    def slow(folder):
+        fill(folder)
+        store.write(tmp_path / "thing", {"k": 2}, fill)
+
+    with pytest.raises(ValueError, match="stale: made with k=2, now 1"):
+        store.write(tmp_path / "thing", {"k": 1}, slow)
+    assert store.verify(tmp_path / "thing")["made_by"] == {"k": 2}
+
+
+def test_a_sweep_leaves_a_living_writer_alone(tmp_path):
+    def sweeping(folder):
+        fill(folder)
+        store.sweep(tmp_path)
+
+    store.verify(store.write(tmp_path / "thing", {}, sweeping))
+
+
+def test_what_is_removed_is_never_half_there_under_its_name(artefact, monkeypatch):
+    monkeypatch.setattr(store.shutil, "rmtree", lambda path, **_: (Path(path) / "a.bin").unlink())  # killed within it
+    store.remove(artefact)
+    assert not artefact.exists()
+
+
+def test_inputs_name_their_folder_whatever_their_order_and_a_stage_has_its_own(tmp_path):
+    assert store.digest({"a": 1, "b": {"c": 2, "d": 3}}) == store.digest({"b": {"d": 3, "c": 2}, "a": 1})
+    names = [
+        store.folder(tmp_path, stage, {"k": k}).name.split("-")[1] for stage in ("codes", "tables") for k in (1, 2)
+    ]
+    assert len(set(names)) == 4
+    assert store.flat({"a": {"b": {"c": 1}, "d": 2}, "e": 3}) == {"a.b.c": 1, "a.d": 2, "e": 3}
+
+
+def test_nothing_may_lie_within_an_artefact_by_any_path_but_in_a_run_folder_it_may(artefact, tmp_path):
+    (tmp_path / "link").symlink_to(artefact / "below")
+    for inside in (artefact / "below" / "new", tmp_path / "link" / "new"):
+        with pytest.raises(ValueError, match="would lie in the artefact"):
+            store.check_apart(inside)
+    store.check_apart(artefact)
+    (artefact / "config.yaml").write_text("")
+    store.check_apart(artefact / "below" / "new")
+
+
+def test_of_a_folder_that_also_holds_others_the_stamped_files_alone_are_checked(tmp_path):
+    fill(tmp_path)
+    store.stamp_files(tmp_path, {"k": 1}, ["a.bin"])
+    (tmp_path / "below" / "b.json").write_text("changed")
+    store.verify_stamped(tmp_path)
+    whole = (tmp_path / "a.bin").read_bytes()
+    (tmp_path / "a.bin").write_bytes(whole[::-1])
+    with pytest.raises(ValueError, match=r"a\.bin is not what was written"):
+        store.verify_stamped(tmp_path)
+    (tmp_path / "a.bin").unlink()
+    with pytest.raises(ValueError, match=r"a\.bin is not what was written"):
+        store.verify_stamped(tmp_path)
+
+
+def test_the_lock_of_a_launch_is_its_main_process_s(tmp_path):
+    class Second(Ranks):
+        def main_first(self, build):
+            return build()
+
+    place, busy = tmp_path / "thing", pytest.raises(ValueError, match="another process is making thing")
+    with store.alone(place, Ranks()), store.alone(place, Second(rank=1, size=2)), busy, store.alone(place, Ranks()):
+        pass

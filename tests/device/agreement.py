@@ -58,7 +58,7 @@ def _gradients(one, two, batch):
 @section(45)
 def models():
     """Loss, gradients, states, ranks and beams: the device against the CPU."""
-    from distrec.engine.evaluation.exact import exact_ranks
+    from distrec.engine.evaluation.exact import exact_standing
     from distrec.models.ranking import TableModel
     from distrec.runtime import Ranks
 
@@ -86,7 +86,7 @@ def models():
                     found["states"] = apart(two.user_states(there), one.user_states(batch))
                     wanted = np.random.default_rng(0).integers(400, size=(48, 21))
                     ranks = [
-                        exact_ranks([m.scorer(b)], [wanted], [None], 400, slice(0, 400), Ranks(), b.items.device)
+                        exact_standing([m.scorer(b)], [wanted], [None], 400, slice(0, 400), Ranks(), b.items.device)
                         for m, b in ((one, batch), (two, there))
                     ]
                     ranks = [blocks[0][0].cpu() for blocks in ranks]

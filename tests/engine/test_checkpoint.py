@@ -158,6 +158,59 @@ def test_a_checkpoint_of_another_run_or_shape_is_refused_by_name(run):
         checkpoints.load("step-00000003-0000", Copies(net))
 
 
+def test_a_checkpoint_that_is_asked_for_by_name_is_of_this_run_too(run):
+    checkpoints, _, _ = run
+    with pytest.raises(ValueError, match=r"train\.lr=0\.1, now 0\.2"):
+        Checkpoints(checkpoints.folder, {**MADE, "train.lr": 0.2}).load("step-00000003-0000", Copies(*model()))
+
+
+@pytest.mark.parametrize("change", ["more", "fewer", "wider"])
+def test_a_model_with_more_or_fewer_or_wider_weights_is_refused_by_the_weight(run, change):
+    checkpoints, _, _ = run
+    first, second = model()[0]
+    net = {
+        "more": torch.nn.Sequential(first, second, torch.nn.Linear(2, 2)),
+        "fewer": torch.nn.Sequential(first),
+        "wider": torch.nn.Sequential(first, torch.nn.Linear(4, 3)),
+    }[change]
+    name = {"more": r"2\.bias", "fewer": r"1\.bias", "wider": r"1\.bias"}[change]
+    with pytest.raises(ValueError, match=f"step-00000003-0000: {name} does not fit this model"):
+        checkpoints.load("step-00000003-0000", Copies(net))
+
+
+def test_weights_alone_leave_the_optimiser_where_it_was(run):
+    checkpoints, net, optimizer = run
+    before = {name: value.clone() for name, value in Copies(net, optimizer).moments().items()}
+    checkpoints.load("step-00000002-0000", Copies(net, optimizer), only_weights=True)
+    after = Copies(net, optimizer).moments()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    checkpoints.load("step-00000002-0000", Copies(net, optimizer))
+    assert float(Copies(net, optimizer).moments()["1.bias/step"]) == 2
+
+
+def test_weights_that_are_not_finite_are_read_back_as_they_are(tmp_path):
+    """A run that diverged is saved, not called a broken disk."""
+    net, optimizer = model()
+    with torch.no_grad():
+        net[1].bias.copy_(torch.tensor([torch.nan, -torch.inf]))
+    Checkpoints(tmp_path, MADE).save(Copies(net, optimizer), Progress(step=1))
+    assert (tmp_path / "step-00000001-0000").is_dir()
+
+
+def test_the_best_of_either_of_the_latest_is_kept(tmp_path):
+    """The latest may fall to a broken disk: the one before names another best."""
+    net, optimizer = model()
+    checkpoints = Checkpoints(tmp_path, MADE)
+    bests = {1: "", 2: "step-00000001-0000", 3: "step-00000001-0000", 4: "step-00000001-0000", 5: "step-00000005-0000"}
+    for n, best in bests.items():
+        step(net, optimizer)
+        checkpoints.save(Copies(net, optimizer), Progress(step=n, best_checkpoint=best))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-0000000{n}-0000" for n in (1, 4, 5)]
+    (tmp_path / "step-00000005-0000" / "state.json").write_bytes(b"")
+    assert checkpoints.latest_good() == "step-00000004-0000"
+    assert checkpoints.best() == "step-00000001-0000"
+
+
 def test_without_any_checkpoint_a_run_begins(tmp_path):
     assert Checkpoints(tmp_path / "none", MADE).latest_good() is None
 

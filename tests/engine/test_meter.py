@@ -53,6 +53,23 @@ def test_the_rates_of_the_cards_are_dense_and_those_of_their_sheets():
     assert set(get_args(get_type_hints(Cluster)["gpu"])) == {*cards.DEVICES, "cpu"}
 
 
+@pytest.mark.parametrize(
+    ("key", "sparse", "both_ways", "memory"),
+    [
+        ("b200", 4500, 1800, 8000), ("h200", 1979, 900, 4800), ("h100", 1979, 900, 3350), ("h100_pcie", 1513, 128, 2000),
+        ("a100", 624, 600, 2039), ("a100_40", 624, 600, 1555), ("l40s", 733, 64, 864), ("l4", 242, 64, 300),
+        ("a6000", 310, 64, 768), ("rtx4090", 330, 64, 1008), ("v100", None, 300, 900),
+    ],
+)  # fmt: skip
+def test_what_a_sheet_prints_with_sparsity_or_for_both_ways_of_a_link_is_halved(key, sparse, both_ways, memory):
+    """TFLOP/s of bfloat16, and GB/s of NVLink or PCIe x16 and of the memory, as the sheets print them."""
+    card = cards.DEVICES[key]
+    assert sparse is None or card.bf16 / 1e12 == pytest.approx(sparse / 2, rel=0.02)
+    assert card.inside / 1e9 == pytest.approx(both_ways / 2)
+    assert card.memory / 1e9 == pytest.approx(memory, rel=0.02)
+    assert card.between <= card.inside
+
+
 def test_a_type_has_its_own_peak_and_tf32_only_where_it_is_chosen():
     card = cards.DEVICES["h100"]
     assert card.peak(HALF, "no") == card.peak(torch.float16, "tf32") == 989e12

@@ -127,10 +127,12 @@ def test_users_are_resampled_as_brute_force_does():
 
 def test_one_run_has_the_interval_that_a_run_reports():
     rank = np.random.default_rng(0).geometric(0.05, 3000).astype(float)
-    values = metrics.per_user(rank)["ndcg@10"]
+    values = metrics.per_user(metrics.Standing(rank - 1, 0 * rank))["ndcg@10"]
     draws = paired.resampled(values[None, None])[:, 0, 0]
     found = paired.interval(values.mean(), draws, [values.mean(keepdims=True)])
-    assert found == pytest.approx(metrics.summarise(rank, 2000)["ndcg@10_ci"], abs=1.5e-3)
+    assert found == pytest.approx(
+        metrics.summarise(metrics.Standing(rank - 1, 0 * rank), 2000)["ndcg@10_ci"], abs=1.5e-3
+    )
 
 
 def test_seeds_alone_have_student_s_and_welch_s_intervals():

@@ -103,10 +103,10 @@ def test_ranks_equal_brute_force_with_ties_and_each_process_holds_its_share(smal
     for size in (1, 2, 3):
         answers = run_on(size, share)
         for found, _ in answers:
-            np.testing.assert_array_equal(found.rank, wanted)
+            np.testing.assert_array_equal(found.standing, wanted)
             others = np.take_along_axis(scores.numpy()[found.user], small.negatives[found.user].astype(int), 1)
             own = scores.numpy()[found.user, found.target][:, None]
-            np.testing.assert_array_equal(found.sampled, 1 + (others > own).sum(1) + (others == own).sum(1) / 2)
+            np.testing.assert_array_equal(found.sampled, [(others > own).sum(1), (others == own).sum(1)])
         held = [items for _, (items,) in answers]
         edges = [items.start for items in held] + [small.n_items]
         assert edges == [0, *(items.stop for items in held)]

@@ -154,3 +154,14 @@ def test_patience_is_counted_in_evaluations_without_a_better_one(small, tmp_path
     monkeypatch.setattr(one, "_rank_validation", lambda stop: dict.fromkeys(("ndcg@10", "hr@10"), next(left)))
     assert one.fit(never)
     assert (one.progress.epoch, one.progress.stopped_early) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "right"), [(5, 2, [2, 4, 5]), (4, 2, [2, 4]), (3, 5, [3]), (3, 1, [1, 2, 3]), (5, 3, [3, 5])]
+)
+def test_validation_is_ranked_every_few_epochs_and_at_the_end(small, tmp_path, monkeypatch, epochs, every, right):
+    one = trainer(small, tmp_path, epochs=epochs, eval_epochs=every, batch_tokens=10**6)
+    monkeypatch.setattr(one, "_rank_validation", lambda stop: dict.fromkeys(("ndcg@10", "hr@10"), 0.5))
+    assert one.fit(never)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["event"] == "valid"] == right

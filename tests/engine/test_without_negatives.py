@@ -8,7 +8,6 @@ import torch
 from distrec import knobs
 from distrec.data import audit
 from distrec.engine.evaluation import metrics, outcome
-from distrec.jobs.comparison import figures
 from distrec.models.baselines.counting import Popularity
 from distrec.runtime import Ranks
 
@@ -29,25 +28,36 @@ def test_figures_are_means_over_the_users_who_have_negatives(small):
     report, ranks = measured(without(small, [3, 17, 80]))
     users, _ = small.targets("test")
     has = ~np.isin(users, [3, 17, 80])
-    column = table["rank_sampled_1_20"].to_numpy()
-    assert (ranks["rank_sampled_1_20"].to_numpy()[has] == column[has]).all()
-    assert np.isnan(ranks["rank_sampled_1_20"].to_numpy()[~has]).all()
+    for name in ("rank", "better", "ties"):
+        column = ranks[f"{name}_sampled_1_20"]
+        assert (column.is_null().to_numpy() == ~has).all()
+        assert (column.drop_nulls().to_numpy() == table[f"{name}_sampled_1_20"].to_numpy()[has]).all()
     assert report["full"] == whole["full"]
-    assert report["sampled_1_20"] == metrics.summarise(column[has]) | {"users": int(has.sum())}
-    assert f"({has.sum()} users who have negatives)" in outcome.lines(report)
-    assert "users" not in whole["sampled_1_20"]
+    standing = metrics.standing(table, "sampled_1_20")
+    assert report["sampled_1_20"] == metrics.summarise(standing.of(has)) | {"users": int(has.sum())}
+    assert whole["sampled_1_20"]["users"] == len(has)
+    assert f"sampled_1_20 is of the {has.sum()} users who have negatives, of {len(has)}." in outcome.lines(report)
+    assert "who have negatives" not in outcome.lines(whole)
+    assert report["protocol"]["negatives"].startswith("20 distinct ones for each user")
 
 
 def test_without_any_negatives_there_is_no_sampled_figure(small):
     report, ranks = measured(without(small, slice(None)))
     assert not any("sampled" in name for name in [*report, *ranks.columns])
-
-
-def test_a_comparison_leaves_such_users_out():
-    ranks = figures._with_a_rank([np.array([1.0, np.nan, 3.0, 4.0]), np.array([2.0, np.nan, 1.0, 7.0])])
-    assert [rank.tolist() for rank in ranks] == [[1, 3, 4], [2, 1, 7]]
+    assert measured(replace(small, negatives=None))[0]["protocol"]["negatives"] == "none"
 
 
 def test_such_users_are_no_leak(small):
     """-1 is no item: with user 0's mark read as a number, user 1 of a full catalogue would be blamed for it."""
     assert not list(audit.positive_negatives(without(small, slice(None))))
+
+
+def test_repeats_do_not_change_the_sampled_figures(small):
+    """Negatives are items that a user never had: whether the history is kept is nothing to them."""
+    item = small.item.copy()
+    item[small.start[:-1:3]] = item[small.valid_end[::3]]
+    data = replace(small, item=item)
+    reports = [outcome.measure(Popularity(data), data, "test", knobs.Score(bootstrap=0, mask_history=mask), Ranks(), torch.device("cpu"))[0] for mask in (True, False)]  # fmt: skip
+    assert reports[0]["repeats"] == reports[1]["repeats"] > 0
+    assert reports[0]["sampled_1_20"] == reports[1]["sampled_1_20"]
+    assert reports[0]["full"] != reports[1]["full"]

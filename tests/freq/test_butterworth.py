@@ -73,6 +73,11 @@ def test_paper_is_the_published_filter(n):
     assert_close(found, torch.from_numpy(wanted).float(), atol=1e-5, rtol=1e-5)
 
 
+def test_paper_takes_a_cutoff_below_a_tenth_for_a_tenth():
+    assert torch.equal(matrix(60, 0.04, 2, "paper"), matrix(60, 0.1, 2, "paper"))
+    assert not torch.equal(matrix(60, 0.2, 2, "paper"), matrix(60, 0.1, 2, "paper"))
+
+
 def test_causal_is_the_response_of_a_long_circle_cut_in_half_and_streams():
     kernel = impulse(50, torch.tensor(0.3), 2)
     assert_close(kernel, matrix(2001, boundary="circular")[0, :50], atol=1e-4, rtol=1e-4)

@@ -48,6 +48,21 @@ def test_bands_sum_to_one_and_empty_ones_are_told(n):
         bands(torch.ones(3) / 3, 0)
 
 
+@pytest.mark.parametrize(("n", "n_bands"), [(4, 10), (7, 3), (19, 10), (30, 4)])
+def test_a_band_holds_the_frequencies_that_its_bounds_say(n, n_bands):
+    drawn = torch.rand(2, n, dtype=torch.float64)
+    found = bands(drawn, n_bands)
+    for k in range(n_bands):
+        low, high = n * k // n_bands, n * (k + 1) // n_bands
+        wanted = drawn[:, low:high].sum(1) if high > low else torch.full((2,), torch.nan, dtype=torch.float64)
+        torch.testing.assert_close(found.share[:, k], wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize(("n", "share", "kept"), [(8, 0.25, 2), (9, 0.25, 3), (5, 0.25, 2), (1, 0.25, 1), (5, 0.5, 3)])
+def test_the_lowest_share_is_rounded_up_to_whole_frequencies(n, share, kept):
+    assert float(lowest(torch.ones(n), share)) == kept
+
+
 def test_noise_and_constants_have_their_shares():
     draw = torch.Generator().manual_seed(0)
     noise = power(torch.randn(40, 20_000, generator=draw), eigenvectors(weights(40)))
@@ -196,6 +211,25 @@ def test_a_channel_that_touches_one_frequency_ends_early():
     found = big.lanczos(A, x, 20)
     around = big.Edges(value[[20, 20]] + np.array([-1e-3, 1e-3]), np.zeros(2))
     assert found.below(around) == pytest.approx([0, 1], abs=1e-4)
+
+
+@pytest.mark.parametrize(("edge", "top"), [(0.3, 2.0), (1.1, 1.6)])
+def test_a_step_s_polynomial_is_its_chebyshev_series_under_jacksons_kernel(edge, top):
+    """Coefficients by a sum over angles; the kernel's factors are the autocorrelation of half a sine."""
+    angle = (np.arange(400_000) + 0.5) * np.pi / 400_000
+    step = (np.cos(angle) + 1) * top / 2 <= edge
+    half = np.sin(np.pi * np.arange(1, big.ORDER + 2) / (big.ORDER + 2))
+    factors = np.correlate(half, half, "full")[big.ORDER :] / (half @ half)
+    for k in (0, 1, 2, 50, big.ORDER):
+        wanted = factors[k] * (np.cos(k * angle) * step).mean() * (2 if k else 1)
+        assert big._step(edge, top)[k] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_probes_of_white_noise_are_those_of_the_seed(monkeypatch):
+    monkeypatch.setattr(big, "DENSE", 10)
+    one, same, other = (big.Frequencies(sparse(60), 8, seed).noise.energy for seed in (1, 1, 2))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
 
 
 def test_wrong_input_is_told():

@@ -1,6 +1,7 @@
 """The Gaussian filter's band matrix against a convolution."""
 
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
@@ -30,3 +31,11 @@ def test_the_filter_is_the_same_under_autocast_and_blind_to_what_stands_at_pads(
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(smooth(x, is_valid, kernel), wanted)
     assert torch.equal(smooth(x.masked_fill(~is_valid[..., None], torch.nan), is_valid, kernel), wanted)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 3.0])
+def test_the_literal_kernel_is_the_normal_density_and_the_usual_one_has_1_in_its_middle(sigma):
+    t, width = torch.arange(-4, 5, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
+    density = torch.from_numpy(scipy.stats.norm.pdf(t, scale=sigma))
+    assert_close(gaussian(width, 9, literal=True), density)
+    assert_close(gaussian(width, 9), density / density[4])

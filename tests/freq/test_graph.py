@@ -206,6 +206,9 @@ def test_nothing_changes_at_alpha_0_nor_ever_an_item_without_an_edge():
     y = polynomial.low_pass(A, x, 0.7, 3)
     assert torch.equal(y[-2:], x[-2:])
     assert not torch.equal(y[:-2], x[:-2])
+    loud = torch.randn(ITEMS, 500)
+    for alpha, order in ((0.1, 4), (0.7, 5), (0.9, 9)):  # to the last bit, where 1 − α and α of it would round
+        assert torch.equal(polynomial.low_pass(A, loud, alpha, order)[-2:], loud[-2:])
     assert_close(polynomial.polynomial(A, x, [0.5, 3.0, 1.0])[-2:], 0.5 * x[-2:])
     assert_close(polynomial.chebyshev(A, x, [0.5, 0.2, 0.1])[-2:], 0.4 * x[-2:])
 

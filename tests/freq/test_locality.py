@@ -44,6 +44,13 @@ def test_graphs_of_histories_leave_their_users_own_counts_out(made):
         assert float(whole[s, t]) == float(without[s, t]) + (i != j)
 
 
+def test_what_no_user_of_the_graph_has_together_has_no_edge_in_a_history_either():
+    item, start = np.array([0, 1, 0, 1, 2, 3]), np.array([0, 2, 5, 6])
+    W = cooccurrence(item, start, 4, self_loops=False)
+    found = subgraphs(W, torch.tensor([[0, 1, 3]]), is_own=False)[0]  # nobody has 3 with another item
+    assert found.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+
+
 def test_shuffles_keep_histories_and_ties_keep_time(made):
     item, start, _W = made
     time = np.random.default_rng(1).integers(0, 4, len(item))

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distrec.freq.spectrum import ranks
+from distrec.freq.spectrum import counted, ranks
 
 
 def test_ranks_of_a_matrix_of_known_singular_values():
@@ -27,3 +27,13 @@ def test_the_rank_of_softplus_of_a_matrix_is_a_matter_of_tolerance():
     assert 12 <= wide["rank@0.01"] <= 26
     assert narrow["rank@0.01"] == 1
     assert narrow["effective_rank"] < wide["effective_rank"] < 41
+
+
+def test_a_matrix_of_zeros_has_rank_0_and_matrices_beside_each_other_are_counted_each_by_its_own_sum():
+    assert {value for key, value in ranks(torch.zeros(4, 3)).items() if key.startswith("rank@")} == {0}
+    drawn = (
+        torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1e3, 0.0])[:, None, None]
+    )
+    together = counted(torch.linalg.svdvals(drawn.double()))
+    for i, matrix in enumerate(drawn):
+        assert {key: float(values[i]) for key, values in together.items()} == pytest.approx(ranks(matrix))

@@ -1,25 +1,30 @@
 """Parts of an analysis: what was learnt, ranks of attention, and what each part of a model costs."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from decoders import frellm, saved
 from tones import SIZES, SMALL
+from torch.profiler import ProfilerActivity, profile
 
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import batches
 from distrec.data.item_codes import ItemCodes
+from distrec.engine.costs import anatomy
 from distrec.engine.costs.meter import flop_counter
-from distrec.jobs.analysis.attention import attention
+from distrec.jobs.analysis import cost as costs
+from distrec.jobs.analysis.attention import Layer, attention
 from distrec.jobs.analysis.cost import cost
 from distrec.jobs.analysis.learnt import learnt
 from distrec.jobs.analysis.subject import Subject
+from distrec.jobs.analysis.tables import vectors
 from distrec.jobs.pages.learnt import blocks, curves, short
 from distrec.jobs.pages.page import Picture, Table, Text
-from distrec.models.attention import observe
+from distrec.models.attention import Seen, observe
 from distrec.models.baselines.counting import Popularity
 from distrec.models.sasrec import SasRec
 from distrec.models.tone import Tone
@@ -169,6 +174,48 @@ def whole_flops(one, n_rows):
     return counter.get_total_flops()
 
 
+def event(name, start, end, number=-1, is_gradient=False):
+    """What torch's profiler tells, in microseconds."""
+    time_range = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
+    return SimpleNamespace(
+        name=name, time_range=time_range, sequence_nr=number, scope=int(is_gradient), device_time_total=0
+    )
+
+
+def test_seconds_are_those_of_a_part_s_segments_and_of_the_gradients_of_what_ran_in_them():
+    events = [
+        event("distrec whole", 0, 1000),
+        event("part/rest", 0, 10), event("part/a", 10, 50), event("part/b", 50, 70), event("part/a", 70, 100),
+        event("op", 10, 20, 1), event("op", 49, 50, 2), event("op", 50, 60, 3), event("op", 75, 80, 4), event("op", 5, 6, 5),
+        event("grad", 200, 201, 4, True), event("grad", 210, 212, 3, True), event("grad", 220, 224, 2, True),
+        event("grad", 230, 238, 1, True), event("grad", 240, 256, 5, True), event("inside", 241, 250, 1),
+        event("grad", 300, 400, 99, True),  # of no forward operator
+    ]  # fmt: skip
+    taken, whole = anatomy._sorted(events[::-1], on_gpu=False)
+    assert whole == pytest.approx(1e-3)
+    assert taken == {"a": pytest.approx((40 + 30 + 1 + 4 + 8) * 1e-6), "b": pytest.approx((20 + 2) * 1e-6)}
+
+
+def test_a_layer_s_figures_are_means_over_users_and_their_own_places_however_batches_cut_them():
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([2, 3, 3])
+    weights, kept = torch.rand(3, 2, 3, 3, generator=draw), torch.rand(3, 2, 3, generator=draw)
+    is_place = torch.arange(3).flip(0) < lengths[:, None]  # padding on the left
+    whole = Seen("layers.0.attention", weights, is_place, kept=kept)
+    layer = Layer(whole)
+    for rows in (slice(0, 1), slice(1, 3)):
+        layer.add(Seen(whole.name, weights[rows], is_place[rows], kept=kept[rows]))
+    found = layer.by_head()
+    for head in range(2):
+        own = [kept[user, head, 3 - n :].mean() for user, n in enumerate(lengths)]
+        assert float(found["kept"][head]) == pytest.approx(float(torch.stack(own).mean()))
+        assert float(found["n"][head]) == pytest.approx(8 / 3)
+    values = [np.linalg.svd(weights[user, :, 3 - n :, 3 - n :].double().numpy(), compute_uv=False) for user, n in enumerate(lengths)]  # fmt: skip
+    logs = [np.log(each / each[:, :1]).mean(0) for each in values]
+    wanted = [np.exp(np.mean([each[i] for each in logs if len(each) > i])) for i in range(3)]
+    assert layer.decay()["decay"].tolist() == pytest.approx(wanted)
+
+
 def test_what_a_tone_takes_is_told_by_part_and_adds_up(small, tmp_path):
     one = subject(tmp_path, small, tone_of(small), ["train.batch_tokens=200"])
     figures = costs_of(one)
@@ -184,6 +231,42 @@ def test_what_a_tone_takes_is_told_by_part_and_adds_up(small, tmp_path):
     assert figures["flops"]["feed-forward"] == 3 * 2 * rows * layers * frequencies * 2 * width[0] * width[1]
     assert figures["bytes"]["AdamW's two moments"] == 2 * figures["bytes"]["trained weights"]
     assert figures["bytes"]["passes at their peak"] > figures["bytes"]["trained weights"]
+
+
+def test_the_batch_is_the_median_step_s_and_memory_is_what_torchs_profiler_sees(small, tmp_path):
+    one = subject(tmp_path, small, sasrec_of(small), ["train.batch_tokens=200"])
+    batch, n_pieces = costs._usual(one)
+    samples = batches.training(small, "sequences", 12)
+    sizes = sorted(len(rows) * int(samples.lengths(rows).max()) for rows in batches.steps(samples, 200, 0, 0))
+    assert batch.items.numel() == sizes[len(sizes) // 2] != sizes[0]
+    assert n_pieces == 1
+    one.model.train()
+    found = costs._memory(one, batch)
+    one.model.zero_grad(set_to_none=True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        one.model(batch).backward()
+    changes = [event.nbytes() for event in told.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert found["passes at their peak"] == pytest.approx(max(np.cumsum(changes)), rel=0.05)
+    sizes = {True: 0, False: 0}
+    one.model.item.weight.requires_grad_(False)
+    for parameter in one.model.parameters():
+        sizes[parameter.requires_grad] += parameter.nbytes
+    found = costs._memory(one, batch)
+    assert (found["trained weights"], found["frozen weights"]) == (sizes[True], sizes[False])
+    assert found["AdamW's two moments"] == 2 * sizes[True]
+    assert found["buffers"] == sum(buffer.nbytes for buffer in one.model.buffers())
+
+
+def test_what_a_model_knows_of_items_is_its_table_or_the_mean_of_their_codes(small):
+    tone, sasrec = tone_of(small), sasrec_of(small)
+    ((name, found),) = vectors(tone, "")
+    assert name == "codes' embeddings, mean"
+    for item in (0, 7, small.n_items - 1):
+        torch.testing.assert_close(found[item], torch.stack([tone.shared.weight[token] for token in tone.token_of[item]]).mean(0))  # fmt: skip
+    ((name, found),) = vectors(sasrec, "")
+    assert name == "item table"
+    assert torch.equal(found, sasrec.item_vectors(slice(0, small.n_items)))
+    assert not list(vectors(Popularity(small), ""))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
+import scipy.fft
 import torch
 from commands import distrec
 from decoders import saved
@@ -15,8 +16,10 @@ from decoders import saved
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import store
+from distrec.data.batches import Batch
+from distrec.freq.locality import at_random, by_lag
 from distrec.jobs import analyze
-from distrec.jobs.analysis import controls, locality, spectra
+from distrec.jobs.analysis import controls, locality, retention, spectra
 from distrec.jobs.analysis.attention import attention
 from distrec.jobs.analysis.subject import Part, Subject
 from distrec.jobs.analysis.tables import graph_of
@@ -85,7 +88,9 @@ def test_a_decile_of_one_user_has_no_error(subject, tmp_path):
     raw = subject.data.users.data.column("raw").to_pylist()[:12]
     for name in ("own", "other"):
         (tmp_path / name).mkdir()
-        pl.DataFrame({"user": raw, "target": raw, "rank": [1.0] * 12}).write_parquet(tmp_path / name / "ranks.parquet")
+        pl.DataFrame(
+            {"user": raw, "target": raw, "better": [0] * 12, "ties": [0] * 12, "rank": [1.0] * 12}
+        ).write_parquet(tmp_path / name / "ranks.parquet")
     one = replace(subject, out=tmp_path / "own", against=tmp_path / "other")
     found = locality.by_decile(one, np.ones(subject.data.n_users))
     assert [row["error"] is None for row in found] == [row["users"] == 1 for row in found]
@@ -93,6 +98,139 @@ def test_a_decile_of_one_user_has_no_error(subject, tmp_path):
     *_, table, picture = locality.gains(one, found)
     assert [row[3] is None for row in table.rows] == [row["users"] == 1 for row in found]
     assert (subject.folder / f"{picture.name}.svg").is_file()
+
+
+def test_a_gain_is_this_run_less_the_other_on_the_same_targets_from_the_least_local_users_up(subject, tmp_path):
+    raw = subject.data.users.data.column("raw").to_pylist()[:41]
+    value = {1.0: 1.0, 3.0: 0.5, 99.0: 0.0}  # NDCG@10 of a rank
+    own = [1.0, 3.0, 99.0, 1.0] * 10
+    for name, ranks, targets in (("own", [*own, 1.0], raw), ("other", [3.0] * 40 + [99.0], [*raw[:40], "another"])):
+        (tmp_path / name).mkdir()
+        table = pl.DataFrame({"user": raw, "target": targets, "rank": ranks})
+        table.write_parquet(tmp_path / name / "ranks.parquet")
+    one = replace(subject, out=tmp_path / "own", against=tmp_path / "other")
+    local = np.full(subject.data.n_users, 7.0)
+    local[:41] = np.arange(41)[::-1]  # the user of another target is the least local, and left out
+    found = locality.by_decile(one, local)
+    gains = [value[rank] - 0.5 for rank in own][::-1]
+    assert [row["users"] for row in found] == [4] * 10
+    assert [row["decile"] for row in found] == list(range(1, 11))
+    for i, row in enumerate(found):
+        part = np.array(gains[4 * i : 4 * i + 4])
+        assert row["gain"] == pytest.approx(part.mean())
+        assert row["error"] == pytest.approx(part.std(ddof=1) / 2)
+        assert row["locality"] == pytest.approx(np.arange(1, 41)[4 * i : 4 * i + 4].mean())
+
+
+def test_what_order_says_nothing_of_is_counted_by_hand(subject):
+    """Of two users with 4 training interactions each: the first of a history follows nobody, whatever its time."""
+    first, second = np.flatnonzero(subject.data.train_end - subject.data.start[:-1] >= 4)[:2]
+    data, time = subject.data, np.arange(len(subject.data.time))
+    for user, times in ((first, [5, 5, 5, 6]), (second, [6, 7, 7, 8])):
+        time[data.start[user] : data.start[user] + 4] = times
+    before = np.zeros(int(data.start[-1]), dtype=bool)
+    for user in (first, second):
+        before[data.start[user] : data.start[user] + 4] = True
+    assert controls._tied(replace(data, time=time), before) == pytest.approx(3 / 6)
+    assert controls._spread([(0.1, 1.0), (0.1, 3.0)]) == pytest.approx(2**0.5)
+    assert controls._spread([(0.1, 1.0)]) is None
+
+
+def test_energies_of_each_measure_are_those_of_their_words(subject):
+    """Against numpy, user by user: which graph, whose counts, which states."""
+    rng = np.random.default_rng(0)
+    weights = spectra.cooccurrences(subject.data)
+    often = np.argsort(-weights.sum(0))[:9]
+    items = np.stack([rng.permutation(often), rng.permutation(often)])
+    states = rng.normal(size=(1, 2, 9, 5)) * rng.uniform(0.5, 3, size=(1, 2, 9, 1))
+    found = spectra.measured(torch.from_numpy(items), torch.from_numpy(states), weights)
+
+    def power(x, own, is_own):
+        w = weights.toarray()[np.ix_(own, own)] - (0 if is_own else 1)
+        w = np.clip(w * (1 - np.eye(len(own))), 0, None)
+        scale = 1 / np.sqrt(w.sum(1))
+        _, vectors = np.linalg.eigh(np.eye(len(own)) - scale[:, None] * w * scale)
+        energy = np.square(vectors.T @ x).sum(1)
+        return energy / energy.sum()
+
+    for user in (0, 1):
+        x = states[0, user]
+        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+        wanted = {
+            "published": power(x[:-1], items[user, 1:], True),
+            "graph": power(unit, items[user], False),
+            "centred": power(unit - unit.mean(0), items[user], False),
+        }
+        for measure, energy in wanted.items():
+            np.testing.assert_allclose(found[measure][0, user], energy, atol=1e-9, err_msg=measure)
+        along = np.square(scipy.fft.dct(unit, axis=0, norm="ortho")).sum(1)
+        np.testing.assert_allclose(found["time"][0, user], along / along.sum(), atol=1e-9)
+        assert float(found["mean"][0, user, 0]) == pytest.approx(along[0] / along.sum())
+
+
+def test_means_by_lag_are_over_pairs_and_chance_is_that_of_the_users_who_have_them(subject):
+    data = subject.data
+    means, chances, users = locality.measured(data, 5)
+    weights = spectra.cooccurrences(data)
+    item, start = data.training()
+    total, n = at_random(weights, item, start, 5)
+    for lag in (1, 5, 13):
+        near, pairs = by_lag(weights, item, start, lag)
+        assert means[str(lag)] == pytest.approx(near.sum() / pairs.sum())
+        own = [total[u] / n[u] for u in range(data.n_users) for _ in range(pairs[u]) if n[u]]
+        assert chances[str(lag)] == pytest.approx(sum(own) / pairs.sum())
+    near, pairs = by_lag(weights, item, start, 1)
+    user = int(np.argmax(pairs))
+    assert users[user] == pytest.approx(near[user] / pairs[user] / (total[user] / n[user]))
+
+
+def test_what_is_kept_of_a_table_adds_up_and_the_control_is_the_same_size(subject, monkeypatch):
+    tables = []
+    monkeypatch.setattr(retention, "ndcg", lambda _, model, __: (tables.append(model.table), 0.0)[1])
+    found = retention.retention(subject).figures
+    n = len(retention.SHARES)
+    table = subject.model.item_vectors(slice(0, subject.data.n_items)).detach()
+    lowest, highest, shuffled = tables[:n], tables[n : 2 * n], tables[2 * n :]
+    for whole in (lowest[-1], highest[-1], shuffled[-1]):
+        torch.testing.assert_close(whole, table, atol=1e-5, rtol=1e-4)
+    for i, share in enumerate(retention.SHARES):
+        if 1 - share in retention.SHARES:
+            j = retention.SHARES.index(1 - share)
+            torch.testing.assert_close(highest[i] + lowest[j], table, atol=1e-5, rtol=1e-4)
+        rank, control = (int(torch.linalg.matrix_rank(part.double(), tol=1e-4)) for part in (lowest[i], shuffled[i]))
+        assert rank == control
+        assert found["noise"][i] == pytest.approx(share, abs=0.1)
+    energy = [float(part.square().sum()) for part in highest]
+    assert energy == sorted(energy)
+
+
+def test_what_is_lost_is_a_share_of_the_input_with_an_interval_over_users():
+    rng = np.random.default_rng(1)
+    before = rng.uniform(0.4, 0.6, 400)
+    after = before * 0.8 + rng.normal(size=400) * 0.05
+    low, (bottom, top) = spectra.lost(before, after)
+    assert low == pytest.approx(0.2, abs=0.02)
+    half = 1.96 * np.std(after - (1 - low) * before, ddof=1) / 20 / before.mean()  # of a ratio of means
+    assert (low - bottom, top - low) == (pytest.approx(half, rel=0.15), pytest.approx(half, rel=0.15))
+    values = rng.normal(size=100)
+    half = 1.96 * values.std(ddof=1) / 10
+    assert spectra._interval(values) == pytest.approx([values.mean() - half, values.mean() + half])
+
+
+def test_shuffling_moves_every_place_of_a_history_and_padding_stays_in_front(subject):
+    items, is_item = torch.arange(60).reshape(2, 30), torch.arange(30).expand(2, -1) >= torch.tensor([[0], [20]])
+    batch = Batch(torch.arange(2), items, is_item, items, is_item)
+    found = spectra.shuffle(batch, torch.Generator().manual_seed(0))
+    assert not torch.equal(found.items[0], items[0])
+    assert found.items[1, 20:].sort().values.tolist() == items[1, 20:].tolist()
+
+
+def test_users_are_drawn_by_the_seed(subject):
+    def drawn(seed):
+        return replace(subject, users=20, seed=seed).drawn.targets("valid")[0].tolist()
+
+    assert drawn(3) == drawn(3)
+    assert drawn(3) != drawn(4)
 
 
 def test_a_lag_that_no_history_has_is_not_known(subject):

@@ -148,7 +148,7 @@ def test_another_s_artefact_that_is_broken_is_no_fault_while_the_own_is_there(pl
 @pytest.mark.slow
 def test_vectors_of_a_file_are_known_by_its_bytes(place):
     shutil.copy(by_name("tone")["vectors"].folder / "vectors.safetensors", "v.safetensors")
-    distrec("train", *ONCE, *TONE, "codes.vectors=v.safetensors", "out=file", cwd=place)
+    distrec("train", *ONCE, *TONE, "codes.vectors=v.safetensors", "codes.vectors_order=prepared", "out=file", cwd=place)
     assert by_name("file")["vectors"].folder == Path("v.safetensors")
     flip(place / "v.safetensors")
     with pytest.raises(ValueError, match=r"v\.safetensors is not the vectors that the run was made of"):

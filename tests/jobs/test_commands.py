@@ -71,7 +71,7 @@ def test_a_run_folder_holds_what_others_rely_on(finished):
     ranks = pl.read_parquet(out / "ranks.parquet")
     assert ranks.columns[:3] == ["user", "target", "rank"]
     assert ranks.height == report["users"]
-    assert (ranks["rank"] < 11).mean() == pytest.approx(report["full"]["hr@10"])
+    assert (ranks["better"] < 10).mean() == pytest.approx(report["full"]["hr@10"])
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {"valid", "test"} <= {line["event"] for line in lines}
     stamp = json.loads((out / "stamp.json").read_text())

@@ -12,7 +12,7 @@ from scipy import stats
 
 from distrec import config as cfg
 from distrec.data import store
-from distrec.engine.evaluation import metrics, paired
+from distrec.engine.evaluation import metrics, paired, scoring
 from distrec.jobs import compare
 from distrec.jobs.comparison import figures, variants
 from distrec.jobs.embed import encoder_digest
@@ -36,6 +36,7 @@ def finished(small, place):
     """Makes the folder of a finished run with these ranks, as training leaves it."""
 
     def make(name, ranks, *words, history="masked", sampled=True, parts=None, target=None):
+        history = {"masked": scoring.HISTORY[True]}.get(history, history)
         config = cfg.load([f"data.root={small.folder.parent}", *words])
         users, places = small.targets("test")
         ranks = np.asarray(ranks, float)
@@ -43,17 +44,20 @@ def finished(small, place):
         table = {
             "user": small.users.data.column("raw").take(users).to_pylist(),
             "target": target or told,
-            "rank": ranks,
+            **alone(ranks).columns(),
+            "repeat": np.zeros(len(ranks), bool),
         }
         report = {
-            "protocol": {"split": "test", "candidates": "all items", "history": history, "ties": "expected rank", "ranks": "exact", "bootstrap": 0},
-            "full": metrics.summarise(ranks),
+            "protocol": {"split": "test", "candidates": "all items", "history": history, "ties": metrics.TIES, "ranks": "exact", "bootstrap": 0},
+            "full": metrics.summarise(alone(ranks)),
             "users": len(ranks),
+            "repeats": 0,
             "items": small.n_items,
         }  # fmt: skip
         if sampled:
-            table["rank_sampled_1_20"] = np.minimum(ranks, 21)
-            report["sampled_1_20"] = metrics.summarise(table["rank_sampled_1_20"])
+            few = alone(np.minimum(ranks, 21))
+            table |= few.columns("sampled_1_20")
+            report["sampled_1_20"] = {**metrics.summarise(few), "users": len(ranks)}
         out = place / name
         out.mkdir()
         (out / "config.yaml").write_text(cfg.dump(config))
@@ -63,6 +67,12 @@ def finished(small, place):
         return name
 
     return make
+
+
+def alone(ranks):
+    """Nobody ties."""
+    ranks = np.asarray(ranks, float)
+    return metrics.Standing(ranks - 1, np.zeros(len(ranks)))
 
 
 def drawn(small, seed, mean=15.0):
@@ -102,9 +112,7 @@ def test_figures_are_those_of_the_ranks(small, finished, capsys):
             runs.append(finished(f"{name}{seed}", rank, *SASREC, f"train.lr={lr}", f"seed={seed}"))
     compare.main([*reversed(runs), "against=train.lr=0.1", "metric=hr@10", "out=told"])
     found = json.loads(Path("told/compare.json").read_text())
-    hits = {
-        name: np.stack([metrics.per_user(rank.astype(float))["hr@10"] for rank in each]) for name, each in ranks.items()
-    }
+    hits = {name: np.stack([metrics.per_user(alone(rank))["hr@10"] for rank in each]) for name, each in ranks.items()}
     for name, lr in (("a", 0.1), ("b", 0.2)):
         own = found["full"]["variants"][f"train.lr={lr}"]["hr@10"]
         assert own["seeds"] == pytest.approx(hits[name].mean(1).tolist())
@@ -176,7 +184,7 @@ def test_intervals_are_of_the_same_users_and_of_seeds_in_pairs_where_they_are_th
     for protocol, worst in (("full", np.inf), ("sampled_1_20", 21)):
         values = {
             name: np.stack(
-                [metrics.per_user(np.minimum(each[n], worst)[order])[metric] for n in np.argsort(seeds[name])]
+                [metrics.per_user(alone(np.minimum(each[n], worst)[order]))[metric] for n in np.argsort(seeds[name])]
             )
             for name, each in ranks.items()
         }
@@ -290,7 +298,7 @@ def test_a_page_is_not_taken_for_that_of_another_comparison(small, finished, pla
     ):
         with pytest.raises(ValueError, match=f"one is stale: made with {key}="):
             compare.main([*words, "out=one"])
-    edited("b", pl.read_parquet("b/ranks.parquet").with_columns(pl.col("rank") + 1))
+    edited("b", pl.read_parquet("b/ranks.parquet").with_columns(pl.col("better") + 1))
     with pytest.raises(ValueError, match="one is stale: made with runs="):
         compare.main([*runs, "out=one"])
     with pytest.raises(ValueError, match=r"one/inside would lie in the artefact"):
@@ -475,7 +483,7 @@ def test_what_a_generative_model_does_not_list_counts_as_nothing(small, finished
         (["a", "against=b"], "against=b: the variants are sasrec"),
         (["a", "seed=1"], "compare takes runs and against=…"),
         (["a", "out="], "compare takes runs and against=…"),
-        (["a", "kept"], r"kept cannot be compared with a: protocol\.history is 'kept', not 'masked'; .*score\.mask_history"),
+        (["a", "kept"], r"kept cannot be compared with a: protocol\.history is 'kept', not 'masked where .*'; .*score\.mask_history"),
         (["a", "elsewhere"], r"elsewhere cannot be compared with a: data is"),
         (["a", "targets"], r"targets cannot be compared with a: ranks\.parquet has another target"),
         (["a", "data"], r"data is no finished run of distrec: its stamp names no config\.yaml"),
@@ -495,13 +503,28 @@ def test_what_cannot_be_compared_is_refused(small, finished, place, words, messa
     assert not (place / "told").exists()
 
 
+def test_other_targets_repeated_or_other_users_sampled_are_refused(small, finished):
+    for run in "ab":
+        finished(run, drawn(small, len(run)), *SASREC, f"seed={ord(run)}")
+    found = json.loads(Path("b/test.json").read_text())
+    part = found["sampled_1_20"]
+    edited("b", sampled_1_20=part | {"users": 7})
+    with pytest.raises(
+        ValueError, match=rf"b cannot be compared with a: users of sampled_1_20 is 7, not {part['users']}"
+    ):
+        told("a", "b")
+    edited("b", sampled_1_20=part, repeats=3)
+    with pytest.raises(ValueError, match="b cannot be compared with a: repeats is 3, not 0"):
+        told("a", "b")
+
+
 def test_every_run_was_measured_as_the_first_one(small, finished):
     for seed, run in enumerate("abc"):
         finished(run, drawn(small, seed), *SASREC, f"seed={seed}")
     before = protocol("c")
     edited("c", protocol={**before, "bootstrap": 9, "ranks": "the first 50 generated"})
     assert list(told("a", "b", "c")["runs"]) == ["sasrec"]
-    for key, value in (("split", "valid"), ("candidates", "some"), ("ties", "the best rank"), ("filter", "new items")):
+    for key, value in (("split", "valid"), ("candidates", "some"), ("filter", "new items")):
         edited("c", protocol={**before, key: value})
         for runs, said in (("abc", "c cannot be compared with a"), ("cab", "a cannot be compared with c")):
             with pytest.raises(ValueError, match=rf"{said}: protocol\.{key} is"):

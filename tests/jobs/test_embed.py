@@ -21,7 +21,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from distrec import config as cfg
 from distrec import knobs
-from distrec.data import store, vectors
+from distrec.data import prepared, store, vectors
 from distrec.engine.launch import join
 from distrec.jobs import embed
 from distrec.models.language.lexical import LexicalEncoder
@@ -188,16 +188,35 @@ def test_the_builtin_encoder_knows_which_words_go_together(small, tmp_path):
     assert cosine[same].mean() > 2 * cosine[category[:, None] != category].mean()
 
 
-def test_the_builtin_encoder_is_tfidf_and_svd():
-    """Against the dense decomposition of its own weights."""
-    texts = ["red nail polish", "blue nail polish", "red lipstick", "hair oil", "argan hair oil", ""] * 3
-    encoder = LexicalEncoder.train(texts, 300, 4, seed=0)
-    found = encoder.encode(texts)
-    whole = LexicalEncoder(encoder._tokenizer, encoder._idf, np.eye(len(encoder._idf), dtype=np.float32)).encode(texts)
-    np.testing.assert_allclose(np.linalg.norm(whole, axis=1)[:5], 1, atol=1e-6)
-    _, singular, _ = np.linalg.svd(whole)
-    np.testing.assert_allclose(np.sort(np.linalg.norm(found, axis=0))[::-1], singular[:4], rtol=1e-5)
-    assert not found[5].any()
+def test_items_of_which_nothing_is_known_are_told_and_share_the_zero_vector(tmp_path, capfd):
+    log, items = "user,item,time\n", "item,title\n"
+    log += "".join(f"{u},{(u * 7 + k * 3) % 40},{1_600_000_000 + k}\n" for u in range(40) for k in range(6))
+    items += "".join(f"{i},{'' if i % 8 == 0 else f'thing of kind {i % 5}'}\n" for i in range(40))
+    (tmp_path / "log.csv").write_text(log)
+    (tmp_path / "items.csv").write_text(items)
+    source = at(tmp_path, "data.source=table", f"data.path={tmp_path}/log.csv", f"data.items={tmp_path}/items.csv")
+    data = prepared.load(prepared.prepare(source))
+    capfd.readouterr()
+    for _ in range(2):  # made, and found again
+        folder = embed.embed(config("embed.encoder=builtin"), source, data, Ranks(), never)
+        line = next(line for line in capfd.readouterr().err.splitlines() if "zero vector" in line)
+        assert "5 of 40 items (12.5%) have a text that says nothing of them and share the zero vector, such as" in line
+        assert "give data.text more fields, or take another embed.encoder" in line
+    table = vectors.open_file(folder / vectors.FILE)
+    zero = np.array(data.items["text"]) == ""
+    assert not table[zero].any()
+    np.testing.assert_allclose(np.linalg.norm(table[~zero], axis=1), 1, atol=1e-6)
+    assert "zero vectors 5;" in embed.describe(table, data)
+
+
+def test_vectors_of_an_earlier_version_are_refused_or_made_again_by_name(encoder, small, tmp_path, monkeypatch):
+    settings = config(f"embed.encoder={encoder}")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(vectors, "VERSION", 1)
+        old = embed.embed(settings, at(tmp_path), small, Ranks(), never)
+    assert embed.embed(settings, at(tmp_path), small, Ranks(), never) != old
+    with pytest.raises(ValueError, match=r"is stale: version 1 of distrec embed made it, this is version 2\. Leave"):
+        vectors.load(old, small)
 
 
 @pytest.mark.parametrize(
@@ -226,12 +245,6 @@ def test_an_encoder_that_is_none_is_one_clear_line(small, tmp_path, name, messag
 def test_a_length_that_the_encoder_cannot_take_is_refused(encoder):
     with pytest.raises(ValueError, match=r"embed\.max_tokens=100000: this encoder takes 1 to 512"):
         embed.open_encoder(encoder, config("embed.max_tokens=100000"))
-
-
-def test_catalogues_without_words_and_of_one_item():
-    with pytest.raises(ValueError, match="no item has a text"):
-        LexicalEncoder.train(["", ""], 300, 8, seed=0)
-    assert LexicalEncoder.train(["one item"], 300, 8, seed=0).encode(["one item"]).shape == (1, 1)
 
 
 @pytest.mark.slow

@@ -79,7 +79,9 @@ def made(folder, name, seed, rank, figure):
     """A run with these ranks, whose analysis has this figure."""
     (folder / "analysis").mkdir(parents=True)
     users = [f"u{i:04}" for i in range(len(rank))]
-    pl.DataFrame({"user": users, "target": users, "rank": rank}).write_parquet(folder / "ranks.parquet")
+    pl.DataFrame({"user": users, "target": users, **metrics.Standing(rank - 1, 0 * rank).columns()}).write_parquet(
+        folder / "ranks.parquet"
+    )
     (folder / "analysis/analysis.json").write_text(json.dumps({"spectra": {"low": [figure, 2.0]}}))
     return Planned(name, seed, folder, (), (), frozenset())
 
@@ -104,7 +106,7 @@ def found(runs, **judge):
 
 def test_metrics_are_paired_over_users_and_seeds(runs):
     told = found(runs, of="better", versus="plain", metric="hr@10", above=0)
-    ranks = {name: [pl.read_parquet(run.folder / "ranks.parquet")["rank"].to_numpy() for run in runs if run.name == name] for name in ("plain", "better")}  # fmt: skip
+    ranks = {name: [metrics.standing(pl.read_parquet(run.folder / "ranks.parquet")) for run in runs if run.name == name] for name in ("plain", "better")}  # fmt: skip
     means = {name: np.mean([metrics.per_user(rank)["hr@10"].mean() for rank in each]) for name, each in ranks.items()}
     assert told.value == pytest.approx(means["better"] - means["plain"])
     assert told.interval[0] < told.value < told.interval[1]

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import safetensors.torch
 import torch
-from quantizing import QUANTISERS, health_of, run
+from quantizing import QUANTISERS, health_of, prepared_order, run
 
 from distrec import config as cfg
 from distrec.data import item_codes, prepared, vectors
@@ -97,18 +97,18 @@ def test_a_grown_catalogue_needs_the_same_encoder_and_the_same_width(tmp_path):
             run(root, grown.after, make=partial(extend, folder))
     np.save(tmp_path / "v.npy", np.ones((grown.before.n_items, 5), np.float32))
     with pytest.raises(ValueError, match=r"another encoder|dimensions"):
-        run(root, grown.before, f"codes.vectors={tmp_path}/v.npy", make=grow)
+        run(root, grown.before, *prepared_order(tmp_path / "v.npy"), make=grow)
 
 
 def test_vectors_of_new_items_are_checked_too(small, tmp_path, table):
     np.save(tmp_path / "v.npy", table)
-    known = run(tmp_path, small, f"codes.vectors={tmp_path}/v.npy")
+    known = run(tmp_path, small, *prepared_order(tmp_path / "v.npy"))
     with pytest.raises(ValueError, match=r"give codes\.vectors=FILE for these items too"):
         run(tmp_path, small, make=partial(extend, known))
     table[7] = np.nan
     np.save(tmp_path / "w.npy", table)
-    with pytest.raises(ValueError, match="1 of 149 rows hold NaN or infinity, the first of them row 7"):
-        run(tmp_path, small, f"codes.vectors={tmp_path}/w.npy", make=partial(extend, known))
+    with pytest.raises(ValueError, match="1 of 149 vectors hold NaN or infinity"):
+        run(tmp_path, small, *prepared_order(tmp_path / "w.npy"), make=partial(extend, known))
 
 
 def test_known_items_keep_their_codes_whatever_would_be_found_now():

@@ -21,7 +21,7 @@ from distrec.models.build import build
 from distrec.runtime import Ranks
 
 ROWS = [(f"u{u}", f"i{(u * 7 + k * 3) % 40}", 1_600_000_000 + 3600 * k) for u in range(60) for k in range(9)]
-NEW = [("u0", "i1", 1_700_000_000), ("u1", "New!", 1_700_000_001), ("new", "i2", 1_700_000_000), ("new", "New!", 1_700_000_009), ("odd", "New!", 1)]  # fmt: skip
+NEW = [("u0", "i1", 1_700_000_000), ("u1", "New!", 1_700_000_001), ("new", "i2", 1_700_000_000), ("new", "New!", 1_700_000_009), ("odd", "New!", 1_600_000_000)]  # fmt: skip
 WORDS = ["data.source=table", "data.path=log.csv", "data.negatives=0", "data.root=artefacts", "model.name=sasrec", "model.d_model=16", "train.epochs=2", "train.batch_tokens=128", "train.save_steps=1", "score.bootstrap=0"]  # fmt: skip
 
 

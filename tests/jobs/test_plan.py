@@ -1,5 +1,6 @@
 """What a run will take, told beforehand, against what it took."""
 
+import json
 import re
 
 import pytest
@@ -143,6 +144,76 @@ def test_zero_cuts_what_it_says():
     assert budget.memory(held, 2, 8, is_offloaded=True)["optimiser"] == 0
 
 
+@pytest.mark.parametrize("n", [1, 8])
+@pytest.mark.parametrize("elements", [4 * 10**8, 7 * 10**9])
+def test_the_bytes_of_a_process_are_those_of_the_table(n, elements):
+    """The lines at the head of budget.py, summed by hand."""
+    W, P = 2 * elements, 6 * 10**8
+    held, bucket = Weights(frozen=W, elements=elements, widest=0, trained=P), 4 * 500_000_000
+    live = min(W, W * 10**9 / elements)
+    wanted = {
+        0: W + 4 * P + 4 * P + 8 * P + (4 * P if n > 1 else 0),
+        1: W + 4 * P + 4 * P + (4 + 4 + 8) * P / n + bucket,
+        2: W + 4 * P + (4 + 4 + 8) * P / n + bucket,
+        3: W / n + live + 4 * P + (4 + 4 + 4 + 8) * P / n + bucket,
+    }
+    for stage, total in wanted.items():
+        assert sum(budget.memory(held, stage, n).values()) == pytest.approx(total)
+    few = Weights(frozen=0, elements=0, widest=0, trained=1000)
+    assert budget.memory(few, 2, n)["launch"] == 4000  # what trains is less than a bucket
+
+
+def test_an_update_reads_four_numbers_of_a_weight_and_writes_three():
+    held, at = Weights(0, 0, 0, trained=10**9), DEVICES["h100"]
+    assert budget.update(held, at, 1) == pytest.approx(7 * 4e9 / 3.35e12)
+    assert budget.update(held, at, 8) == pytest.approx(7 * 4e9 / 3.35e12 / 8)
+
+
+def test_zero_3_also_sends_frozen_weights_forward_and_backward_of_each_piece():
+    held, at = Weights(frozen=10**9, elements=5 * 10**8, widest=0, trained=0), DEVICES["h100"]
+    assert budget.exchange(held, 3, 4, at, 8, 3) == pytest.approx(3 * 2 * 1e9 * 3 / 4 / 450e9)
+    assert budget.exchange(held, 2, 4, at, 8, 3) == 0
+
+
+def test_products_are_added_by_type_and_scaled():
+    half, full = torch.bfloat16, torch.float32
+    assert budget.total({half: 1}, {full: 2}, {half: 4, full: 8}) == {half: 5, full: 10}
+    assert budget.scaled({half: 10, full: 4}, 2.5) == {half: 25, full: 10}
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("half", 16), ("full", 32)])
+def test_the_bytes_on_disk_are_in_the_type_that_a_config_names(tmp_path, precision, bits):
+    folder = saved(tmp_path / "llm", width=32)
+    config = cfg.load(["model.name=frellm", f"model.backbone.path={folder}"])
+    told = json.loads((folder / "config.json").read_text())
+    n = sum(p.numel() for p in sizing.pretrained.skeleton(folder).parameters())
+    for key in ("dtype", "torch_dtype"):
+        told.pop(key, None)
+    names = [{}, {"dtype": "float32"}] if precision == "full" else [{"dtype": "bfloat16"}, {"torch_dtype": "float16"}]
+    for name in names:
+        (folder / "config.json").write_text(json.dumps(told | name))
+        assert sizing.stored(config, folder) == n * bits // 8
+    assert sizing.stored(cfg.load(["model.name=sasrec"]), folder) == 0
+
+
+def test_sizes_that_are_asked_hold_two_interactions_of_each_user_out():
+    def found(kind, words=(), interactions=1000):
+        return sizing.sizes(cfg.load(["train.batch_tokens=100", *words]), (50, 100, interactions), kind)
+
+    whole, prefixes = found("sequences"), found("prefixes")
+    assert (whole.samples, whole.width, whole.history, whole.last_only) == (100, 8, 8, False)
+    assert whole.steps == 9  # 12 histories of 8 places in 100
+    assert (prefixes.samples, prefixes.width, prefixes.last_only) == (100 * 7, 4, True)
+    assert whole.longest == cfg.load([]).model.max_len == 50  # one user may have all but three of each other's: 703
+    assert found("sequences", ["model.max_len=200"], 400).longest == 400 - 3 * 99
+    short = found("sequences", ["model.max_len=5"])
+    assert (short.longest, short.width, short.history) == (5, 5, 5)
+    with pytest.raises(ValueError, match="interactions=399 for users=100"):
+        found("sequences", interactions=399)
+    with pytest.raises(ValueError, match="given together"):
+        sizing.sizes(cfg.load([]), (50, None, None), "sequences")
+
+
 def test_time_is_products_over_speed_and_exchange_over_the_link():
     at = DEVICES["a100"]
     assert budget.seconds({torch.bfloat16: 312 * 10**12, torch.float32: 195 * 10**11}, at, 0.5) == pytest.approx(4)
@@ -155,6 +226,17 @@ def test_time_is_products_over_speed_and_exchange_over_the_link():
 def test_the_cluster_of_the_words():
     found = estimate.device(Schema(estimate.Cluster, {}).load(["gpu=h100", "memory_gib=40", "tflops=100", "gb_s=3"]))
     assert (found.gib, found.bf16, found.inside, found.between) == (40, 1e14, 3e9, 3e9)
+    assert (found.tf32, found.float32) == (1e14, 1e14)
+
+
+def test_a_machine_is_shared_by_the_processes_of_a_node(monkeypatch):
+    monkeypatch.setattr(estimate, "matmul_speed", lambda _, kind: 6e9 if kind == torch.bfloat16 else 12e9)
+    cluster = Schema(estimate.Cluster, {}).load(["gpu=cpu", "per_node=4"])
+    whole = estimate.device(cluster, 1)
+    for size, share in ((2, 2), (4, 4), (64, 4)):
+        found = estimate.device(cluster, size)
+        assert (found.gib, found.memory) == (pytest.approx(whole.gib / share), pytest.approx(whole.memory / share))
+        assert (found.bf16, found.tf32, found.float32) == (6e9 / share, 12e9 / share, 12e9 / share)
 
 
 def test_a_table_that_is_shared_out_is_a_share(tmp_path, capsys):

@@ -70,7 +70,7 @@ def test_scores_equal_plain_python(small, config, plain):
 def test_beauty_agrees_with_an_independent_program(beauty, config, hr, ndcg):
     model = build(config, beauty, 0)
     ranking = scoring.rank_split(model, beauty, "test", knobs.Score(), Ranks(), torch.device("cpu"))
-    found = metrics.summarise(ranking.rank)
+    found = metrics.summarise(ranking.standing)
     assert found["hr@10"] == pytest.approx(hr, abs=2e-4)
     assert found["ndcg@10"] == pytest.approx(ndcg, abs=2e-4)
 

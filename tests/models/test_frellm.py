@@ -15,6 +15,7 @@ from distrec import config as cfg
 from distrec import knobs
 from distrec.data.batches import Batch
 from distrec.engine.evaluation import scoring
+from distrec.models import softmax
 from distrec.runtime import Ranks
 
 ITEMS = 60
@@ -133,6 +134,33 @@ def test_what_trains_and_what_does_not(folders):
     assert "backbone.tfm.raw_cutoff" in model.state_dict()
     assert list(model.facts()) == ["cutoff.0", "cutoff.1", "cutoff.2"]
     model.check_seal()
+
+
+def test_a_sampled_negative_is_nothing_that_the_user_has_as_an_input_or_as_a_target(folders, monkeypatch):
+    model, batch = frellm(folders["qwen2"], loss="sampled", negatives=40), histories()
+    seen = []
+    monkeypatch.setattr(softmax, "sampled", lambda *args: (seen.append(args), args[0].sum())[1])
+    model(batch)
+    states, positive, targets, owned, negatives, drawn, n_items, corrected = seen[0]
+    rows = batch.is_target.nonzero()[:, 0].tolist()
+    assert (len(states), len(owned), n_items, corrected) == (len(rows), len(rows), ITEMS, True)
+    for n, row in enumerate(rows):
+        had = {*batch.items[row][batch.is_item[row]].tolist(), *batch.targets[row][batch.is_target[row]].tolist()}
+        assert {*owned[n].tolist()} - {-1} == had
+    assert_close(positive, model.table(targets))
+    assert_close(negatives, model.table(drawn))
+
+
+def test_the_last_norm_comes_after_the_head(folders):
+    """Whatever the head does, a state has the mean and the variance of a normalised one."""
+    model, batch = frellm(folders["qwen2"], head="linear").eval(), histories()
+    with torch.no_grad():
+        torch.nn.init.normal_(model.head.weight)
+        torch.nn.init.normal_(model.head.bias)
+    states = model.states(model.table(batch.items), batch.is_item)[batch.is_item]
+    unit = (states - model.norm.bias) / model.norm.weight
+    assert_close(unit.mean(-1), torch.zeros(len(unit)), atol=1e-5, rtol=0)
+    assert_close(unit.var(-1, correction=0), torch.ones(len(unit)), atol=1e-3, rtol=1e-3)
 
 
 def test_the_gate_mixes_the_two_streams(folders):

@@ -126,6 +126,29 @@ def test_the_binary_loss_redraws_what_the_user_has_once_and_then_leaves_it_out(s
     assert loss(free, mine) == pytest.approx(positive + negative, rel=1e-5)
 
 
+def test_a_negative_is_nothing_that_the_user_has_as_an_input_or_as_a_target(small, monkeypatch):
+    from distrec.models import sasrec
+
+    model = build(knobs.SasRec(loss="bce", negatives=1, d_model=16, max_len=50), small, 0).eval()
+    batch = a_batch(small)
+    seen = []
+    monkeypatch.setattr(sasrec, "_among", lambda drawn, owned: (seen.append(owned), drawn < 0)[1])
+    model(batch)
+    rows = batch.is_target.nonzero()[:, 0].tolist()
+    assert len(rows) == len(seen[0])
+    for n, row in enumerate(rows):
+        items, targets = batch.items[row][batch.is_item[row]], batch.targets[row][batch.is_target[row]]
+        assert {*seen[0][n].tolist()} - {-1} == {*items.tolist(), *targets.tolist()}
+
+
+def test_the_first_block_reads_items_times_the_root_of_the_width_and_places_from_the_right(model, small):
+    batch, seen = a_batch(small), []
+    model.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model.states(batch.items, batch.is_item)
+    wanted = 4 * model.item.weight[batch.items] + model.position.weight[-batch.items.shape[1] :]
+    torch.testing.assert_close(seen[0], wanted * batch.is_item[..., None])
+
+
 def test_negatives_that_collide_are_left_out():
     from distrec.models.sasrec import _among
 

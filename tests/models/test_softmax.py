@@ -68,6 +68,23 @@ def test_sampled_estimates_the_full_softmax():
     assert float(loss) / 300 == pytest.approx(math.log(100), abs=1e-5)
 
 
+def test_negatives_that_count_stand_for_all_other_items():
+    """Corrected, with collisions: a row's few negatives that count share the weight of I − 1 items."""
+    states, table, targets = problem(n=50)
+    g = torch.Generator().manual_seed(2)
+    drawn, owned = torch.randint(60, (40,), generator=g), torch.randint(-1, 60, (50, 25), generator=g)
+    targets = targets % 60
+    loss = softmax.sampled(states, table[targets], targets, owned, table[drawn], drawn, 700, True)
+    total, counts = 0.0, set()
+    for i in range(50):
+        kept = [j for j in drawn.tolist() if j != targets[i] and j not in owned[i].tolist()]
+        counts.add(len(kept))
+        own, others = table[targets[i]] @ states[i], table[kept] @ states[i] + math.log(699 / len(kept))
+        total += (torch.cat([own[None], others]).logsumexp(0) - own).item()
+    assert len(counts) > 5
+    assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
+
+
 def test_what_a_row_owns_is_no_negative_of_its():
     states, table, targets = problem(n=50)
     g = torch.Generator().manual_seed(1)

@@ -1,6 +1,7 @@
 """TIGER against Hugging Face's T5; TONE's parts; searching the catalogue."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from distrec import knobs
 from distrec.data.batches import Batch
 from distrec.data.item_codes import ItemCodes
 from distrec.engine.evaluation import scoring
-from distrec.models.blocks import Agf, Attention, Crfa, Rpml
+from distrec.models.blocks import Agf, Attention, Crfa, Rpml, Stack
 from distrec.models.tone import Tone
 from distrec.runtime import Ranks
 
@@ -140,6 +141,55 @@ def test_short_histories_give_finite_scores(length, switches):
     batch = replace(batch, is_item=torch.arange(20).expand(3, -1) >= 20 - length)
     assert model(batch).isfinite()
     assert model.search(batch, 5, "constrained")[1].isfinite().all()
+
+
+@pytest.mark.parametrize("switches", COMBINATIONS, ids=lambda on: "+".join(k for k, v in on.items() if v) or "t5")
+def test_without_a_history_losses_and_gradients_are_finite(switches):
+    model, batch = tone(**switches), histories(3)
+    model(replace(batch, is_item=torch.zeros_like(batch.is_item))).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("switches", [OFF, {}], ids=["tiger", "tone"])
+def test_of_a_long_history_the_latest_items_are_read(switches):
+    model, batch = tone(**switches, max_len=5), histories()
+    fields = ("items", "is_item", "targets", "is_target")
+    latest = replace(batch, **{name: getattr(batch, name)[:, -5:] for name in fields})
+    assert_close(model.encode(batch)[0], model.encode(latest)[0])
+    earlier = replace(batch, items=torch.where(torch.arange(20) < 15, (batch.items + 1) % 60, batch.items))
+    assert_close(model.encode(batch)[0], model.encode(earlier)[0])
+
+
+@pytest.mark.parametrize(("place", "crfa"), [("before", True), ("replace", True), ("replace", False)])
+def test_m_stands_in_the_frequencies_where_there_are_any(place, crfa):
+    model = tone(crfa=crfa, crfa_place=place)
+    if model.encoder is not None:
+        assert all((layer.attention.rpml is None) == crfa for layer in model.encoder.layers)
+    for stack in (model.crfa.real, model.crfa.imaginary) if crfa else ():
+        assert all(layer.attention.rpml is not None for layer in stack.layers)
+    assert (model.encoder is None) == (crfa and place == "replace")
+
+
+@pytest.mark.parametrize("length", [8, 9])
+def test_what_frequencies_give_back_is_added_as_it_is(length):
+    """Through maps that change nothing: x + x; with the imaginary part left out: x and its even half, which is real."""
+    crfa = Crfa(length, 4, "bins", (Stack([], None), Stack([], None)))
+    for layer in crfa.into:
+        torch.nn.init.eye_(layer.weight)
+    x = torch.randn(2, length, 4)
+    assert_close(crfa(x), 2 * x)
+    torch.nn.init.zeros_(crfa.into[1].weight)
+    assert_close(crfa(x), x + (x + x.flip(1).roll(1, 1)) / 2)
+    torch.nn.init.eye_(crfa.into[1].weight)
+    torch.nn.init.zeros_(crfa.into[0].weight)
+    assert_close(crfa(x), x + (x - x.flip(1).roll(1, 1)) / 2)
+
+
+def test_the_width_of_agf_stays_between_its_bounds():
+    agf = Agf(3.0, 7, 1, literal=False)
+    for raw, wanted in ((50.0, 7.0), (-50.0, 0.3), (2.0, math.log1p(math.exp(2.0)))):
+        torch.nn.init.constant_(agf.raw_sigma, raw)
+        assert float(agf.sigma) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_crfa_has_41_bins_for_80_positions_and_adds_nothing_at_zero_weights():
@@ -303,7 +353,16 @@ def test_ranks_are_the_same_on_any_number_of_processes_and_in_any_batch(small):
         found = scoring.rank_split(
             model, small, "test", knobs.Score(**score), Ranks.here(), torch.device("cpu"), thorough=True
         )
-        return [found.rank, found.sampled, *found.others.values()]
+        return [
+            np.stack(
+                [
+                    *found.standing,
+                    *found.sampled,
+                    found.invalid,
+                    *(row for each in found.others.values() for row in each),
+                ]
+            )
+        ]
 
     alone = ranks()
     assert np.isfinite(alone[0]).any()

@@ -68,7 +68,7 @@ def _movielens(config: Data) -> Raw:
     ratings, movies = _movielens_files(config)
     is_100k = ratings.name.startswith("u.data")
     table = lines.read_delimited(
-        ratings, ["user", "item", "rating", "time"], "\t" if is_100k else "::", filled=["user", "item", "time"]
+        ratings, ["user", "item", "rating", "time"], "\t" if is_100k else "::", filled=_filled(config, "user", "item")
     )
     coding = texts.encoding(movies)
     if is_100k:
@@ -105,11 +105,7 @@ def _amazon_files(config: Data) -> list[Path]:
         return [path, *([config.items] if config.items else [])]
     if config.catalogue:
         return download.fetch_all(config, path)
-    found = (
-        sorted(p for p in path.glob("*") if p.name.removesuffix(".gz").endswith((".json", ".jsonl", ".csv")))
-        if path.is_dir()
-        else []
-    )
+    found = sorted(p for p in path.glob("*") if p.name.removesuffix(".gz").endswith((".json", ".jsonl", ".csv")))
     reviews = [p for p in found if not p.name.startswith("meta_")]
     metadata = [config.items] if config.items else [p for p in found if p.name.startswith("meta_")]
     if not reviews:
@@ -145,10 +141,10 @@ def _amazon(config: Data) -> Raw:
         )
     user, item, when, unit = layout
     if is_csv:
-        table = lines.read_delimited(reviews, [user, item, when], ",", header=True, filled=[user, item])
+        table = lines.read_delimited(reviews, [user, item, when], ",", header=True, filled=_filled(config, user, item))
     else:
-        kinds = {user: pl.String, item: pl.String, when: pl.Int64}
-        table = lines.read_json_lines(reviews, kinds, filled=[user, item])
+        kinds = dict.fromkeys([user, item, when], pl.String)
+        table = lines.read_json_lines(reviews, kinds, filled=_filled(config, user, item), ids=[user, item])
     table = table.rename({user: "user", item: "item", when: "time"})
     items = _amazon_items(metadata[0], item, set(table["item"].unique())) if metadata else no_items()
     timed = times.read(table, reviews, config, unit=unit)
@@ -189,7 +185,8 @@ def _lastfm(config: Data) -> Raw:
     """HetRec-2011 LastFM: a tag given to an artist is the interaction; times are in milliseconds."""
     tagged, artists = _lastfm_files(config)
     names = {"userID": "user", "artistID": "item", "timestamp": "time"}
-    table = lines.read_delimited(tagged, list(names), "\t", header=True, filled=list(names)).rename(names)
+    table = lines.read_delimited(tagged, list(names), "\t", header=True, filled=_filled(config, "userID", "artistID"))
+    table = table.rename(names)
     items = lines.read_delimited(artists, ["id", "name"], "\t", header=True, filled=["id"])
     items = items.select(item="id", title=pl.col("name").fill_null(""))
     timed = times.read(table, tagged, config, unit="ms")
@@ -272,6 +269,11 @@ def _synthetic(config: Data) -> Raw:
         pl.DataFrame(log.items).with_columns(pl.col("item").cast(pl.String)),
         dropped={"bad timestamps": 0},
     )
+
+
+def _filled(config: Data, *names: str) -> list[str]:
+    """The fields whose lack is refused under the name that the file gives them; else the rows are dropped later."""
+    return list(names) if config.missing_ids == "refuse" else []
 
 
 def _header(path: Path, separator: str = "\t") -> list[str]:

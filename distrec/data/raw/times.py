@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -148,6 +149,11 @@ class _Judged:
             return column.cast(pl.Float64), True
         return self.table["tick"] / self.ticks * 1e9, False
 
+    def _first(self, rows: pl.Series) -> tuple[dict[str, Any], str]:
+        """The first of some rows, and where it is in which file."""
+        row = int(rows.fill_null(False).arg_true()[0])
+        return self.table.row(row, named=True), lines.place(self.table, row, self.path)
+
     def _share(self, seconds: pl.Series) -> float:
         """The share of times, those at zero aside, between 1990 and tomorrow."""
         known = seconds.drop_nulls().filter(seconds.drop_nulls() != 0)
@@ -158,7 +164,7 @@ class _Judged:
         for other, per_second in PER_SECOND.items():
             if other != unit and self._share(number / per_second) > 0.5:
                 first = number.is_between(_MODERN * per_second, self.ahead * per_second).fill_null(False)
-                row = self.table.filter(first).row(0, named=True)
+                row, place = self._first(first)
                 said = f"time {row['time']!r} is {_when(row['tick'] / self.ticks)}"
                 good = f"{_when(number.filter(first).item(0) / per_second)}, if it stands for {other}"
                 if not is_number:
@@ -169,9 +175,7 @@ class _Judged:
                     )
                 else:
                     remedy = f"this source's times stand in {unit}: read it by data.source=table with data.columns.time_unit={other}"
-                raise ValueError(
-                    f"{self.path}, line {row['line']}: {said} in {unit}, as most are, but {good}; {remedy}"
-                )
+                raise ValueError(f"{place}: {said} in {unit}, as most are, but {good}; {remedy}")
 
     def _refuse_days(self, number: pl.Series) -> None:
         known = number.drop_nulls().filter(number.drop_nulls() != 0)
@@ -181,12 +185,12 @@ class _Judged:
             whole = known.cast(pl.Int64)
             day = whole // (month // 100) % 100 if month > 1 else pl.Series([1])
             if (whole // month % 100).is_between(1, 12).all() and day.is_between(1, 31).all():
-                row = self.table.filter((number != 0).fill_null(False)).row(0, named=True)
+                row, place = self._first(number != 0)
                 remedy = f"set data.columns.time_format={form} (or =epoch, if it counts {self.unit})"
                 if not self.is_named:
                     remedy = f"read it by data.source=table with data.columns.time_format={form}"
                 said = f"time {row['time']!r} is {_when(row['tick'] / self.ticks)} in {self.unit}, but {name}"
-                raise ValueError(f"{self.path}, line {row['line']}: {said}, as all of them are; {remedy}")
+                raise ValueError(f"{place}: {said}, as all of them are; {remedy}")
 
     def _advice(self, number: pl.Series, wrong: pl.Expr, is_number: bool) -> str:
         """Where one value would be plausible in another unit, that unit."""

@@ -106,7 +106,7 @@ class Rehearsal:
             scorer = by_table(self.model.user_states(batch), vectors)
             users = ledger.read()
             scores = scorer(slice(0, chunk))
-            scores.sub_(scores[:, :1].clone()).sign_().sum(1)
+            (scores >= scores[:, :1]).sum(1)
             return Ranked(ledger.taken(), per_item, table, users, ledger.read())
 
 

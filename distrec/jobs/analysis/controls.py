@@ -67,7 +67,7 @@ def _tied(data: Prepared, before: np.ndarray) -> float:
 
 def _accuracy(subject: Subject, data: Prepared) -> tuple[float, ...]:
     ranking = scoring.rank_split(subject.model, data, "valid", subject.config.score, Ranks(), subject.device)
-    found = per_user(ranking.rank)
+    found = per_user(ranking.standing)
     return tuple(float(found[metric].mean()) for metric in _METRICS)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from distrec.data.files import paths
 from distrec.data.prepared import Prepared
-from distrec.engine.evaluation.metrics import per_user
+from distrec.engine.evaluation import outcome
+from distrec.engine.evaluation.metrics import per_user, standing
 from distrec.freq.locality import LAGS, at_random, by_lag
 from distrec.jobs.analysis.spectra import cooccurrences
 from distrec.jobs.analysis.subject import Part, Subject
@@ -88,8 +88,8 @@ def _error(values: np.ndarray) -> float | None:
 
 
 def _gains(folder: Any) -> pl.DataFrame:
-    table = paths.read_parquet(folder / "ranks.parquet")
-    return table.select("user", "target", value=pl.Series(per_user(table["rank"].to_numpy())[_METRIC]))
+    table = outcome.ranks(folder)
+    return table.select("user", "target", value=pl.Series(per_user(standing(table))[_METRIC]))
 
 
 def gains(subject: Subject, found: list[dict[str, Any]]) -> list[Block]:

@@ -89,7 +89,7 @@ def states_of(subject: Subject) -> Float[Tensor, "U D"]:
 def ndcg(subject: Subject, model: TableModel, bar: Any) -> float:
     ranking = scoring.rank_split(model, subject.drawn, "valid", subject.config.score, Ranks(), torch.device("cpu"))
     bar.update()
-    return float(per_user(ranking.rank)[_METRIC].mean())
+    return float(per_user(ranking.standing)[_METRIC].mean())
 
 
 def draw(subject: Subject, found: dict[str, list[float]]) -> None:

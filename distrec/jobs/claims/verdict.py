@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from distrec.data.files import paths
-from distrec.engine.evaluation import metrics, paired
+from distrec.engine.evaluation import metrics, outcome, paired
 from distrec.jobs.claims.job import Experiment, Judge
 from distrec.jobs.claims.runs import Planned
 
@@ -90,8 +89,7 @@ def _told(judge: Judge, means: Float[np.ndarray, " V"]) -> float:
 
 
 def _users(run: Planned, metric: str) -> np.ndarray:
-    table = paths.read_parquet(run.folder / "ranks.parquet").sort("user")
-    return metrics.per_user(table["rank"].to_numpy())[metric]
+    return metrics.per_user(metrics.standing(outcome.ranks(run.folder).sort("user")))[metric]
 
 
 def _figure(judge: Judge, by_name: Mapping[str, Sequence[Planned]]) -> tuple[float, tuple[float, float] | None]:

@@ -17,7 +17,11 @@ from distrec.data.prepared import Prepared
 from distrec.jobs.codes import report as reports
 from distrec.jobs.parts.work import Work
 
-FREE = ("gate", "min_used", "max_collisions", "vectors", "category")  # keys of config.codes that shape no code
+# keys of config.codes that shape no code
+FREE = (
+    *("gate", "min_used", "max_collisions", "max_uninformative"),
+    *("vectors", "vectors_order", "vectors_missing", "category"),
+)
 
 
 class Collapsed(Exception):
@@ -50,12 +54,32 @@ def finished(target: Path, made: Mapping[str, Any], work: Work) -> bool:
 def judge(report: Mapping[str, Any], config: knobs.Codes) -> dict[str, Any]:
     """The report with its complaints.   Raises: Collapsed when there are any and the gate is not open."""
     limits = (config.min_used, config.max_collisions)
-    report = {**report, "complaints": health.complaints(report["levels"], report["collisions"], *limits)}
-    if report["complaints"] and config.gate:
+    complaints = health.complaints(report["levels"], report["collisions"], *limits)
+    complaints += uninformative(report["zero_vectors"], report["items"], config)
+    report = {**report, "complaints": complaints}
+    if complaints and config.gate:
         raise Collapsed(
             f"{reports.table(report)}\nerror: the codebook collapsed; codes.gate=false takes it all the same"
         )
     return report
+
+
+def uninformative(n_zero: int, n_items: int, config: knobs.Codes) -> list[str]:
+    """The complaint about items of which the vectors say nothing; empty when they are few enough."""
+    if n_zero <= config.max_uninformative * n_items:
+        return []
+    return [
+        f"{n_zero:,} of {n_items:,} items ({n_zero / n_items:.1%}) have a zero vector, above "
+        f"codes.max_uninformative={config.max_uninformative:g}: nothing tells them apart. "
+        "Give data.text more fields, or take another embed.encoder or codes.vectors"
+    ]
+
+
+def check_informative(n_zero: int, n_items: int, config: knobs.Codes) -> None:
+    """Raises: Collapsed, before anything is fitted, when too many vectors say nothing and the gate is shut."""
+    complaints = uninformative(n_zero, n_items, config)
+    if complaints and config.gate:
+        raise Collapsed(f"error: {complaints[0]}; codes.gate=false takes it all the same")
 
 
 def write(

@@ -49,7 +49,7 @@ def extend(known: Path, work: Work) -> Path | None:
     source = config.codes.vectors or embed.embed(embedding, config.data, data, ranks, work.stop)
     if source is None:
         return None
-    table, identity = vectors.load(source, data)
+    table, identity = vectors.load(source, data, config.codes.vectors_order, config.codes.vectors_missing)
     made = origin(source, identity, data)
     check_same(known, stamp, made)
     if made["encoder"] is None:

@@ -21,7 +21,7 @@ from distrec.data import store, vectors
 from distrec.data.prepared import Prepared
 from distrec.engine.states import SavedStates, drain
 from distrec.jobs import embed
-from distrec.jobs.codes.artefact import FREE, check_category, finished, origin, write
+from distrec.jobs.codes.artefact import FREE, check_category, check_informative, finished, origin, write
 from distrec.jobs.parts import llm
 from distrec.jobs.parts.work import Work
 from distrec.models import quantisers
@@ -44,7 +44,7 @@ def quantize(work: Work) -> Path | None:
     source = config.codes.vectors or embed.embed(llm.encoder(config), config.data, data, ranks, work.stop)
     if source is None:
         return None
-    table, identity = vectors.load(source, data)
+    table, identity = vectors.load(source, data, config.codes.vectors_order, config.codes.vectors_missing)
     settings = {key: value for key, value in cfg.plain(config.codes).items() if key not in FREE}
     made = origin(source, identity, data) | {"codes": settings | {"size": size}, "seed": config.seed}
     if isinstance(config.codes, knobs.RqVae):
@@ -65,6 +65,7 @@ def _fit(
     rows = rows_of(table, ranks, work.device)
     check_spread(rows)
     n_zero = zero_rows(rows)
+    check_informative(n_zero, len(table), config.codes)
     log(f"quantising {len(table):,} × {table.shape[1]} vectors into {config.codes.levels} × {size} codes: {target}")
     started = time.perf_counter()
     rows, basis = turned(rows, getattr(config.codes, "pca", None))

@@ -6,55 +6,54 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from distrec.engine.evaluation import metrics, paired
+from distrec.engine.evaluation import metrics, outcome, paired
+from distrec.engine.evaluation.metrics import Standing
 from distrec.jobs.comparison.variants import Run, Variant
 
-METRICS = tuple(metrics.per_user(np.ones(1)))
+METRICS = metrics.NAMES
 _CELLS = 2**26  # figures of users held at once
 
 
 def figures(variants: Sequence[Variant], against: str, metric: str) -> dict[str, Any]:
-    """By protocol ("full", and a sampled one that all runs have): by variant, every metric; the comparisons by `metric`."""
+    """By protocol ("full", new and repeated targets apart, and a sampled one that all runs have): by variant, every metric; the comparisons by `metric`."""
     runs = [run for variant in variants for run in variant.runs]
-    names = {"full": "rank"} | {name: f"rank_{name}" for name in runs[0].report if name.startswith("sampled_")}
-    return {
-        name: _protocol(variants, _with_a_rank([run.table[column].to_numpy() for run in runs]), against, metric)
-        for name, column in names.items()
-        if all(column in run.table.columns for run in runs)
+    names = {"full": ""} | {name: name for name in runs[0].report if name.startswith("sampled_")}
+    standings = {
+        name: [metrics.standing(run.table, end) for run in runs]
+        for name, end in names.items()
+        if all(name in run.report for run in runs)
     }
+    for name, users in outcome.by_repeat(runs[0].table["repeat"].to_numpy()).items():
+        standings[name] = [each.of(users) for each in standings["full"]]
+    return {name: _protocol(variants, each, against, metric) for name, each in standings.items()}
 
 
-def _with_a_rank(ranks: list[Float[np.ndarray, " U"]]) -> list[Float[np.ndarray, " n"]]:
-    """The ranks of the users who have one in every run: of a sampled protocol not all do."""
-    has = ~np.logical_or.reduce([np.isnan(rank) for rank in ranks])
-    return [rank[has] for rank in ranks]
-
-
-def _protocol(
-    variants: Sequence[Variant], ranks: list[Float[np.ndarray, " U"]], against: str, metric: str
-) -> dict[str, Any]:
+def _protocol(variants: Sequence[Variant], standings: list[Standing], against: str, metric: str) -> dict[str, Any]:
     names = [variant.name for variant in variants]
-    means, draws = _measured(ranks, [len(variant.runs) for variant in variants])
+    standings = [
+        each.of(~np.isnan(each.better)) for each in standings
+    ]  # the same users: their negatives are the data's
+    means, draws = _measured(standings, [len(variant.runs) for variant in variants])
     told = {
         name: {each: _over_seeds(means[each][v], draws[each][:, v]) for each in METRICS} for v, name in enumerate(names)
     }
     return {
-        "users": len(ranks[0]),
+        "users": len(standings[0].better),
         "variants": told,
-        "comparisons": _comparisons(variants, ranks, names.index(against), metric, draws[metric]),
+        "comparisons": _comparisons(variants, standings, names.index(against), metric, draws[metric]),
     }
 
 
-def _measured(ranks: list[Float[np.ndarray, " U"]], sizes: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _measured(standings: list[Standing], sizes: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(each seed's mean by variant, bootstrap draws of each variant's mean) by metric; as many metrics at once as memory allows."""
     means: dict[str, Any] = {}
     draws: dict[str, Any] = {}
-    at_once = max(1, _CELLS // (len(sizes) * len(ranks[0])))
+    at_once = max(1, _CELLS // (len(sizes) * len(standings[0].better)))
     for low in range(0, len(METRICS), at_once):
         names = METRICS[low : low + at_once]
-        averaged = np.empty((len(names), len(sizes), len(ranks[0])))
-        for v, own in enumerate(_split(ranks, sizes)):
-            found = [metrics.per_user(rank) for rank in own]
+        averaged = np.empty((len(names), len(sizes), len(standings[0].better)))
+        for v, own in enumerate(_split(standings, sizes)):
+            found = [metrics.per_user(each) for each in own]
             for i, name in enumerate(names):
                 averaged[i, v] = np.mean([each[name] for each in found], 0)
                 means.setdefault(name, []).append(np.array([each[name].mean() for each in found]))
@@ -75,7 +74,7 @@ def _over_seeds(values: Float[np.ndarray, " S"], draws: Float[np.ndarray, " R"])
 
 def _comparisons(
     variants: Sequence[Variant],
-    ranks: list[Float[np.ndarray, " U"]],
+    standings: list[Standing],
     reference: int,
     metric: str,
     draws: Float[np.ndarray, "R V"],
@@ -84,7 +83,7 @@ def _comparisons(
     others = [v for v in range(len(variants)) if v != reference]
     if not others:
         return {}
-    by_run = [metrics.per_user(rank)[metric] for rank in ranks]
+    by_run = [metrics.per_user(each)[metric] for each in standings]
     values = [np.stack(own) for own in _split(by_run, [len(variant.runs) for variant in variants])]
     averaged = np.stack([own.mean(0) for own in values])
     differences = averaged[others] - averaged[reference]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distrec.data import store
-from distrec.engine.evaluation import paired
+from distrec.engine.evaluation import outcome, paired
 from distrec.jobs.comparison.figures import seeds_of
 from distrec.jobs.comparison.variants import Run, Variant, told_apart
 from distrec.jobs.pages import picture
@@ -20,7 +20,10 @@ _MAIN = ("hr@10", "ndcg@10", "mrr")
 def page(variants: Sequence[Variant], told: Mapping[str, Any], against: str, metric: str) -> Page:
     """`told`: as `figures` gives it."""
     name = metric.upper()
-    sections = [Section("What is compared", (*_header(variants, told), *_apart(variants)))]
+    remarks = dict.fromkeys(
+        each for variant in variants for run in variant.runs for each in outcome.remarks(run.report)
+    )
+    sections = [Section("What is compared", (*_header(variants, told), *map(Text, remarks), *_apart(variants)))]
     for protocol, found in told.items():
         tables = [_table(variants, found, metric)]
         if found["comparisons"]:
@@ -37,13 +40,14 @@ def page(variants: Sequence[Variant], told: Mapping[str, Any], against: str, met
 
 def results(page: Page) -> str:
     """The tables of figures and differences, for a terminal."""
+    heads = [f"{block.text}\n" for block in page.sections[0].blocks if isinstance(block, Text)]
     tables = [
         f"{section.title}. {block.caption}\n\n{markdown_table(block)}\n"
         for section in page.sections
         for block in section.blocks
         if section.title.startswith((_ALL, _SAMPLED)) and isinstance(block, Table)
     ]
-    return "\n".join(tables)
+    return "\n".join([*heads, *tables])
 
 
 def draw(folder: Path, found: Mapping[str, Any], against: str, metric: str) -> None:
@@ -227,7 +231,8 @@ def _height(rows: int) -> float:
 
 
 def _title(protocol: str) -> str:
-    return _ALL if protocol == "full" else f"{_SAMPLED} {protocol.rsplit('_', 1)[1]} sampled items"
+    titles = {"full": _ALL, "new_targets": f"{_ALL}, new targets", "repeat_targets": f"{_ALL}, repeated targets"}
+    return titles.get(protocol) or f"{_SAMPLED} {protocol.rsplit('_', 1)[1]} sampled items"
 
 
 def _over_seeds(one: Mapping[str, Any]) -> str:

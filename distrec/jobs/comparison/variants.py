@@ -1,6 +1,5 @@
 """Finished runs that can be compared, put together where they differ in their seed alone, and named by what they differ in."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import polars as pl
 from distrec import config as cfg
 from distrec import knobs
 from distrec.data import store
-from distrec.data.files import paths
+from distrec.engine.evaluation import outcome
 from distrec.jobs.codes.artefact import FREE
 from distrec.jobs.parts import llm
 from distrec.jobs.parts.assemble import GENERATIVE
@@ -20,6 +19,7 @@ from distrec.jobs.parts.identity import settings
 
 _PLACES = ("embed.encoder", "codes.vectors", "model.codes", "model.items")  # may differ under one label
 _SHOWN_AS_PLACE = ("model.backbone.path", "model.codes", "model.items")  # compared by content
+_SAMPLED = "users of "
 _FEW = 3  # differing settings that a name holds
 _REMEDY = {"protocol.history": "; give all the same score.mask_history"}
 
@@ -56,9 +56,8 @@ def read(folder: Path, label: str, words: Sequence[str], known: Known) -> Run:
     """
     config = opened(folder, words)
     links = chain(folder, config, known)
-    report = json.loads((folder / "test.json").read_text())
-    table = paths.read_parquet(folder / "ranks.parquet").sort("user")
-    return Run(folder, label, config, report, table, links, _settings(config, links))
+    report, table = outcome.read(folder)
+    return Run(folder, label, config, report, table.sort("user"), links, _settings(config, links))
 
 
 def check_same(runs: Sequence[Run]) -> None:
@@ -68,6 +67,8 @@ def check_same(runs: Sequence[Run]) -> None:
     for run in runs[1:]:
         told = _measured(run)
         for key in wanted | told:
+            if key.startswith(_SAMPLED) and not (key in wanted and key in told):
+                continue  # not every model has scores to rank them by
             if (value := told.get(key)) != wanted.get(key):
                 raise ValueError(
                     f"{run.folder} cannot be compared with {first.folder}: {key} is {value!r}, not {wanted.get(key)!r}"
@@ -109,7 +110,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 def _settings(config: cfg.Config, links: Sequence[Link]) -> dict[str, Any]:
     """What shapes the model, but no seed and no place: what a config names by its place stands as its content."""
-    found = {key: value for key, value in settings(config).items() if key not in ("seed", "score.mask_history")}
+    found = {key: value for key, value in settings(config).items() if key != "seed" and not key.startswith("score.")}
     model, by_name = config.model, {link.name: link for link in links}
     if isinstance(model, knobs.Frellm):
         found |= {"embed.encoder": config.embed.encoder, "model.backbone.init": model.backbone.init}
@@ -146,7 +147,9 @@ def _without_seed(link: Link, keys: tuple[str, ...]) -> str:
 def _measured(run: Run) -> dict[str, Any]:
     """What must be the same for figures to be comparable."""
     protocol = {key: value for key, value in run.report["protocol"].items() if key not in ("bootstrap", "ranks")}
-    told = {key: run.report[key] for key in ("data", "items", "users")}
+    told = {key: run.report[key] for key in ("data", "items", "users", "repeats")}
+    sampled = {name: part for name, part in run.report.items() if name.startswith("sampled_")}
+    told |= {f"{_SAMPLED}{name}": part["users"] for name, part in sampled.items()}
     return told | {f"protocol.{key}": value for key, value in protocol.items()}
 
 

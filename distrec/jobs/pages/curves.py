@@ -8,10 +8,12 @@ import numpy as np
 import polars as pl
 from matplotlib.ticker import MaxNLocator
 
+from distrec.engine.evaluation import metrics
 from distrec.jobs.pages import picture
 from distrec.jobs.pages.page import Picture
 
 Lines = Sequence[Mapping[str, Any]]
+_CUTOFFS = 200
 _SIZE = (4.8, 3.0)  # inches: readable on a phone
 
 
@@ -65,7 +67,7 @@ def best_of(lines: Lines) -> Mapping[str, Any]:
 def of_ranks(ranks: pl.DataFrame, titles: Mapping[str, str], folder: Path) -> list[Picture]:
     """How many targets stand at which rank, and within the first K; both on a logarithmic scale.
 
-    `titles`: what the columns of ranks are called.   A rank beyond what a generative model lists is infinite.
+    `titles`: what the protocols of the table are called, by the name of their columns.   A rank beyond what a generative model lists is infinite.
     """
     full = ranks["rank"].to_numpy()
     listed = full[np.isfinite(full)]
@@ -82,10 +84,12 @@ def of_ranks(ranks: pl.DataFrame, titles: Mapping[str, str], folder: Path) -> li
         told = f"Where the targets of {len(full):,} users stand{half}.{beyond}"
         pictures.append(_kept(figure, axes, "rank of the target", "share of users", "ranks", told, folder))
     figure, axes = picture.new(*_SIZE)
-    for column, title in titles.items():
-        values = np.sort(ranks[column].to_numpy())
-        values = values[np.isfinite(values)]
-        axes.step(np.r_[1, values], np.arange(len(values) + 1) / len(ranks), where="post", label=title)
+    for name, title in titles.items():
+        found = metrics.standing(ranks, name)
+        found = found.of(~np.isnan(found.better))
+        last = (found.better + found.ties)[np.isfinite(found.better)].max(initial=0) + 1
+        cutoffs = np.unique(np.geomspace(1, last, _CUTOFFS).round())
+        axes.step(cutoffs, [metrics.within(found, k).mean() for k in cutoffs], where="post", label=title)
     axes.set_xscale("log")
     axes.set_ylim(0)
     told = "The share of users whose target stands within the first K (HR@K), under each protocol."

@@ -11,7 +11,7 @@ import yaml
 
 from distrec import config as cfg
 from distrec.data import prepared, store
-from distrec.engine.evaluation import metrics
+from distrec.engine.evaluation import metrics, outcome
 from distrec.jobs.pages import curves, learnt
 from distrec.jobs.pages.page import Block, Cards, Cell, Page, Section, Table, Text
 from distrec.jobs.pages.run_facts import RunFacts
@@ -76,10 +76,7 @@ def _epochs(run: RunFacts, evaluations: list[Mapping[str, Any]]) -> str:
 def _protocol(run: RunFacts) -> str:
     told, full = run.figures["protocol"], run.figures["full"]
     ndcg = f"NDCG@10 {full['ndcg@10']:.4f} {_interval(full, 'ndcg@10')}".rstrip()
-    history = told["history"].partition(" ")[0]
-    return (
-        f"{ndcg} on the test split: {run.figures['items']:,} items ranked, history {history}, ranks: {told['ranks']}."
-    )
+    return f"{ndcg} on the test split: {run.figures['items']:,} items ranked, history {told['history']}, ranks: {told['ranks']}."
 
 
 def _counts(run: RunFacts) -> dict[str, int]:
@@ -104,6 +101,8 @@ def _protocols(figures: Mapping[str, Any]) -> dict[str, str]:
         "full": "all items",
         "free": "generated freely, then items only",
         "free_ids": "generated freely, all that came out",
+        "new_targets": "targets new to the user",
+        "repeat_targets": "repeated targets",
     }
     found = [name for name, value in figures.items() if isinstance(value, dict) and "hr@10" in value]
     if figures.get("constrained") == figures.get("full"):
@@ -122,7 +121,7 @@ def _figures(run: RunFacts) -> tuple[Block, ...]:
         (key.upper(), *(cell for name in protocols for cell in _both(run.figures[name], key))) for key in _METRICS
     )
     told = f"Test split, {run.figures['users']:,} users; intervals by {run.figures['protocol']['bootstrap']:,} bootstrap resamples."
-    blocks: list[Block] = [Table(head, rows, told)]
+    blocks: list[Block] = [*(Text(each) for each in outcome.remarks(run.figures)), Table(head, rows, told)]
     for name, share in run.figures.items():
         if name.endswith("_invalid"):
             blocks.append(Text(f"{share:.2%} of what was generated freely is no item."))
@@ -137,8 +136,9 @@ def _training(run: RunFacts, folder: Path) -> tuple[Block, ...]:
 def _ranks(run: RunFacts, folder: Path) -> tuple[Block, ...]:
     if run.ranks.is_empty():
         return ()
-    names = {"full": "rank"} | {name: f"rank_{name}" for name in _protocols(run.figures) if name != "full"}
-    titles = {names[name]: told for name, told in _protocols(run.figures).items() if names[name] in run.ranks.columns}
+    ends = {name: "" if name == "full" else name for name in _protocols(run.figures)}
+    own = (name for name in ends if name == "full" or f"rank_{name}" in run.ranks.columns)
+    titles = {ends[name]: _protocols(run.figures)[name] for name in own}
     return tuple(curves.of_ranks(run.ranks, titles, folder))
 
 
@@ -150,14 +150,14 @@ def _groups(run: RunFacts, folder: Path) -> tuple[Block, ...]:
     users, places = data.targets("test")
     if len(users) != len(run.ranks):
         return ()
-    length, rank = places - data.start[users], run.ranks["rank"].to_numpy()
+    length, standing = places - data.start[users], metrics.standing(run.ranks)
     edges = np.unique(np.quantile(length, np.linspace(0, 1, _GROUPS + 1), method="lower"))
     group = np.searchsorted(edges[1:-1], length, "left")
     found = []
     for n in np.unique(group):
         inside = length[group == n]
         low, high = int(inside.min()), int(inside.max())
-        summary = metrics.summarise(rank[group == n], run.config.score.bootstrap or 1000)
+        summary = metrics.summarise(standing.of(group == n), run.config.score.bootstrap or 1000)
         found.append((f"{low}–{high}" if low < high else str(low), len(inside), summary))
     rows = tuple((name, n, each["ndcg@10"], _interval(each, "ndcg@10"), each["hr@10"]) for name, n, each in found)
     head = ("Items in the history", "Users", "NDCG@10", "95 % interval", "HR@10")

@@ -11,7 +11,7 @@ import polars as pl
 
 from distrec import config as cfg
 from distrec.data import store
-from distrec.data.files import paths
+from distrec.engine.evaluation import outcome
 from distrec.jobs.parts.chain import Known, Link, chain, opened
 
 _NEEDED = {"train": ("step",), "valid": ("step", "epoch", "ndcg@10", "hr@10")}  # of a line of the journal
@@ -49,8 +49,7 @@ def read(out: Path, words: Sequence[str] = (), known: Known | None = None) -> Ru
         data = _prepared(out, placed.data.root)
         return RunFacts(out, config, journal, {}, pl.DataFrame(), {}, [], data, _status(out, journal))
     links = chain(out, opened(out, words), known)
-    figures = json.loads((out / "test.json").read_text(encoding="utf-8"))
-    ranks = paths.read_parquet(out / "ranks.parquet")
+    figures, ranks = outcome.read(out)
     data = next((link.folder for link in links if link.name == "prepared data"), None)
     journal = _journal(out / "metrics.jsonl")
     return RunFacts(out, config, journal, figures, ranks, links[0].made_by, links, data, "finished")

@@ -15,6 +15,7 @@ from distrec.data.preparation import growth
 from distrec.data.prepared import Prepared
 from distrec.engine.checkpoint import Checkpoints
 from distrec.engine.parallel import Copies
+from distrec.jobs.codes.extend import extend
 from distrec.jobs.codes.fit import quantize
 from distrec.jobs.embed import encoder_digest
 from distrec.jobs.parts import llm
@@ -55,6 +56,9 @@ def codes_of(work: Work) -> Path | None:
     """
     model = work.config.model
     assert isinstance(model, GENERATIVE)
+    if model.codes is None and work.parent is not None:  # the weights know the codes that items had
+        before = cfg.load([str(work.parent / "config.yaml"), f"data.root={work.config.data.root}"])
+        return extend(find_part(before, "codes", made_by(work.parent)["codes"]), work)
     if model.codes is None:
         return quantize(work)
     if not (model.codes / "codes.safetensors").is_file():
@@ -103,7 +107,8 @@ def best_of(out: Path, config: cfg.Config, ranks: Ranks, device: torch.device, r
     if (out / store.STAMP).exists():
         store.verify_stamped(out)
     check_settings(
-        out, {k: v for k, v in settings(config).items() if k not in ("score.mask_history", "train.schedule")}
+        out,
+        {k: v for k, v in settings(config).items() if not k.startswith("score.") and k != "train.schedule"},
     )
     best = Checkpoints(out / "checkpoints", {}).best() if learns else ""
     before = store.read_stamp(out / "checkpoints" / best)["made_by"] if learns else {}

@@ -14,7 +14,7 @@ from typing import Any
 
 from distrec import config as cfg
 from distrec import knobs
-from distrec.data import store
+from distrec.data import store, vectors
 from distrec.engine.checkpoint import Checkpoints
 from distrec.jobs.embed import READ, encoder_digest
 from distrec.jobs.parts import llm
@@ -120,8 +120,8 @@ def _verify_run(out: Path) -> Mapping[str, Any]:
 
 
 def _content(place: Path) -> str:
-    """Of an artefact by its stamp, of a file of vectors by its bytes."""
-    return store.content(place) if place.is_dir() else store.file_digest(place)
+    """Of an artefact by its stamp, of files of vectors by their bytes."""
+    return store.content(place) if (place / store.STAMP).is_file() else vectors.identity(place)
 
 
 def _run_content(out: Path) -> str:

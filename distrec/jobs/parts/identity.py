@@ -10,6 +10,7 @@ from distrec import knobs
 from distrec.data import prepared, store
 from distrec.data.preparation import growth
 from distrec.data.prepared import Prepared
+from distrec.engine.evaluation import scoring
 from distrec.engine.trainer import SCHEDULE
 
 _FREE = (
@@ -41,7 +42,8 @@ def settings(config: cfg.Config) -> dict[str, Any]:
     chosen = {
         "model": cfg.plain(config.model),
         "train": cfg.plain(config.train) | {"schedule": SCHEDULE},
-        "score.mask_history": config.score.mask_history,
+        "score.mask_history": config.score.mask_history is not False,
+        "score.protocol": scoring.PROTOCOL,
         "seed": config.seed,
     }
     if isinstance(config.model, knobs.Frellm):

@@ -20,6 +20,7 @@ from torch import Tensor
 from distrec import knobs
 from distrec.data import store, vectors
 from distrec.data.prepared import Prepared
+from distrec.engine.evaluation import scoring
 from distrec.engine.trainer import SCHEDULE
 from distrec.freq import graph, polynomial
 from distrec.jobs.embed import embed
@@ -30,6 +31,7 @@ from distrec.runtime import log
 from distrec.settings import plain
 
 FILE = "tables.safetensors"
+_HOUR = 3.6e9  # microseconds
 _NEIGHBOURS = 10  # of graphs of nearest neighbours, where config says nothing
 
 
@@ -43,6 +45,8 @@ def tables(work: Work, train: Callable[[Work], Path | None]) -> Path | None:
     config, data = work.config, work.data
     model = config.model
     assert isinstance(model, knobs.Frellm)
+    for line in check_sessions(model.graph, data):
+        log(line)
     text = embed(llm.encoder(config), config.data, data, work.ranks, work.stop)
     run = model.items or (_sasrec(work, model, train) if text else None)
     if text is None or run is None:
@@ -59,6 +63,42 @@ def tables(work: Work, train: Callable[[Work], Path | None]) -> Path | None:
     target = store.folder(config.data.root, "tables", made)
     fill = partial(_fill, run=run, text=text, config=model.graph, data=data)
     return work.ranks.main_first(partial(store.make, target, made, fill))
+
+
+def check_sessions(config: knobs.Graph, data: Prepared) -> list[str]:
+    """What is odd about the sessions that a graph is to be made of, in words.   Units: times in microseconds, gap_hours in hours.
+
+    Raises: ValueError when no training interaction has another time than the one before it in its history.
+    """
+    if config.source != "session":
+        return []
+    _, start = data.training()
+    time = data.time[data.is_train()]
+    is_within = np.ones(len(time), bool)
+    is_within[start[start < len(time)]] = False
+    pauses = np.diff(time)[is_within[1:]]
+    named = f"model.graph.source=session with model.graph.gap_hours={config.gap_hours:g}"
+    if not pauses.any():
+        what = "the data have no times" if not time.any() else "all training interactions of a user have the same time"
+        raise ValueError(
+            f"model.graph.source=session needs times, but {what}: every history would be one session. "
+            "Name the column of times (data.columns.time), or set model.graph.source=interactions"
+        )
+    gap, step = config.gap_hours * _HOUR, int(np.gcd.reduce(pauses))
+    told = []
+    if step >= _HOUR and gap < step:
+        told.append(
+            f"{named}: times are multiples of {step / _HOUR:g} hours apart, so that any gap below makes a session of the "
+            "interactions of one instant; give finer times, or a longer gap"
+        )
+    if not (cut := pauses > gap).any():
+        told.append(
+            f"{named} cuts no history: the longest pause is {pauses.max() / _HOUR:.3g} hours; this is the graph of "
+            "model.graph.source=interactions"
+        )
+    elif cut.all():
+        told.append(f"{named} cuts every history into single items: no two share an edge; give a longer gap")
+    return told
 
 
 def load(folder: Path, data: Prepared) -> dict[str, Tensor]:
@@ -85,8 +125,7 @@ def _sasrec(work: Work, model: knobs.Frellm, train: Callable[[Work], Path | None
         "data": work.data.stamp,
         "schedule": SCHEDULE,
     }
-    if own.score.mask_history is not None:  # it chooses the best epoch
-        key["mask_history"] = own.score.mask_history
+    key["protocol"] = [scoring.PROTOCOL, own.score.mask_history is not False]  # they choose the best epoch
     out = store.folder(own.data.root, "sasrec", key)
     log(f"SASRec for the items' collaborative vectors: {out}")
     return train(replace(work, config=replace(own, out=out)))
@@ -135,7 +174,7 @@ def _graph(config: knobs.Graph, data: Prepared, known: Tensor, told: Tensor) -> 
         return graph.normalise(weights, in_place=True)
     item, start = data.training()
     if config.source == "session":
-        start = graph.sessions(start, data.time[data.is_train()], config.gap_hours * 3.6e9)
+        start = graph.sessions(start, data.time[data.is_train()], config.gap_hours * _HOUR)
     weights = graph.cooccurrence(
         item,
         start,
@@ -152,6 +191,7 @@ def backbone_of(work: Work) -> Path:
     """The folder of the config's language model, checked; made now where it is the small one, or a random twin."""
     model = work.config.model
     assert isinstance(model, knobs.Frellm)
+    check_sessions(model.graph, work.data)  # before anything is trained
     place, root = model.backbone, work.config.data.root
     folder = work.ranks.main_first(partial(llm.locate, place.path, place.revision, root, work.data))
     work.ranks.main_first(partial(pretrained.check_use, folder, place, model.max_len))

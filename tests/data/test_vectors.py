@@ -1,0 +1,339 @@
+"""Vectors of a user's own, joined by item id: case 29, and every form in which they come."""
+
+import os
+
+import numpy as np
+import polars as pl
+import pytest
+import safetensors.numpy
+
+from distrec.data import store, vectors
+from distrec.jobs import prepare
+
+KINDS = [
+    "parquet lists",
+    "parquet arrays",
+    "parquet folder",
+    "npz",
+    "npy and txt",
+    "npy and npy",
+    "safetensors and txt",
+]
+
+
+@pytest.fixture
+def ids(small):
+    """The raw ids in the order of a user's own files: sorted, which the prepared order is not."""
+    names = sorted(small.items["raw"])
+    assert names != list(small.items["raw"])
+    return names
+
+
+@pytest.fixture
+def own(ids):
+    """Vectors that say whose they are: the first number is the item's place in the user's files."""
+    table = np.random.default_rng(1).standard_normal((len(ids), 5)).astype(np.float32)
+    table[:, 0] = np.arange(len(ids)) + 1
+    return table
+
+
+def write(kind, folder, ids, table, stem="v[1]"):
+    """The file or folder to give as codes.vectors; brackets in its name are no pattern."""
+    if kind.startswith("parquet"):
+        column = pl.Series("vector", table)
+        if kind != "parquet arrays":
+            column = column.arr.to_list()
+        frame = pl.DataFrame({"item": ids}, strict=False).with_columns(column)
+        if kind != "parquet folder":
+            frame.write_parquet(folder / f"{stem}.parquet")
+            return folder / f"{stem}.parquet"
+        (folder / stem).mkdir()
+        (folder / stem / "_SUCCESS").write_text("")
+        frame[100:].write_parquet(folder / stem / "part-1.parquet")
+        frame[:100].write_parquet(folder / stem / "part-0.parquet")
+        return folder / stem
+    if kind == "npz":
+        np.savez(folder / f"{stem}.npz", ids=np.array(ids), vectors=table)
+        return folder / f"{stem}.npz"
+    if kind.startswith("npy"):
+        np.save(folder / f"{stem}.npy", table)
+    else:
+        safetensors.numpy.save_file({"vectors": table}, folder / f"{stem}.safetensors")
+    if kind.endswith("txt"):
+        (folder / f"{stem}.ids.txt").write_text("".join(f"{name}\n" for name in ids))
+    else:
+        np.save(folder / f"{stem}.ids.npy", np.array(ids))
+    return folder / (f"{stem}.npy" if kind.startswith("npy") else f"{stem}.safetensors")
+
+
+def expected(small, ids, table):
+    return table[[ids.index(raw) for raw in small.items["raw"]]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int8, np.uint8, np.int16, np.int64])
+def test_vectors_are_joined_by_id_exactly(small, tmp_path, ids, own, kind, dtype):
+    if np.dtype(dtype).kind in "iu" or dtype == np.float16:
+        own = np.clip(np.rint(own * 3), 0, 100)
+        own[:, 0] = np.arange(len(ids)) % 90 + 1
+    own = own.astype(dtype) * (np.float64(1) + 2**-40 if dtype == np.float64 else dtype(1))
+    if kind.startswith("safetensors") and np.dtype(dtype).kind in "iu":
+        pytest.skip("whole numbers in safetensors are refused")
+    table, _ = vectors.load(write(kind, tmp_path, ids, own), small)
+    np.testing.assert_array_equal(table, expected(small, ids, own))
+    assert table.dtype == (dtype if np.dtype(dtype).kind == "f" else np.float64 if dtype == np.int64 else np.float32)
+
+
+def test_rows_in_prepared_order_stay_mapped(small, tmp_path, own):
+    table, _ = vectors.load(write("npy and txt", tmp_path, list(small.items["raw"]), own), small)
+    assert isinstance(table, np.memmap)
+    np.testing.assert_array_equal(table, own)
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors"])
+def test_a_file_without_ids_is_taken_in_prepared_order_alone(small, tmp_path, own, kind):
+    place = write(f"{kind} and txt", tmp_path, [], own, "bare")
+    (tmp_path / "bare.ids.txt").unlink()
+    with pytest.raises(
+        ValueError, match=r"does not say which row is which item.* in bare\.ids\.txt.*vectors_order=prep"
+    ):
+        vectors.load(place, small)
+    table, identity = vectors.load(place, small, order="prepared")
+    np.testing.assert_array_equal(table, own)
+    assert identity == store.file_digest(place) == vectors.identity(place)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_order_beside_ids_is_refused(small, tmp_path, ids, own, kind):
+    with pytest.raises(ValueError, match=r"codes\.vectors_order=prepared contradicts the ids"):
+        vectors.load(write(kind, tmp_path, ids, own), small, order="prepared")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_ids_are_other_vectors(small, tmp_path, ids, own, kind):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    places = write(kind, tmp_path / "a", ids, own), write(kind, tmp_path / "b", ids[::-1], own)
+    (one, first), (two, second) = (vectors.load(place, small) for place in places)
+    assert first != second
+    assert not np.array_equal(one, two)
+    assert [vectors.identity(place) for place in places] == [first, second]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_missing_items_are_named_or_get_the_zero_vector(small, tmp_path, ids, own, kind, capfd):
+    gone = [name for name in small.items["raw"] if name in (ids[3], ids[-1])]
+    keep = [i for i, name in enumerate(ids) if name not in gone]
+    place = write(kind, tmp_path, [ids[i] for i in keep], own[keep])
+    message = rf"2 of 149 items have no vector in .*, such as '{gone[0]}', '{gone[1]}': .*codes\.vectors_missing=zero"
+    with pytest.raises(ValueError, match=message):
+        vectors.load(place, small)
+    table, _ = vectors.load(place, small, missing="zero")
+    own[3] = own[-1] = 0
+    np.testing.assert_array_equal(table, expected(small, ids, own))
+    assert "2 of 149 vectors are zero, such as those of the items" in capfd.readouterr().err
+
+
+def test_vectors_of_no_item_are_counted_and_left_out(small, tmp_path, ids, own, capfd):
+    more = ["new-1", *ids[:70], "new-2", *ids[70:]]
+    table = np.concatenate([own[:1] * 0 + 7, own[:70], own[:1] * 0 + 8, own[70:]])
+    loaded, _ = vectors.load(write("parquet lists", tmp_path, more, table), small)
+    np.testing.assert_array_equal(loaded, expected(small, ids, own))
+    assert "2 of 151 vectors of" in (line := capfd.readouterr().err)
+    assert "are of no prepared item, such as 'new-1', 'new-2': not used" in line
+
+
+def test_ids_that_do_not_match_are_shown_from_both_sides(small, tmp_path, ids, own):
+    place = write("npz", tmp_path, [f"x{name}" for name in ids], own)
+    message = rf"149 of 149 items have no vector in .*, such as '{small.items[0]['raw']}'.*ids such as 'x{ids[0]}'"
+    for missing in ("refuse", "zero"):
+        with pytest.raises(ValueError, match=message):
+            vectors.load(place, small, missing=missing)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_id_that_stands_twice_is_refused(small, tmp_path, ids, own, kind):
+    ids[7] = ids[2]
+    with pytest.raises(
+        ValueError, match=rf"1 ids stand there more than once, such as '{ids[2]}' in rows 3 and 8: keep"
+    ):
+        vectors.load(write(kind, tmp_path, ids, own), small)
+
+
+@pytest.mark.parametrize("kind", ["parquet lists", "npz", "npy and txt"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_are_refused_with_their_item(small, tmp_path, ids, own, kind, value):
+    own[5, 2] = own[6, 1] = value
+    own[3] = 0
+    with pytest.raises(
+        ValueError, match=r"2 of 149 vectors hold NaN or infinity, such as those of the items '"
+    ) as error:
+        vectors.load(write(kind, tmp_path, ids, own), small)
+    assert {ids[5], ids[6]} == {name for name in ids if repr(name) in str(error.value)}
+
+
+@pytest.mark.parametrize("as_type", ["int64", "float64", "int32", "text with blanks", "bytes", "categorical"])
+def test_ids_of_any_type_are_text(artefacts, tmp_path, as_type):
+    """A catalogue of numbers: 7, 7.0 and " 7" are the id "7"."""
+    from distrec import config as cfg
+    from distrec.data import prepared
+
+    (tmp_path / "log.csv").write_text("user,item,time\n" + "".join(f"{u},{(u * 7 + k) % 12},{k}\n" for u in range(12) for k in range(5)))  # fmt: skip
+    words = ["data.source=table", f"data.path={tmp_path}/log.csv", f"data.root={tmp_path}", "data.negatives=0"]
+    data = prepared.load(prepared.prepare(cfg.load(words).data))
+    own = np.arange(12, dtype=np.float32)[:, None] + np.ones((1, 3), np.float32)
+    numbers = np.arange(12)
+    names = {
+        "text with blanks": np.array([f" {n}" for n in numbers]),
+        "bytes": numbers.astype("S"),
+        "categorical": numbers,
+    }.get(as_type)
+    if as_type == "categorical":
+        frame = pl.DataFrame({"item": pl.Series(numbers.astype(str), dtype=pl.Categorical), "v": own})
+        frame.write_parquet(place := tmp_path / "v.parquet")
+    else:
+        np.savez(place := tmp_path / "v.npz", ids=numbers.astype(as_type) if names is None else names, vectors=own)
+    table, _ = vectors.load(place, data)
+    np.testing.assert_array_equal(table[:, 0], [int(raw) + 1 for raw in data.items["raw"]])
+
+
+def broken(case, folder, ids, own):
+    place = folder / "v.npz"
+    frame = pl.DataFrame({"item": ids, "vector": own})
+    if case == "objects":
+        np.savez(place, ids=np.array(ids, dtype=object), vectors=own)
+    elif case == "names":
+        np.savez(place, embeddings=own, items=np.array(ids))
+    elif case == "cut":
+        np.savez(place, ids=np.array(ids), vectors=own)
+        place.write_bytes(place.read_bytes()[:-200])
+    elif case == "flipped":
+        np.savez(place, ids=np.array(ids), vectors=own)
+        raw = bytearray(place.read_bytes())
+        raw[len(raw) // 2] ^= 255
+        place.write_bytes(raw)
+    elif case == "one array":
+        np.save(folder / "v.npy", own)
+        os.rename(folder / "v.npy", place)
+    elif case == "short ids":
+        np.savez(place, ids=np.array(ids)[1:], vectors=own)
+    elif case == "flat":
+        np.savez(place, ids=np.array(ids), vectors=own[:, 0])
+    elif case == "truth":
+        np.savez(place, ids=np.array(ids), vectors=own > 0)
+    elif case == "large":
+        np.savez(place, ids=np.array(ids), vectors=(own * 0).astype(np.int64) + 2**60)
+    elif case == "odd ids":
+        np.savez(place, ids=own, vectors=own)
+    elif case == "half ids":
+        np.savez(place, ids=np.arange(len(ids)) + 0.5, vectors=own)
+    else:
+        place = folder / "v.parquet"
+        columns = {
+            "no lists": frame.with_columns(vector=pl.lit(1.0)),
+            "which ids": frame.rename({"item": "a"}).with_columns(b=pl.lit(1)),
+            "which lists": frame.with_columns(other=pl.col("vector")),
+            "ragged": frame.with_columns(pl.col("vector").arr.to_list()).with_columns(
+                vector=pl.when(pl.col("item") == ids[4]).then(pl.col("vector").list.head(3)).otherwise("vector")
+            ),
+            "null vector": frame.with_columns(vector=pl.when(pl.col("item") != ids[4]).then("vector")),
+            "null list": frame.with_columns(pl.col("vector").arr.to_list()).with_columns(
+                vector=pl.when(pl.col("item") != ids[4]).then("vector")
+            ),
+            "null number": frame.with_columns(
+                pl.col("vector").arr.to_list().list.eval(pl.when(pl.element() != own[4, 0]).then(pl.element()))
+            ),
+            "texts": frame.with_columns(vector=pl.concat_list(pl.lit("a"), pl.lit("b"))),
+            "null id": frame.with_columns(item=pl.when(pl.col("item") != ids[4]).then("item")),
+            "empty id": frame.with_columns(item=pl.when(pl.col("item") != ids[4]).then("item").otherwise(pl.lit(" "))),
+            "bool ids": frame.with_columns(item=pl.lit(True)),
+        }.get(case, frame)
+        columns.write_parquet(place)
+        if case == "torn":
+            place.write_bytes(place.read_bytes()[:-100])
+    return place
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("objects", r"Python objects, which are never unpickled; save texts with \.astype\(str\)"),
+        ("names", "wanted are the arrays ids and vectors, it holds embeddings, items"),
+        ("cut", r"not a complete \.npz file"),
+        ("flipped", r"not a complete \.npz file|hold NaN or infinity"),
+        ("one array", "its bytes are of the other kind"),
+        ("short ids", "holds 148 ids and 149 vectors: one id a row"),
+        ("flat", r"got float32 of shape \(149,\)"),
+        ("truth", "got bool of shape"),
+        ("large", r"int64 numbers reach 1e\+18: scale them"),
+        ("odd ids", "one text or whole number a row, got float32 of shape"),
+        ("half ids", r"row 1 has no item id \(0\.5\)"),
+        (
+            "no lists",
+            r"wanted are a column of lists of numbers and the column item .*, it has item \(String\), vector \(",
+        ),
+        ("which ids", "wanted are a column of lists"),
+        ("which lists", "wanted are a column of lists"),
+        ("ragged", r"1 of 149 vectors have not 5 numbers as most, such as that of item .* \(3\)"),
+        ("null vector", "has null for its vector"),
+        ("null list", r"such as that of item .* \(null\)"),
+        ("null number", "1 of 149 vectors hold NaN or infinity"),
+        ("texts", "got object of shape"),
+        ("null id", r"row 5 has no item id \(None\)"),
+        ("empty id", r"row 5 has no item id \(' '\)"),
+        ("bool ids", "its ids are Boolean: an id is a text or a whole number"),
+        ("torn", "not a complete Parquet file of vectors"),
+    ],
+)
+def test_broken_files_are_one_clear_line(small, tmp_path, ids, own, case, message):
+    place = broken(case, tmp_path, ids, own)
+    with pytest.raises(ValueError, match=message) as error:
+        vectors.load(place, small)
+    assert str(place) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_ids_beside_a_file_are_lines_as_they_stand(small, tmp_path, ids, own):
+    place = write("npy and txt", tmp_path, ids, own, "v")
+    beside = tmp_path / "v.ids.txt"
+    beside.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(ids).encode())  # a mark, Windows' line ends, none at the end
+    np.testing.assert_array_equal(vectors.load(place, small)[0], expected(small, ids, own))
+    for text, message in (
+        ("\n".join(ids[1:]).encode(), r"v\.ids\.txt holds 148 ids, .*v\.npy has 149 vectors"),
+        ("\n".join([ids[0], "", *ids[2:]]).encode(), r"v\.ids\.txt: row 2 has no item id"),
+        (b"\xff\xfe" + "\n".join(ids).encode("utf-16-le"), "not a UTF-8 text, .* at byte 0: save it as UTF-8"),
+    ):
+        beside.write_bytes(text)
+        with pytest.raises(ValueError, match=message):
+            vectors.load(place, small)
+    np.save(tmp_path / "v.ids.npy", np.array(ids))
+    with pytest.raises(ValueError, match=r"v\.ids\.txt and .*v\.ids\.npy both hold the ids of .*: remove one"):
+        vectors.load(place, small)
+
+
+def test_an_id_may_hold_any_letter(tmp_path, small):
+    """The Unicode line separators are no line ends of a file of ids."""
+    names = pl.Series("item", ["a\u2028b", "c\x0bd", "e"])
+    (tmp_path / "v.ids.txt").write_text("".join(f"{name}\n" for name in names))
+    np.save(tmp_path / "v.npy", np.ones((3, 2), np.float32))
+    with pytest.raises(ValueError, match=r"149 of 149 items have no vector .*'a.u2028b', 'c.x0bd', 'e'"):
+        vectors.load(tmp_path / "v.npy", small)
+
+
+@pytest.mark.parametrize("kind", ["txt", "parquet"])
+def test_prepare_writes_the_ids_in_the_order_that_is_wanted(tmp_path, ids, small, own, kind, capsys):
+    words = [f"data.root={tmp_path}", "data.synthetic.users=120", "data.synthetic.items=150", "data.negatives=20"]
+    prepare.main([*words, f"ids={tmp_path}/order.{kind}"])
+    if kind == "txt":
+        order = (tmp_path / "order.txt").read_text().splitlines()
+    else:
+        order = pl.read_parquet(tmp_path / "order.parquet")["item"].to_list()
+    assert order == list(small.items["raw"])
+    assert capsys.readouterr().out.splitlines()[0].startswith(str(tmp_path / "prepared-"))
+    np.save(tmp_path / "v.npy", own[[ids.index(name) for name in order]])
+    np.testing.assert_array_equal(
+        vectors.load(tmp_path / "v.npy", small, order="prepared")[0], expected(small, ids, own)
+    )
+    for wrong in ("ids=", f"ids={tmp_path}", "ids=a.csv", f"ids={tmp_path}/none/a.txt"):
+        with pytest.raises(ValueError, match=r"give a file that ends in \.txt or \.parquet, in a folder that is there"):
+            prepare.main([*words, wrong])
