@@ -12,8 +12,8 @@ import polars as pl
 from jaxtyping import Float
 
 from distrec.data import store
-from distrec.data.external import vector_files
-from distrec.data.external.vector_files import open_file
+from distrec.data.files import vector_files
+from distrec.data.files.vector_files import open_file
 from distrec.data.prepared import Prepared
 from distrec.runtime import log
 

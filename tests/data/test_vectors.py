@@ -267,7 +267,7 @@ def broken(case, folder, ids, own):
         ("truth", "got bool of shape"),
         ("large", r"int64 numbers reach 1e\+18: scale them"),
         ("odd ids", "one text or whole number a row, got float32 of shape"),
-        ("half ids", r"row 1 has no item id \(0\.5\)"),
+        ("half ids", r"row 1: 0\.5 is no whole number, and so no id"),
         (
             "no lists",
             r"wanted are a column of lists of numbers and the column item .*, it has item \(String\), vector \(",
@@ -279,9 +279,9 @@ def broken(case, folder, ids, own):
         ("null list", r"such as that of item .* \(null\)"),
         ("null number", "1 of 149 vectors hold NaN or infinity"),
         ("texts", "got object of shape"),
-        ("null id", r"row 5 has no item id \(None\)"),
-        ("empty id", r"row 5 has no item id \(' '\)"),
-        ("bool ids", "its ids are Boolean: an id is a text or a whole number"),
+        ("null id", "row 5: None is no item id: every vector needs one"),
+        ("empty id", "row 5: ' ' is no item id"),
+        ("bool ids", "the column of item ids holds Boolean; an id is a text or a whole number"),
         ("torn", "not a complete Parquet file of vectors"),
     ],
 )
@@ -300,7 +300,7 @@ def test_ids_beside_a_file_are_lines_as_they_stand(small, tmp_path, ids, own):
     np.testing.assert_array_equal(vectors.load(place, small)[0], expected(small, ids, own))
     for text, message in (
         ("\n".join(ids[1:]).encode(), r"v\.ids\.txt holds 148 ids, .*v\.npy has 149 vectors"),
-        ("\n".join([ids[0], "", *ids[2:]]).encode(), r"v\.ids\.txt: row 2 has no item id"),
+        ("\n".join([ids[0], "", *ids[2:]]).encode(), r"v\.ids\.txt: row 2: '' is no item id"),
         (b"\xff\xfe" + "\n".join(ids).encode("utf-16-le"), "not a UTF-8 text, .* at byte 0: save it as UTF-8"),
     ):
         beside.write_bytes(text)

@@ -15,6 +15,9 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
+from distrec.data.raw import ids as ids_rule
+from distrec.runtime import log
+
 TYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 _BROKEN = (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile, zlib.error)
 
@@ -187,20 +190,16 @@ def _ids(values: np.ndarray, path: Path) -> pl.Series:
     return _as_text(pl.Series(values.astype(np.str_) if values.dtype.kind == "S" else np.array(values)), path)
 
 
-def _as_text(ids: pl.Series, path: Path) -> pl.Series:
-    """Ids as the catalogue has them: texts without the blanks around, whole numbers.
-
-    Raises: ValueError naming the first row that has none.
-    """
-    if ids.dtype.is_float():
-        whole = (ids.is_finite() & (ids == ids.floor()) & (ids.abs() <= 2**53)).fill_null(False)
-        text = ids.set(~whole, None).cast(pl.Int64).cast(pl.String)
-    elif ids.dtype.is_integer() or ids.dtype in (pl.String, pl.Categorical, pl.Enum):
-        text = ids.cast(pl.String).str.strip_chars()
-    else:
-        raise ValueError(f"{path}: its ids are {ids.dtype}: an id is a text or a whole number")
-    without = (text == "").fill_null(True)
-    if without.any():
-        place = int(without.arg_max() or 0)
-        raise ValueError(f"{path}: row {place + 1} has no item id ({ids[place]!r}): every vector needs one")
+def _as_text(column: pl.Series, path: Path) -> pl.Series:
+    """Ids as text, by the rule of every other table.   Raises: ValueError naming the first row that has none."""
+    try:
+        text, faults, changes = ids_rule.as_text(column)
+    except ValueError as error:
+        raise ValueError(f"{path}: the column of item ids {error}") from None
+    for rows, what in (*faults, (text.is_null(), "is no item id: every vector needs one")):
+        if rows.any():
+            place = int(rows.fill_null(False).arg_max() or 0)
+            raise ValueError(f"{path}: row {place + 1}: {column[place]!r} {what}")
+    for change in changes:
+        log(f"{path}: the column of item ids {change}")
     return text
