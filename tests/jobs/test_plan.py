@@ -288,9 +288,9 @@ def test_a_process_holds_the_larger_of_training_and_ranking_and_what_is_whole_is
         assert (found.parts["activations"], found.parts["scores"]) == (activations + 3, 100)
         assert found.parts["optimiser's scratch"] == scratch
         assert found.ranking == 500 + 500 - 200 + 3 + sum(lasting.values()) - lasting["gradients"]
-    for training, ranking in ((7.0, 3.0), (3.0, 7.0)):
-        one = estimate.Plan(1, {"a": training - 1, "b": 1.0}, ranking, 0, 0, 0, 0)
-        assert one.held("cuda") == pytest.approx(7 * 1.05 + 2**30)
+    for training, ranking in ((7e9, 3e9), (3e9, 7e9)):
+        one = estimate.Plan(1, {"a": training - 1e9, "b": 1e9}, ranking, 0, 0, 0, 0)
+        assert one.held("cuda") == pytest.approx(7e9 * 1.05 + 2**30)
 
 
 def test_a_machine_is_shared_by_the_processes_of_a_node(monkeypatch):
