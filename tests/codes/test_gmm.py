@@ -8,6 +8,7 @@ from ranks import run_on
 from sklearn.mixture import GaussianMixture as Reference
 
 from distrec.codes.gmm import GaussianMixture, _Fit
+from distrec.codes.mixture.covariance import cholesky
 from distrec.codes.mixture.density import Parameters
 from distrec.codes.rows import Rows, share, spread
 from distrec.runtime import Ranks
@@ -157,6 +158,16 @@ def test_rows_far_from_the_origin_are_as_likely_in_float32_as_in_float64(kind):
     single = GaussianMixture(4, **settings).fit(whole(x), start)
     double = GaussianMixture(4, **settings).fit(Rows.whole(x, dtype=torch.float64), start)
     assert single.lower_bound_ == pytest.approx(double.lower_bound_, abs=1e-3)
+
+
+def test_a_covariance_that_rounding_left_without_a_factor_has_its_eigenvalues_lifted_and_no_other():
+    good = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, 0.2], [0.0, 0.2, 3.0]], dtype=torch.float64)
+    one = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
+    bad = 6 * torch.outer(one, one) / one.square().sum() - 1e-13 * torch.eye(3)
+    factors = cholesky(torch.stack([good, bad]))
+    assert torch.equal(factors[0], torch.linalg.cholesky(good))
+    values = torch.linalg.eigvalsh(factors[1] @ factors[1].T)
+    torch.testing.assert_close(values, torch.tensor([6e-10, 6e-10, 6.0], dtype=torch.float64), atol=1e-13, rtol=1e-3)
 
 
 def test_full_covariances_of_too_few_rows_are_refused_with_a_remedy():

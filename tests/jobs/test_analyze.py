@@ -17,6 +17,7 @@ from distrec import config as cfg
 from distrec import knobs
 from distrec.data import store
 from distrec.data.batches import Batch
+from distrec.freq import measure as big
 from distrec.freq.locality import at_random, by_lag
 from distrec.jobs import analyze
 from distrec.jobs.analysis import controls, locality, retention, spectra
@@ -202,6 +203,14 @@ def test_what_is_kept_of_a_table_adds_up_and_the_control_is_the_same_size(subjec
         assert found["noise"][i] == pytest.approx(share, abs=0.1)
     energy = [float(part.square().sum()) for part in highest]
     assert energy == sorted(energy)
+
+
+def test_a_soft_edge_keeps_the_share_of_white_noises_energy_that_it_says(subject, monkeypatch):
+    monkeypatch.setattr(big, "DENSE", 10)
+    monkeypatch.setattr(retention, "ndcg", lambda *_: 0.0)
+    found = retention.retention(subject).figures
+    assert not found["is_exact"]
+    assert found["noise"] == pytest.approx(list(retention.SHARES), abs=1e-4)
 
 
 def test_what_is_lost_is_a_share_of_the_input_with_an_interval_over_users():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from distrec.data import batches, prepared
 from distrec.engine.costs import budget
 from distrec.engine.costs.budget import Weights
 from distrec.engine.costs.cards import DEVICES
+from distrec.engine.costs.rehearsal import Ranked, Rehearsal, Taken
 from distrec.jobs import plan
 from distrec.jobs.parts import estimate, sizing
 from distrec.runtime import DONE, FAILED
@@ -227,6 +229,68 @@ def test_the_cluster_of_the_words():
     found = estimate.device(Schema(estimate.Cluster, {}).load(["gpu=h100", "memory_gib=40", "tflops=100", "gb_s=3"]))
     assert (found.gib, found.bf16, found.inside, found.between) == (40, 1e14, 3e9, 3e9)
     assert (found.tf32, found.float32) == (1e14, 1e14)
+
+
+class Told(Rehearsal):
+    """Records what it is asked to rehearse."""
+
+    def __init__(self):
+        self.asked = []
+
+    def train(self, *words):
+        self.asked.append(words)
+        return Taken(peak=1000, scores=100, scratch=60), {torch.float32: 7}
+
+
+def rehearsed(held, chunk=100):
+    taken, none = Taken(0, 0), {}
+    usual = Ranked(taken, 2, {torch.float32: 10 * chunk}, {torch.float32: 1000}, {torch.float32: 30 * chunk})
+    return estimate.Model(held, Told(), 0, 0, Ranked(Taken(500, 0), 2, none, none, none), usual, chunk)
+
+
+DATA_SIZES = sizing.Sizes(
+    items=250, users=1000, interactions=9000, samples=900, longest=20, width=7.5, history=8.0, steps=30, last_only=False
+)
+
+
+def test_a_step_is_cut_into_passes_for_all_processes_and_time_is_about_a_usual_one():
+    config = cfg.load(["train.batch_tokens=1000", "train.micro_tokens=110", "train.precision=bf16"])
+    model = rehearsed(Weights(0, 0, 0, trained=1))
+    for zero, frees in ((0, False), (1, False), (2, True)):
+        cluster = Schema(estimate.Cluster, {}).load([f"zero={zero}"])
+        pieces, _ = estimate._training(config, cluster, DATA_SIZES, model, 3)
+        assert pieces == 4  # 50 rows of 20 places; 5 fit into a pass; 3 processes
+        assert model.rehearsal.asked.pop() == (5, 20, False, 4, True, frees)
+    estimate._flops(config, DATA_SIZES, model, 3)
+    assert model.rehearsal.asked.pop() == (10, 8, False, 1, True)  # 900 samples in 30 steps, of 7.5 places
+    prefixes = replace(DATA_SIZES, last_only=True)
+    assert estimate._training(config, cluster, prefixes, model, 3)[0] == 4  # 20 rows of max_len, 2 in a pass
+    assert model.rehearsal.asked.pop() == (2, 20, True, 4, True, True)
+
+
+@pytest.mark.parametrize(("shard", "size", "share", "blocks"), [("false", 4, 250, 1), ("true", 2, 200, 4), ("true", 4, 100, 4)])  # fmt: skip
+def test_users_or_items_are_shared_out_while_ranking(monkeypatch, shard, size, share, blocks):
+    """Three chunks of 100 items; 4 blocks of 256 users, which all holders of items rank."""
+    monkeypatch.setattr(estimate, "BLOCK", 256)
+    config, model = cfg.load([f"score.shard_items={shard}"]), rehearsed(Weights(0, 0, 0, trained=1))
+    assert estimate._share(config, DATA_SIZES, model, size) == share
+    found = estimate._evaluation(config, DATA_SIZES, model, size)
+    assert found == {torch.float32: 10 * share + 1000 * -(-4 // size) + 30 * share * blocks}
+    assert estimate._ranking(config, DATA_SIZES, model, size) == (2 * share, 500 + 2 * share - 200)
+
+
+def test_a_process_holds_the_larger_of_training_and_ranking_and_what_is_whole_is_not_in_the_activations_twice():
+    config, at, held = cfg.load([]), DEVICES["h100"], Weights(frozen=40, elements=20, widest=3, trained=10)
+    for zero, activations, scratch in ((0, 1000 - 120 - 100, 60), (1, 1000 - 120 - 100, 15), (2, 1000 - 100, 15)):
+        cluster = Schema(estimate.Cluster, {}).load([f"zero={zero}"])
+        found = estimate.plan(config, cluster, at, DATA_SIZES, rehearsed(held), 4)
+        lasting = budget.memory(held, zero, 4)
+        assert (found.parts["activations"], found.parts["scores"]) == (activations + 3, 100)
+        assert found.parts["optimiser's scratch"] == scratch
+        assert found.ranking == 500 + 500 - 200 + 3 + sum(lasting.values()) - lasting["gradients"]
+    for training, ranking in ((7e9, 3e9), (3e9, 7e9)):
+        one = estimate.Plan(1, {"a": training - 1e9, "b": 1e9}, ranking, 0, 0, 0, 0)
+        assert one.held("cuda") == pytest.approx(7e9 * 1.05 + 2**30)
 
 
 def test_a_machine_is_shared_by_the_processes_of_a_node(monkeypatch):
