@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from loops import SASREC, fit, never, trainer
 from ranks import run_on
 
@@ -61,6 +62,25 @@ def test_24_a_run_of_one_step_trains(small, tmp_path):
     moved = [float((one - two).abs().max()) for one, two in zip(done.model.parameters(), before, strict=True)]
     assert max(moved) == pytest.approx(1e-3, rel=0.01)  # Adam's first step is the rate itself
     assert sum(move > 1e-4 for move in moved) > len(moved) / 2
+
+
+def test_each_epoch_has_an_order_of_its_own(small, tmp_path, monkeypatch):
+    rows = []
+    one = trainer(small, tmp_path, epochs=2)
+    step = one._step
+    monkeypatch.setattr(one, "_step", lambda own, lr, stop: (rows.append(own.tolist()), step(own, lr, stop)))
+    assert one.fit(never)
+    plans = [batches.steps(batches.training(small, "sequences", 20), 300, 0, epoch) for epoch in range(2)]
+    assert rows == [own.tolist() for plan in plans for own in plan]
+
+
+def test_processes_that_did_not_join_are_missed(monkeypatch):
+    for state in (PartialState, AcceleratorState):
+        state._reset_state()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(ValueError, match="2 processes were started but 1 joined"):
+        join(knobs.Train())
 
 
 def test_24_the_rate_rises_to_its_height_once():
@@ -131,6 +151,7 @@ def test_no_step_is_longer_than_the_clip(small, tmp_path):
         norm = float(parallel.step(clip, torch.tensor(True)))
         moved = float((torch.cat([p.detach().flatten() for p in model.parameters()]) - before).norm())
         assert norm > 0.06  # as it was before
+        assert not any(p.grad is not None and p.grad.any() for p in model.parameters())  # the next step begins anew
         assert moved == pytest.approx(clip if is_clipped else norm, rel=1e-3)
     assert one.progress.step == 0
 

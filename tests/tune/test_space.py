@@ -58,6 +58,7 @@ def test_whole_numbers_reach_both_ends():
         (["sweep.space={}"], "sweep.space is empty"),
         ([], "sweep"),
         (["sweep.space.train.lr={low: 1, high: 0.5}"], "there is nothing"),
+        (["sweep.space.train.lr={low: 0.5, high: 0.5}", "sweep.search=tpe"], "from 0.5 to 0.5 there is nothing"),
         (["sweep.space.train.lr={low: 0.0, high: 0.5, log: true}"], "nothing on a log scale"),
         (["sweep.space.train.lr={low: 0.1, high: 0.5}"], "a grid needs a list of values or a step"),
         (["sweep.space.train.lr={low: 0.1, high: 0.5, stepp: 1}"], "unknown 'stepp'"),
