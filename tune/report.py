@@ -42,7 +42,7 @@ def write(root: Path, sweep: Sweep, shared: Mapping[str, Any]) -> str:
     )
     table.write_parquet(root / "trials.parquet")
     points = by_point(trials)
-    text = markdown(points, keys, sweep)
+    text = markdown(points, keys, sweep, max((trial["repeats"] for trial in trials), default=0))
     write_atomically(root / "trials.md", text)
     if points and points[0]["mean"] is not None:
         best = cfg.load([], {**shared, **points[0]["point"], "seed": points[0]["seeds"][0]})
@@ -72,9 +72,15 @@ def by_point(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(groups.values(), key=lambda group: 0.0 if group["mean"] is None else -group["mean"] - 1)
 
 
-def markdown(points: Sequence[Mapping[str, Any]], keys: Sequence[str], sweep: Sweep) -> str:
+def markdown(points: Sequence[Mapping[str, Any]], keys: Sequence[str], sweep: Sweep, repeats: float = 0.0) -> str:
+    """The table of all points.   `repeats`: the share of targets that their users have had before."""
     lines = [
         f"{sweep.metric} on the validation split, over all items; {len(points)} points, seeds {', '.join(map(str, sweep.seeds))}",
+        *(
+            [f"{repeats:.1%} of the targets are items that the user has had before: they are ranked among all items"]
+            if repeats
+            else []
+        ),
         "",
         "| " + " | ".join([*keys, f"{sweep.metric}, mean", "std", "trials"]) + " |",
         "|" + "---|" * (len(keys) + 3),

@@ -30,6 +30,7 @@ import yaml
 
 from distrec import config as cfg
 from distrec import knobs
+from distrec.engine.evaluation.scoring import PROTOCOL
 from distrec.engine.trainer import SCHEDULE
 from distrec.runtime import DONE, FAILED, REQUEUE, log, run, write_atomically
 from tune import report
@@ -96,14 +97,14 @@ def enter(root: Path, job: Job, shared: dict[str, object], resume: bool) -> None
     """Take the folder: one sweep a folder.   Raises: ValueError when it holds another, this one without --resume, or none with it."""
     sweep = {key: getattr(job.sweep, key) for key in ("space", "search", "seeds", "metric")}
     config = {**shared, "data": {**cfg.plain(job.data), "root": None}}
-    mine = json.dumps({"sweep": sweep, "schedule": SCHEDULE, "config": config}, sort_keys=True)
+    mine = json.dumps({"sweep": sweep, "schedule": SCHEDULE, "protocol": PROTOCOL, "config": config}, sort_keys=True)
     stamp = root / "sweep.json"
     if resume and not stamp.exists():
         raise ValueError(f"{root} holds no sweep to go on with: the same command without --resume starts one")
     if stamp.exists():
         if stamp.read_text(encoding="utf-8") != mine:
             raise ValueError(
-                f"{root} holds another sweep (space, search, seeds, config or the schedule of learning rates differ): choose another sweep.out=DIR"
+                f"{root} holds another sweep (space, search, seeds, config, the protocol of its figures or the schedule of learning rates differ): choose another sweep.out=DIR"
             )
         if not resume and (root / "trials").exists():
             raise ValueError(f"{root} holds this sweep already: --resume goes on with it")

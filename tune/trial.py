@@ -92,6 +92,7 @@ class Trial:
             "value": best[metric] if best else None,
             "epoch": best["epoch"] if best else None,
             "epochs": found[-1]["epoch"] if found else 0,
+            "repeats": best.get("repeats", 0) if best else 0,
             "valid": {key: best[key] for key in best if "@" in key or key == "mrr"} if best else {},
         }
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,9 @@ def test_points_come_by_their_mean_the_best_first_and_lost_ones_last():
     assert next(p for p in points if p["point"]["train.lr"] == 0.2)["std"] is None
     lines = report.markdown(points, ["train.lr"], job().sweep).splitlines()
     assert lines[4] == "| 0.4 | 0.8000 | 0.1414 | 2 done |"
+    told = report.markdown(points, ["train.lr"], job().sweep, 0.181).splitlines()
+    assert told[1].startswith("18.1% of the targets are items that the user has had before")
+    assert [told[0], *told[2:]] == lines
     assert lines[-2:] == ["| 0.2 | – | – | 1 done, 1 failed |", "| 0.3 | – | – | 1 failed |"]
 
 
@@ -40,14 +43,16 @@ def test_a_trial_is_told_by_the_checkpoint_that_is_kept(tmp_path, metric):
     one = Trial.of({"train.lr": 0.1}, 3, tmp_path)
     one.folder.mkdir(parents=True)
     values = [(0.1, 0.9), (0.4, 0.2), (0.4, 0.3), (0.2, 0.8)]
+    repeats = {"repeats": 0.25} if metric == "ndcg@10" else {}  # absent where nothing repeats
     lines = [
-        {"event": "valid", "epoch": n + 1, "ndcg@10": a, "hr@1": b, "mrr": 0.5, "step": 7}
+        {"event": "valid", "epoch": n + 1, "ndcg@10": a, "hr@1": b, "mrr": 0.5, "step": 7} | repeats
         for n, (a, b) in enumerate(values)
     ]
     text = "".join(json.dumps(line) + "\n" for line in [{"event": "train"}, *lines])
     (one.folder / "metrics.jsonl").write_text(text + '{"event": "valid", "ndcg@10": 1')
     one.end("done", metric)
     told = one.outcome()
+    assert told["repeats"] == (0.25 if metric == "ndcg@10" else 0)
     assert (told["value"], told["epoch"], told["epochs"]) == (0.4 if metric == "ndcg@10" else 0.2, 2, 4)
     assert told["valid"] == {"ndcg@10": 0.4, "hr@1": 0.2, "mrr": 0.5}
     other = Trial.of({"train.lr": 0.1}, 4, tmp_path)

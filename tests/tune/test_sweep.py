@@ -186,7 +186,7 @@ def test_what_cannot_be_is_told_before_anything_starts(tmp_path, words, why):
 def ended(folder, point, seed, value, status="done"):
     at = folder / "trials" / f"{point}-{seed}"
     at.mkdir(parents=True)
-    told = {"point": {"train.lr": point}, "seed": seed, "status": status, "why": "", "value": value, "epoch": 1, "epochs": 2,
+    told = {"point": {"train.lr": point}, "seed": seed, "status": status, "why": "", "value": value, "epoch": 1, "epochs": 2, "repeats": 0,
             "valid": {"ndcg@10": value, "mrr": value} if value is not None else {}}  # fmt: skip
     (at / "trial.json").write_text(json.dumps(told))
 
