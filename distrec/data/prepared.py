@@ -203,7 +203,7 @@ def _clean(table: _Log, config: Data, tie_rng: np.random.Generator | None, count
     table.take(places)
     counts["moved into time order"] = int(((places[1:] < places[:-1]) & (table.user[1:] == table.user[:-1])).sum())
     del places
-    rule = config.duplicates or _RULES.get(config.source, "same_time")
+    rule = config.duplicates or _RULES.get(config.source, "keep" if table.time is None else "same_time")
     keep = ~split.repeats(table.user, table.item, table.time, rule)
     counts[f"duplicates ({rule})"] = int((~keep).sum())
     k = config.k_core if config.k_core is not None else 5 * (config.source in _RAW_LOGS)

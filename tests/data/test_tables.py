@@ -620,13 +620,13 @@ def test_rows_that_are_not_kept_may_be_wrong(tmp_path):
 
 
 def test_case_27_a_log_without_times_is_in_order(tmp_path):
-    path = put(tmp_path, "log.csv", "user,item\na,z\nb,x\na,y\na,x\na,w\nb,q\nb,p\n")
+    path = put(tmp_path, "log.csv", "user,item\na,z\nb,x\na,y\na,x\na,z\nb,q\nb,p\n")
     assert "data.columns.time=null if the rows are in order" in refused(lambda: raw(path), "no column 'time'")
     args = {"data.path": str(path), "data.root": str(tmp_path / "art"), "data.columns.time": None}
     data = prepared.load(prepared.prepare(cfg.load(["data.source=table", "data.negatives=0"], args).data))
     names, users = data.items["raw"][:], data.users["raw"][:]
     order = {users[u]: [names[i] for i in data.item[data.start[u] : data.start[u + 1]]] for u in range(2)}
-    assert order == {"a": ["z", "y", "x", "w"], "b": ["x", "q", "p"]}
+    assert order == {"a": ["z", "y", "x", "z"], "b": ["x", "q", "p"]}
 
 
 # --- blocks ------------------------------------------------------------------------------------
@@ -702,3 +702,20 @@ def test_a_blank_line_among_json_lines_is_refused_however_it_ends(tmp_path, blan
     row = '{"user": "a", "item": "x", "time": 1600000000}'
     refused(lambda: rows(put(tmp_path, "log.jsonl", f"{row}\r\n{blank}{row}\r\n")), "log.jsonl, line 2: ")
     assert len(rows(put(tmp_path, "log.jsonl", f"{row}\n{row}\n{blank}{blank}"))) == 2
+
+
+@pytest.mark.parametrize(
+    "names", [("reviewerID", "asin", "unixReviewTime", "overall"), ("user_id", "parent_asin", "timestamp", "rating")]
+)
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_case_26_the_ratings_of_amazon(tmp_path, names, kind):
+    second = 1_588_687_728 * (1000 if "timestamp" in names else 1)
+    rated = [dict(zip(names, ("u", f"i{n}", second, stars), strict=True)) for n, stars in enumerate((5.0, 1.0, 4.0))]
+    text = "".join(json.dumps(row) + "\n" for row in rated)
+    if kind == "csv":
+        text = "\n".join([",".join(names), *(",".join(map(str, row.values())) for row in rated)])
+    args = ["data.source=amazon", f"data.path={put(tmp_path, f'Toys.{kind}', text)}"]
+    found = sources.read(cfg.load([*args, f"data.where={names[3]} >= 4"]).data)
+    assert found.interactions["item"].to_list() == ["i0", "i2"]
+    assert found.n_read == 3
+    refused(lambda: sources.read(cfg.load([*args, "data.where=stars >= 4"]).data), "no column 'stars'")

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
+from distrec.data.files import paths
 from distrec.data.raw import ids as ids_rule
 from distrec.runtime import log
 
@@ -156,7 +157,7 @@ def _read_archive(source: Path) -> tuple[np.ndarray, pl.Series | None]:
 def _read_parquet(source: Path) -> tuple[np.ndarray, pl.Series]:
     """The only column of lists, and the column `item` or the only other one."""
     try:
-        frame = pl.concat([pl.read_parquet(path, glob=False) for path in parts(source)])
+        frame = pl.concat([paths.read_parquet(path) for path in parts(source)])
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{source}: not a complete Parquet file of vectors: {str(error).splitlines()[0]}") from None
     kinds = {name: "lists" if isinstance(kind, pl.List | pl.Array) else "ids" for name, kind in frame.schema.items()}

@@ -140,10 +140,11 @@ def _amazon(config: Data) -> Raw:
             f"{', '.join(map(str, fields))}; name the reviews' file, or set data.source=table and data.columns"
         )
     user, item, when, unit = layout
+    names = [user, item, when, *(each.column for each in where.parse(config.where) if each.column in fields)]
     if is_csv:
-        table = lines.read_delimited(reviews, [user, item, when], ",", header=True, filled=_filled(config, user, item))
+        table = lines.read_delimited(reviews, names, ",", header=True, filled=_filled(config, user, item))
     else:
-        kinds = dict.fromkeys([user, item, when], pl.String)
+        kinds = dict.fromkeys(names, pl.String)
         table = lines.read_json_lines(reviews, kinds, filled=_filled(config, user, item), ids=[user, item])
     table = table.rename({user: "user", item: "item", when: "time"})
     items = _amazon_items(metadata[0], item, set(table["item"].unique())) if metadata else no_items()
