@@ -3,17 +3,17 @@
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 from loops import SASREC, fit, never, trainer
 from ranks import run_on
 
 from distrec import knobs
 from distrec.data import batches
-from distrec.engine.launch import join
+from distrec.engine import launch
 from distrec.engine.parallel import Copies, spread
 from distrec.engine.trainer import learning_rate
 from distrec.models.build import build
@@ -74,13 +74,12 @@ def test_each_epoch_has_an_order_of_its_own(small, tmp_path, monkeypatch):
     assert rows == [own.tolist() for plan in plans for own in plan]
 
 
-def test_processes_that_did_not_join_are_missed(monkeypatch):
-    for state in (PartialState, AcceleratorState):
-        state._reset_state()
+@pytest.mark.parametrize("joined", [1, 3])
+def test_processes_that_did_not_join_are_missed(monkeypatch, joined):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises(ValueError, match="2 processes were started but 1 joined"):
-        join(knobs.Train())
+    monkeypatch.setattr(launch, "Accelerator", lambda **_: SimpleNamespace(num_processes=joined))
+    with pytest.raises(ValueError, match=f"2 processes were started but {joined} joined"):
+        launch.join(knobs.Train())
 
 
 def test_24_the_rate_rises_to_its_height_once():
@@ -142,7 +141,7 @@ def test_a_step_s_gradient_is_the_mean_over_the_targets_of_all_ranks(small, tmp_
 def test_no_step_is_longer_than_the_clip(small, tmp_path):
     one = trainer(small, tmp_path)
     model = build(SASREC, small, 0)
-    parallel = Copies(model, torch.optim.SGD(model.parameters(), lr=1.0), join(knobs.Train()))
+    parallel = Copies(model, torch.optim.SGD(model.parameters(), lr=1.0), launch.join(knobs.Train()))
     samples = batches.training(small, "sequences", 20)
     batch = batches.collate(small, samples, np.arange(8))
     for clip, is_clipped in ((0.05, True), (1e9, False)):
