@@ -199,6 +199,7 @@ def test_health_of_known_codes():
     assert "83.3% of the items share" in complaints[1]
     assert math.isclose(even["entropy"], 3)
     assert health.complaints([even], shared, 0.5, 0.9) == []
+    assert health.complaints([even], shared, 0.5, 5 / 6) == []  # at the limit, not above it
 
 
 @pytest.mark.parametrize("assignment", ["euclid", "cosine"])

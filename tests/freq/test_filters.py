@@ -9,11 +9,14 @@ from torch.testing import assert_close
 from distrec.freq.filters import gaussian, smooth
 
 
+@pytest.mark.parametrize("lopsided", [False, True])
 @pytest.mark.parametrize(("length", "taps"), [(80, 7), (5, 15), (1, 7), (20, 1)])
-def test_smoothing_is_a_masked_convolution(length, taps):
+def test_smoothing_is_a_masked_convolution(length, taps, lopsided):
     x = torch.randn(3, length, 4, dtype=torch.float64, requires_grad=True)
     is_valid = torch.rand(3, length) < 0.7
     kernel = gaussian(torch.tensor(2.0, dtype=torch.float64), taps)
+    if lopsided:
+        kernel = kernel * torch.arange(1, taps + 1)
     weights, padding = kernel.view(1, 1, -1, 1), (taps // 2, 0)
     valid = is_valid[:, None, :, None].double()
     total, count = (F.conv2d(part, weights, padding=padding) for part in (x[:, None] * valid, valid))

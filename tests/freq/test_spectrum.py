@@ -17,6 +17,8 @@ def test_ranks_of_a_matrix_of_known_singular_values():
     assert found["effective_rank"] == pytest.approx(5, abs=0.1)
     assert found["rank@1e-06"] == np.linalg.matrix_rank((left * values @ right).numpy(), tol=1e-6)
     assert ranks(torch.eye(41))["effective_rank"] == pytest.approx(41)
+    three_to_one = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    assert ranks(torch.diag(torch.tensor([3.0, 1.0])))["effective_rank"] == pytest.approx(np.exp(three_to_one))
 
 
 def test_the_rank_of_softplus_of_a_matrix_is_a_matter_of_tolerance():

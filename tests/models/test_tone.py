@@ -185,6 +185,16 @@ def test_what_frequencies_give_back_is_added_as_it_is(length):
     assert_close(crfa(x), x + (x - x.flip(1).roll(1, 1)) / 2)
 
 
+def test_bins_are_told_apart_by_an_embedding_of_their_place():
+    model = tone(max_len=4, bin_embedding=True)
+    stack, x = model.crfa.real, torch.randn(2, 9, 16)
+    assert stack.places.weight.shape == (9, 16)
+    plain = Stack(list(stack.layers), stack.bias)
+    assert_close(stack(x), plain(x + stack.places.weight))
+    assert_close(stack(x[:, :5]), plain(x[:, :5] + stack.places.weight[:5]))
+    assert tone(max_len=4).crfa.real.places is None
+
+
 def test_the_width_of_agf_stays_between_its_bounds():
     agf = Agf(3.0, 7, 1, literal=False)
     for raw, wanted in ((50.0, 7.0), (-50.0, 0.3), (2.0, math.log1p(math.exp(2.0)))):
