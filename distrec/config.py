@@ -136,14 +136,15 @@ _UNMEASURED = {"data": ("root", "text"), "score": ("bootstrap", "batch_users", "
 def measured(config: Config) -> dict[str, Any]:
     """The settings that decide what a model is measured on, and how: figures stand in one table where all of these are equal.
 
-    All of `data` and `score` but places, texts, and what changes no rank; a default that depends on the model is resolved.
+    All of `data` and `score` but places, texts, and what changes no rank.
     """
     settings = {section: plain(getattr(config, section)) for section in _UNMEASURED}
     for section, keys in _UNMEASURED.items():
         for key in keys:
             del settings[section][key]
-    if config.score.mask_history is None:
-        settings["score"]["mask_history"] = not isinstance(config.model, knobs.CodeModel)
+    settings["score"]["mask_history"] = (
+        config.score.mask_history is not False
+    )  # docs/protocol.md; null is for `recommend`
     return settings
 
 
