@@ -172,7 +172,8 @@ def _fill(folder: Path, config: Data) -> None:
             )
     negatives = _negatives(config, table, start, negative_rng)
     cold = item_table.without_interactions(raw.items, known)
-    counts["item rows without interactions"] = 0 if config.cold_items == "keep" else len(cold)
+    unused = counts.get("item rows that join with nothing", len(cold))
+    counts["item rows that join with nothing"] = 0 if config.cold_items == "keep" else unused
     counts["item rows removed with their interactions"] = item_table.n_removed(raw.items, known, table.items)
     if config.cold_items == "keep":
         log(

@@ -122,7 +122,7 @@ def test_the_report_counts_what_was_removed(tmp_path):
         "moved into time order": 0,
         "duplicates (same_time)": 1,
         "outside the 0-core": 0,
-        "item rows without interactions": 0,
+        "item rows that join with nothing": 0,
         "item rows removed with their interactions": 0,
         "repeated item rows": 0,
         "items without text": 4,
@@ -288,8 +288,8 @@ def cold_table(tmp_path, *more):
 def test_case_25_item_rows_without_interactions_are_counted_or_kept(tmp_path):
     folders = {word: prepared.prepare(cold_table(tmp_path, f"data.cold_items={word}")) for word in ("drop", "keep")}
     removed = {k: json.loads((folder / "statistics.json").read_text())["removed"] for k, folder in folders.items()}
-    assert removed["drop"]["item rows without interactions"] == 11
-    assert removed["keep"]["item rows without interactions"] == 0
+    assert removed["drop"]["item rows that join with nothing"] == 11
+    assert removed["keep"]["item rows that join with nothing"] == 0
     assert {counts["item rows removed with their interactions"] for counts in removed.values()} == {1}
     drop, keep = (prepared.load(folder) for folder in folders.values())
     assert sorted(drop.items["raw"]) == sorted(f"i{i}" for i in range(8))

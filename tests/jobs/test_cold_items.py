@@ -43,4 +43,4 @@ def test_models_that_know_items_by_interactions_alone_refuse_them(place, name):
 
 def test_without_the_key_they_are_no_items(place):
     done = distrec("prepare", *WORDS[:5], "data.cold_items=drop", cwd=place)
-    assert "removed: item rows without interactions 120" in " ".join(done.stdout.split())
+    assert "removed: item rows that join with nothing 120" in " ".join(done.stdout.split())

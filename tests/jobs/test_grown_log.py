@@ -95,7 +95,7 @@ def test_a_grown_log_is_recommended_from_by_the_names_of_its_items(place):
 
 def test_training_goes_on_from_the_vectors_that_the_items_had_by_name(here):
     """Ids are a shuffle of the names: one new item moves others.  New items start as in a fresh model."""
-    work = job("b", "train.epochs=1")
+    work = job("b", "train.epochs=1", "train.save_steps=1000")
     assert training.train(work)
     then, now = data_of("a"), work.data
     old_ids, new_ids = list(then.items["raw"]), list(now.items["raw"])
@@ -112,6 +112,8 @@ def test_training_goes_on_from_the_vectors_that_the_items_had_by_name(here):
         assert torch.equal(model.item.weight[i], wanted), name
     rest = dict(model.named_parameters())
     assert all(torch.equal(rest[key], value) for key, value in before.items() if key != "item.weight")
+    first = safetensors.torch.load_file(here / "b/checkpoints/step-00000000-0000/model.safetensors")
+    assert all(torch.equal(rest[key], value) for key, value in first.items())
     made = store.read_stamp(here / "b")["made_by"]
     assert made["from"] == "a"
     assert made["from.checkpoint"] == store.content(here / "a/checkpoints" / best)
