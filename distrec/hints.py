@@ -104,12 +104,14 @@ def settled(value: Any, hint: Hint, key: str = "") -> Any:
 def place(text: str, key: str) -> str:
     """A path as it was typed, but with the home folder in place of a ~ or ~user at its head.
 
-    Raises: ValueError for a user without a home folder, a variable of the shell that nobody has filled in (unless a folder
+    Raises: ValueError for an address, a user without a home folder, a variable of the shell that nobody has filled in (unless a folder
     is really called so), and control characters.
     """
     if re.search(r"[\x00-\x1f\x7f]", text):
         raise ValueError(f"{key}={text!r}: a path has no line breaks or control characters; rename it")
     whole = os.path.expanduser(text)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) and not Path(text).exists():
+        raise ValueError(f"{key}={text}: remote paths are not read or written; copy what is there here first")
     if text.startswith("~") and whole == text:
         user = text.split("/")[0]
         raise ValueError(f"{key}={text}: {user} has no home folder; ./{text} is a file or folder that is called so")

@@ -308,3 +308,9 @@ def test_the_values_of_a_space_are_those_of_its_keys(tmp_path, monkeypatch):
     }  # fmt: skip
     _, space = space_of(["model.name=tiger", "sweep.space.codes.category=[1e3, 'a, b']", "sweep.out=~/s"])
     assert space == {"codes.category": ("1e3", "a, b")}
+
+
+@pytest.mark.parametrize("key", ["out", "data.root", "data.path", "embed.encoder"])
+def test_34_an_address_is_no_path(key):
+    with pytest.raises(ValueError, match=rf"^{key}=s3://b/c: remote paths are not read or written"):
+        cfg.load([f"{key}=s3://b/c"])

@@ -314,7 +314,7 @@ def test_case_34_what_is_no_table_is_named_rightly(tmp_path, name, data, words):
 @pytest.mark.parametrize("path", ["s3://bucket/log.parquet", "gs://b/x.csv", "https://h/log.csv", "hdfs://h:1/x.csv"])
 def test_case_34_remote_paths_get_a_clear_no(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
-    refused(lambda: raw(path), f"data.path={path}: remote paths are not read; copy it here first")
+    refused(lambda: raw(path), f"data.path={path}: remote paths are not read")
     log = put(tmp_path, "log.csv", LOG)
     refused(lambda: raw(log, f"data.items={path}"), f"data.items={path}: remote paths are not read")
 

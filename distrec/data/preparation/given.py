@@ -45,8 +45,8 @@ def parts(table: pl.DataFrame, path: Path) -> pl.Series:
     words = table["split"].cast(pl.String).str.strip_chars().str.to_lowercase()
     known = {**PARTS, **{word: PARTS[part] for word, part in _SYNONYMS.items()}}
     numbers = words.replace_strict(known, default=None, return_dtype=pl.Int8)
-    unknown = pl.col("part").is_null()
-    lines.require(table.with_columns(part=numbers), "split", unknown, path, "is none of train, valid and test")
+    unknown = pl.lit(numbers).is_null()
+    lines.require(table, "split", unknown, path, "is none of train, valid and test")
     for word in sorted(set(words.unique()) & _SYNONYMS.keys()):
         log(f"{path}: the part {word!r} is read as {_SYNONYMS[word]!r}")
     return numbers.alias("split")
