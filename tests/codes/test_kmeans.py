@@ -149,6 +149,16 @@ def test_the_best_rows_are_found_across_blocks():
     assert keys.tolist() == [9.0] * 10
 
 
+def test_a_seed_is_drawn_with_probability_proportional_to_its_squared_distance():
+    """Beside a first seed at 0, the row at 3 is drawn nine times as often as the row at 1."""
+    rows = whole(torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64))
+    drawn = [_draw(rows, 2, seed)[:, 0].tolist() for seed in range(600)]
+    second = [pair[1] for pair in drawn if pair[0] == 0]
+    assert len(second) > 150
+    assert {*second} == {1.0, 3.0}
+    assert 0.84 < second.count(3.0) / len(second) < 0.96
+
+
 def test_seeds_are_drawn_towards_what_is_far():
     """One far group of ten rows in a thousand is always found; uniform draws would often miss it."""
     x = cloud(n=1000, d=4, k=1, dtype=torch.float32)

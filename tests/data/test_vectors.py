@@ -162,7 +162,8 @@ def test_an_id_that_stands_twice_is_refused(small, tmp_path, ids, own, kind):
 
 @pytest.mark.parametrize("kind", ["parquet lists", "npz", "npy and txt"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_none_are_refused_with_their_item(small, tmp_path, ids, own, kind, value):
+def test_numbers_that_are_none_are_refused_with_their_item(small, tmp_path, ids, own, kind, value, monkeypatch):
+    monkeypatch.setattr(vectors, "_BLOCK", 40)
     own[5, 2] = own[6, 1] = value
     own[3] = 0
     with pytest.raises(
@@ -293,11 +294,12 @@ def test_broken_files_are_one_clear_line(small, tmp_path, ids, own, case, messag
     assert "\n" not in str(error.value)
 
 
-def test_ids_beside_a_file_are_lines_as_they_stand(small, tmp_path, ids, own):
+def test_ids_beside_a_file_are_lines_as_they_stand(small, tmp_path, ids, own, capfd):
     place = write("npy and txt", tmp_path, ids, own, "v")
     beside = tmp_path / "v.ids.txt"
     beside.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(ids).encode())  # a mark, Windows' line ends, none at the end
     np.testing.assert_array_equal(vectors.load(place, small)[0], expected(small, ids, own))
+    assert "blanks" not in capfd.readouterr().err
     for text, message in (
         ("\n".join(ids[1:]).encode(), r"v\.ids\.txt holds 148 ids, .*v\.npy has 149 vectors"),
         ("\n".join([ids[0], "", *ids[2:]]).encode(), r"v\.ids\.txt: row 2: '' is no item id"),

@@ -10,11 +10,12 @@ from conftest import prepare_small
 from quantizing import QUANTISERS, health_of, never, prepared_order, run
 
 from distrec import config as cfg
+from distrec import knobs
 from distrec.data import audit, item_codes, store, vectors
 from distrec.jobs import embed
 from distrec.jobs.codes import fit
 from distrec.jobs.codes import report as reports
-from distrec.jobs.codes.artefact import Collapsed
+from distrec.jobs.codes.artefact import Collapsed, uninformative
 from distrec.models import quantisers
 from distrec.runtime import Ranks
 
@@ -176,6 +177,14 @@ def test_items_of_which_nothing_is_known_shut_the_gate_before_anything_is_fitted
     table[29] = 1
     np.save(tmp_path / "v.npy", table)
     assert not health_of(run(tmp_path, small, *args))["complaints"]
+
+
+@pytest.mark.parametrize(
+    ("n_zero", "share", "shut"), [(25, 0.25, False), (26, 0.25, True), (0, 0.0, False), (1, 0.0, True)]
+)
+def test_the_gate_for_zero_vectors_shuts_above_its_share(n_zero, share, shut):
+    config = knobs.Gmm(max_uninformative=share)
+    assert bool(uninformative(n_zero, 100, config)) == shut
 
 
 def test_thousands_of_equal_texts_name_their_bucket(small, tmp_path, table):

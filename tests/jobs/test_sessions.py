@@ -67,6 +67,7 @@ def test_a_pause_between_two_users_is_none(small):
         (24, 24, None),
         (1, 0.5, "times are multiples of 1 hours apart"),
         (1, 1, None),
+        (1, 2, "cuts no history: the longest pause is 2 hours"),
         (1, 24, "cuts no history: the longest pause is 2 hours"),
         (1 / 3600, 1, None),
         (

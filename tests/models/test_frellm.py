@@ -151,6 +151,21 @@ def test_a_sampled_negative_is_nothing_that_the_user_has_as_an_input_or_as_a_tar
     assert_close(negatives, model.table(drawn))
 
 
+@pytest.mark.parametrize(("limit", "is_full"), [(ITEMS - 1, False), (ITEMS, True)])
+def test_all_items_are_in_the_softmax_up_to_a_number_of_them(folders, monkeypatch, limit, is_full):
+    monkeypatch.setattr("distrec.models.frellm._FULL", limit)
+    assert frellm(folders["qwen2"]).is_full == is_full
+    assert frellm(folders["qwen2"], loss="full").is_full
+    assert not frellm(folders["qwen2"], loss="sampled", negatives=40).is_full
+
+
+def test_of_a_long_history_the_latest_items_are_read(folders):
+    model, batch = frellm(folders["qwen2"], max_len=5), histories()
+    fields = ("items", "is_item", "targets", "is_target")
+    latest = replace(batch, **{name: getattr(batch, name)[:, -5:] for name in fields})
+    assert_close(scores(model, batch), scores(model, latest))
+
+
 def test_the_last_norm_comes_after_the_head(folders):
     """Whatever the head does, a state has the mean and the variance of a normalised one."""
     model, batch = frellm(folders["qwen2"], head="linear").eval(), histories()

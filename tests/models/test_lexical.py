@@ -7,8 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+import sklearn.utils.extmath
 from conftest import ROOT
 from sklearn.feature_extraction.text import TfidfVectorizer
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from distrec import config as cfg
 from distrec.data import prepared
@@ -142,6 +144,21 @@ def test_the_same_bits_in_any_process_on_any_number_of_threads():
         for n in ("1", "2")
     }
     assert len(hashes) == 1
+
+
+def test_sums_are_taken_on_one_thread_whatever_the_process_has(monkeypatch):
+    """Large tables are summed in another order on more threads."""
+    threads, svd = [], sklearn.utils.extmath.randomized_svd
+
+    def watched(*args, **settings):
+        threads.extend(pool["num_threads"] for pool in threadpool_info())
+        return svd(*args, **settings)
+
+    monkeypatch.setattr(sklearn.utils.extmath, "randomized_svd", watched)
+    with threadpool_limits(2):
+        LexicalEncoder.train(TEXTS, 500, 4, seed=0)
+        assert max(pool["num_threads"] for pool in threadpool_info()) == 2
+    assert {*threads} == {1}
 
 
 def test_a_large_catalogue_is_learnt_from_a_seeded_sample(monkeypatch):

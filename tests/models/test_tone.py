@@ -283,6 +283,18 @@ def test_rpml_rows_sum_to_one_and_alpha_zero_is_plain_attention():
         assert_close(learnt(x, *learnt.keys_values(x), None), plain(x, *plain.keys_values(x), None))
 
 
+def test_a_centred_m_takes_no_weight_below_zero():
+    """softplus(M) − ln 2 of a low M is −ln 2: what attention has less of is cut off at zero, and rows still sum to one."""
+    scores = 4 * torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    rpml = Rpml(9, "post_l1", -8.0, 0.1, 0.4, True, True)
+    weights = rpml(scores)
+    plain = (scores.softmax(-1) + rpml.added(9, 9)).clamp(min=0)
+    assert (plain == 0).any()
+    assert bool(plain.any(-1).all())
+    assert_close(weights, plain / plain.sum(-1, keepdim=True))
+    assert_close(weights.sum(-1), torch.ones(2, 3, 9))
+
+
 def test_an_m_that_starts_low_lets_the_attention_through():
     scores = torch.randn(1, 1, 41, 41)
     low = Rpml(41, "post_l1", -20.0, 0.1, 0.4, True, False)

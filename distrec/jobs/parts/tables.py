@@ -86,7 +86,7 @@ def check_sessions(config: knobs.Graph, data: Prepared) -> list[str]:
         )
     gap, step = config.gap_hours * _HOUR, int(np.gcd.reduce(pauses))
     told = []
-    if step >= _HOUR and gap < step:
+    if gap < step:
         told.append(
             f"{named}: times are multiples of {step / _HOUR:g} hours apart, so that any gap below makes a session of the "
             "interactions of one instant; give finer times, or a longer gap"
