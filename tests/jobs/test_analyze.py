@@ -107,7 +107,8 @@ def test_a_gain_is_this_run_less_the_other_on_the_same_targets_from_the_least_lo
     own = [1.0, 3.0, 99.0, 1.0] * 10
     for name, ranks, targets in (("own", [*own, 1.0], raw), ("other", [3.0] * 40 + [99.0], [*raw[:40], "another"])):
         (tmp_path / name).mkdir()
-        table = pl.DataFrame({"user": raw, "target": targets, "rank": ranks})
+        better = [rank - 1 for rank in ranks]
+        table = pl.DataFrame({"user": raw, "target": targets, "rank": ranks, "better": better, "ties": [0.0] * 41})
         table.write_parquet(tmp_path / name / "ranks.parquet")
     one = replace(subject, out=tmp_path / "own", against=tmp_path / "other")
     local = np.full(subject.data.n_users, 7.0)

@@ -63,7 +63,7 @@ def finished(small, place):
         (out / "config.yaml").write_text(cfg.dump(config))
         made = {**settings(config), "data": small.stamp, **(parts or {})}
         journal = Journal(out / "metrics.jsonl", Ranks())
-        training.finish(out, config, small, (None, None), made, journal, report, pl.DataFrame(table))
+        training.finish(out, config, small, (None, None), made, journal, report, pl.DataFrame(table), {})
         return name
 
     return make
