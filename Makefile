@@ -23,8 +23,9 @@ tone: setup
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no distrec/train.py configs/experiment/tone_demo.yaml
 	$(BIN)/distrec recommend out=runs/tone_demo k=5
 
+# a file on each core, eight at most; OpenMP's threads would wait for each other
 test: setup
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 slow: setup
 	$(BIN)/python -m pytest -q -m slow

@@ -78,7 +78,7 @@ def zoo(folder):
         "frellm LoRA": (frellm(tune="lora"), {}),
         "frellm full": (frellm(mode="none", tune="full"), {}),
         "frellm sampled": (frellm(loss="sampled", negatives=32), {}),
-        "frellm bf16": (frellm(), {"precision": "bf16"}),
+        "frellm bf16": (frellm(device="cuda"), {"precision": "bf16"}),
     }  # fmt: skip
 
 
