@@ -181,8 +181,9 @@ def test_nothing_is_made_for_a_run_without_checkpoints(place, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").write_text((place / "tone/config.yaml").read_text())
+    (tmp_path / "some.jsonl").write_text('{"user": "u", "items": ["1"]}\n')
     with pytest.raises(ValueError, match="holds no evaluated checkpoint"):
-        recommend.main([f"out={tmp_path}/run", f"histories={tmp_path}/run/config.yaml", "data.root=fresh"])
+        recommend.main([f"out={tmp_path}/run", f"histories={tmp_path}/some.jsonl", "data.root=fresh"])
     assert not (tmp_path / "fresh").exists()
 
 
