@@ -51,7 +51,7 @@ def test_a_fit_goes_on_with_another_number_of_processes(small, tmp_path, monkeyp
     monkeypatch.setattr(fit, "BLOCK", 32)
     monkeypatch.setattr(states, "SAVE_SECONDS", 0)
     whole = item_codes.load(run(tmp_path / "a", small))
-    run(tmp_path / "b", small, "codes.levels=1")  # embeds
+    run(tmp_path / "b", small, "codes.levels=2")  # embeds
 
     def part():
         calls = iter([False] * 7 + [True] * 3)

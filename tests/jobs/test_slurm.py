@@ -245,7 +245,7 @@ def test_a_step_is_not_given_cores_twice(stubs):
 
 @pytest.mark.parametrize(("job", "is_back"), [("train", True), ("quantize", True), ("evaluate", False)])
 def test_only_what_saves_goes_back_into_the_queue(stubs, job, is_back):
-    (stubs.at / "srun").write_text("#!/bin/bash\nkill -USR1 $PPID\nexit 1\n")
+    (stubs.at / "srun").write_text("#!/bin/bash\ntrap '' USR1\nkill -USR1 $PPID\nexit 1\n")
     (stubs.at / "scontrol").write_text(f'#!/bin/bash\necho "$*" >> {stubs.log}\n')
     called, _ = stubs.run("out=a", code=1, DISTREC_JOB=job)
     assert ("requeue 7" in called) == is_back
