@@ -25,12 +25,17 @@ def report(
     train_lengths = train_end - start[:-1]
 
     def repeated(place: np.ndarray, end: np.ndarray) -> float:
-        """The share of targets that their user has had before."""
-        has = place < end
-        target = np.where(has, item[np.minimum(place, len(item) - 1)], -1)
-        before = (item == target[user]) & (np.arange(len(item)) < place[user])
-        again = np.bincount(user[before], minlength=len(has)) > 0
-        return float(again[has].mean()) if has.any() else 0.0
+        """The share of targets that their user has had before; only histories that hold an item twice are looked at."""
+        users = np.flatnonzero(place < end)
+        key = users * np.int64(n_items) + item[place[users]]
+        users = (
+            users[np.searchsorted(pairs, key, "right") - np.searchsorted(pairs, key) > 1] if n_repeats else users[:0]
+        )
+        lengths = place[users] - start[users]
+        row = np.repeat(np.arange(len(users)), lengths)
+        before = np.arange(len(row)) + np.repeat(start[users] - np.cumsum(lengths) + lengths, lengths)
+        again = np.unique(row[item[before] == item[place[users]][row]])
+        return len(again) / max(1, len(key))
 
     def cold(place: np.ndarray, end: np.ndarray) -> dict[str, Any]:
         target = item[place[place < end]]
