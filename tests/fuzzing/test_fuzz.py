@@ -9,7 +9,7 @@ from fuzzing.judge import judge
 from fuzzing.logs import KINDS
 from fuzzing.words import TEXTS, draw, keys
 
-FAST, SLOW = 20, 250
+FAST, SLOW = 60, 400
 
 
 def faults(kind, seeds, is_damaged, folder):
