@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 import os
 import re
 import types
@@ -37,7 +38,7 @@ def below(hint: Hint, key: str) -> Hint:
             results.append(get_args(kind)[1])
         elif kind is Any:
             results.append(Any)
-    return Union[tuple(results)] if len(results) > 1 else results[0] if results else None  # noqa: UP007
+    return functools.reduce(operator.or_, results) if results else None
 
 
 def element(hint: Hint, place: int = 0) -> Hint:

@@ -14,7 +14,7 @@ import safetensors
 from datasets import Dataset
 from scipy import sparse
 
-from distrec.data import store
+from distrec.data import split, store
 from distrec.data.item_codes import items_digest
 from distrec.data.prepared import Prepared
 from distrec.data.vectors import texts_digest
@@ -50,20 +50,17 @@ def repeated_targets(data: Prepared) -> list[str]:
     """What is to be known of validation and test targets that their user has had before, a sentence a split; no leak, for
     such a target is ranked among all items.
     """
-    key = _user(data) * np.int64(data.n_items) + data.item
-    order = np.argsort(key, kind="stable")
-    repeated = np.zeros(len(key), bool)
-    repeated[order[1:]] = key[order[1:]] == key[order[:-1]]
+    repeated = split.repeats(_user(data), data.item, None, "first")
     told = []
-    for split in ("valid", "test"):
-        users, places = data.targets(split)
+    for name in ("valid", "test"):
+        users, places = data.targets(name)
         again = np.flatnonzero(repeated[places])
         if len(again):
             user, item = (
                 _raw(table, of[again[0]]) for table, of in ((data.users, users), (data.items, data.item[places]))
             )
             told.append(
-                f"{len(again):,} of {len(users):,} {split} targets ({len(again) / len(users):.1%}) are items that the user has had "
+                f"{len(again):,} of {len(users):,} {name} targets ({len(again) / len(users):.1%}) are items that the user has had "
                 f"before (the first: user {user}, item {item}): they are ranked among all items and reported apart; "
                 "data.duplicates=first drops repeats"
             )
@@ -128,8 +125,8 @@ def telling_texts(data: Prepared) -> Iterator[Finding]:
     table = table.with_columns(pl.col("word").str.strip_chars(".:!?")).unique()
     users_named = pl.Series(data.users["raw"][:]).str.to_lowercase()
     columns = [name for name in ("raw", "raw_item") if name in data.items.column_names]
-    for split in ("valid", "test"):
-        users, places = data.targets(split)
+    for part in ("valid", "test"):
+        users, places = data.targets(part)
         target = data.item[places].astype(np.int64)
         before = data.item[np.maximum(places - 1, data.start[users])].astype(np.int64)
         pairs = [("names its user", target, users_named.gather(users), users_named.gather(np.roll(users, 1)))]
@@ -144,7 +141,7 @@ def telling_texts(data: Prepared) -> Iterator[Finding]:
                 shown = [
                     f"text of item {_raw(data.items, i)} holds {name!r}" for i, name in hits.head(SHOWN).iter_rows()
                 ]
-                yield from _finding(f"a {split} interaction {what} in an item text", shown, hits.height)
+                yield from _finding(f"a {part} interaction {what} in an item text", shown, hits.height)
     yield from _counting_texts(data, table)
 
 

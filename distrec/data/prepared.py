@@ -151,7 +151,7 @@ class _Log:
 
 def _fill(folder: Path, config: Data) -> None:
     raw = sources.read(config)
-    counts = {"interactions read": raw.n_read, **raw.dropped}
+    counts = {"interactions read": raw.n_read, **raw.dropped, **raw.of_items}
     item_rng, user_rng, tie_rng, negative_rng, cold_rng = (np.random.default_rng([config.seed, i]) for i in range(5))
     users, user = _codes(raw.interactions["user"], user_rng)
     known, item = _codes(raw.interactions["item"], item_rng)

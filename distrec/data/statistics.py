@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from distrec.data import split
+
 
 def report(
     item: np.ndarray,
@@ -19,23 +21,14 @@ def report(
     user = np.repeat(np.arange(len(lengths)), lengths)
     train = np.arange(len(item)) < train_end[user]
     in_train = np.bincount(item[train], minlength=n_items) > 0
-    pairs = np.sort(user * np.int64(n_items) + item)
-    n_repeats = int((pairs[1:] == pairs[:-1]).sum())
+    repeats = split.repeats(user, item, None, "first")
     neighbours = user[1:] == user[:-1]
     train_lengths = train_end - start[:-1]
 
-    def repeated(place: np.ndarray, end: np.ndarray) -> float:
-        """The share of targets that their user has had before; only histories that hold an item twice are looked at."""
-        users = np.flatnonzero(place < end)
-        key = users * np.int64(n_items) + item[place[users]]
-        users = (
-            users[np.searchsorted(pairs, key, "right") - np.searchsorted(pairs, key) > 1] if n_repeats else users[:0]
-        )
-        lengths = place[users] - start[users]
-        row = np.repeat(np.arange(len(users)), lengths)
-        before = np.arange(len(row)) + np.repeat(start[users] - np.cumsum(lengths) + lengths, lengths)
-        again = np.unique(row[item[before] == item[place[users]][row]])
-        return len(again) / max(1, len(key))
+    def again(place: np.ndarray, end: np.ndarray) -> float:
+        """The share of targets that their user has had before."""
+        target = place[place < end]
+        return float(repeats[target].mean()) if len(target) else 0.0
 
     def cold(place: np.ndarray, end: np.ndarray) -> dict[str, Any]:
         target = item[place[place < end]]
@@ -72,9 +65,9 @@ def report(
         else float((time[1:] == time[:-1])[neighbours].mean())
         if neighbours.any()
         else 0.0,
-        "repeats of an earlier item": n_repeats,
-        "repeat_interactions": n_repeats / len(item),
-        "repeat_targets": {"valid": repeated(train_end, valid_end), "test": repeated(valid_end, start[1:])},
+        "repeats of an earlier item": int(repeats.sum()),
+        "repeat_interactions": float(repeats.mean()),
+        "repeat_targets": {"valid": again(train_end, valid_end), "test": again(valid_end, start[1:])},
     }
 
 

@@ -173,7 +173,7 @@ def test_the_key_of_an_item_table_follows_the_same_rule(tmp_path, keys):
     refused(*args, match="items.parquet, row 3: item ")
     raw = sources.read(cfg.load([*args, "data.missing_ids=drop"]).data)
     assert raw.items.rows() == [("10", "A"), ("11", "B")]
-    assert raw.dropped["item rows without an id"] == 1
+    assert raw.of_items["item rows without an id"] == 1
 
 
 def test_sequences_follow_the_same_rule(tmp_path):

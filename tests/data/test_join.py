@@ -33,7 +33,7 @@ def test_case_17_ids_that_do_not_match_are_refused_with_an_example(tmp_path, spe
     assert difference in str(caught.value)
     assert "\n" not in str(caught.value)
     raw = sources.read(cfg.load([*args, "data.min_joined=0"]).data)
-    assert raw.dropped["item rows that join with nothing"] == 80
+    assert raw.of_items["item rows that join with nothing"] == 80
 
 
 def test_case_17_few_are_refused_as_none_are(tmp_path):

@@ -441,3 +441,16 @@ def test_offline_the_error_names_the_file_and_its_address(tmp_path, monkeypatch)
     )
     assert "http://127.0.0.1:9/ml-100k.zip" in message
     assert str(tmp_path / "raw/ml-100k/ml-100k.zip") in message
+
+
+def test_case_08_attributes_of_sequences_may_have_any_name(tmp_path):
+    (tmp_path / "sequences.tsv").write_text(
+        "user_id\titem_ids\ttimestamps\nu\t1 2 3\t1600000001 1600000002 1600000003\n"
+    )
+    (tmp_path / "items.tsv").write_text(
+        'item_id\ttitle\tline\titem\n1\t17" lamp\tpro\tx\n2\t"cup"\tlite\ty\n3\tmug\t\tz\n'
+    )
+    items = read("data.source=sequences", f"data.path={tmp_path}").items
+    assert items["title"].to_list() == ['17" lamp', '"cup"', "mug"]  # quotes are characters like others
+    assert items["line"].to_list() == ["pro", "lite", ""]
+    assert items["item_"].to_list() == ["x", "y", "z"]

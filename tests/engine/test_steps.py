@@ -120,7 +120,7 @@ def test_every_pass_of_every_step_and_rank_draws_its_own(small, tmp_path, size):
     assert [seed for each in run_on(size, lambda: share(0, "c")) for seed in each] == seeds
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [1, 2, 3])
 def test_a_step_s_gradient_is_the_mean_over_the_targets_of_all_ranks(small, tmp_path, size):
     def share():
         one = trainer(small, tmp_path, micro_tokens=40, clip=1e9)

@@ -113,7 +113,5 @@ def _words(table: pl.DataFrame, name: str, words: pl.Series, path: Path, config:
 
 
 def _refuse(table: pl.DataFrame, name: str, rows: pl.Series, path: Path, what: str) -> None:
-    if place := rows.fill_null(False).arg_true().head(1).to_list():
-        where = lines.place(table, place[0], path)
-        more = f" (and {rows.sum() - 1:,} more)" if rows.sum() > 1 else ""
-        raise ValueError(f"{where}: {name} {table[name][place[0]]!r} {what}{more}")
+    if rows.any():
+        lines.require(table.with_columns(wrong=rows), name, pl.col("wrong"), path, what)

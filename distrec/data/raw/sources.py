@@ -5,6 +5,7 @@ so that nothing is cut off before it is ordered.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import polars as pl
 
 from distrec.data.raw import download, ids, lines, synthetic, table, times, where
 from distrec.data.raw.layout import Raw, no_items
+from distrec.data.raw.table import read_items
 from distrec.data.raw.values import join, texts
 from distrec.knobs import Data
 
@@ -229,9 +231,7 @@ def _sequences(config: Data) -> Raw:
     lines.require(long, "item", pl.col("item") == "", path, "is an empty item id (two blanks in a row?)")
     items = no_items()
     if rest:
-        known = [name for name in _header(rest[0]) if name != "item_id"]
-        items = lines.read_delimited(rest[0], ["item_id", *known], "\t", header=True, filled=["item_id"])
-        items = items.drop("line").rename({"item_id": "item"}).with_columns(pl.col(known).fill_null(""))
+        items = read_items(rest[0], "item_id", replace(config, quoted=False))
         items = items.rename({"attributes": "category"}, strict=False).rename({"genres": "category"}, strict=False)
     if not has_time:
         return Raw(long, items, [path, *rest])
@@ -242,10 +242,9 @@ def _sequences(config: Data) -> Raw:
 def _cleaned(raw: Raw, config: Data) -> Raw:
     raw.interactions, missing = ids.read(raw.interactions, ["user", "item"], raw.files[0], config)
     raw.items, nameless = ids.read(raw.items, ["item"], raw.files[-1], config)
-    counts = {"rows without user or item": missing, "item rows without an id": nameless}
-    raw.dropped |= {name: count for name, count in counts.items() if count}
     raw.items, changes = texts.clean(raw.items)
-    raw.dropped |= changes
+    raw.dropped |= {"rows without user or item": missing} if missing else {}
+    raw.of_items |= ({"item rows without an id": nameless} if nameless else {}) | changes
     return raw
 
 
@@ -277,7 +276,7 @@ def _filled(config: Data, *names: str) -> list[str]:
     return list(names) if config.missing_ids == "refuse" else []
 
 
-def _header(path: Path, separator: str = "\t") -> list[str]:
+def _header(path: Path, separator: str) -> list[str]:
     first = next(lines.blocks(path), (1, b""))[1]
     return first.partition(b"\n")[0].decode().strip("\r\ufeff").split(separator)
 

@@ -30,7 +30,7 @@ def check(raw: Raw, config: Data) -> None:
     unused = table.join(logged, on="item", how="anti").sort("item")
     joined = logged.height - alone.height
     if unused.height:
-        raw.dropped["item rows that join with nothing"] = raw.items.filter(
+        raw.of_items["item rows that join with nothing"] = raw.items.filter(
             raw.items["item"].is_in(unused["item"].implode())
         ).height
     if not alone.height and not unused.height:
