@@ -1,16 +1,16 @@
 """P16: `distrec prepare` beside polars, which reads, sorts by user and time, and writes the same file.
 
-    python tests/bench/prepare.py [ROWS] [--peer]
+    python tests/bench/prepare.py [ROWS] [--peer PYTHON]
 
 Our time ÷ the time of polars alone, from Parquet (P16), CSV with epoch numbers (P16_csv) and CSV with ISO texts
 (P16_iso); both are whole processes, in turn, medians of the rounds.  P16_gib: peak resident memory of ours;
 P16_m: million interactions per second from Parquet.  The rows are written first (untimed), in file order of time, with
 text ids; preparing them reads, de-duplicates, numbers, sorts, splits, draws 99 negatives a user and stamps the artefact.
 
---peer adds P16b: the time in which RecBole, where it is installed, loads the same CSV ÷ ours.
+--peer adds P16b: the time in which RecBole loads the same rows ÷ ours.  PYTHON is an interpreter that has RecBole
+(1.2.1 needs numpy < 2, which is why it is not this one).
 """
 
-import importlib.util
 import json
 import os
 import shutil
@@ -30,7 +30,7 @@ from distrec.data.raw import synthetic
 KINDS = {"P16": "log.parquet", "P16_csv": "log.csv", "P16_iso": "iso.csv"}
 
 
-def main(rows: int, peer: bool) -> None:
+def main(rows: int, peer: str | None) -> None:
     rounds = 3 if rows <= 5_000_000 else 1
     figures: dict[str, float | int | None] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -52,7 +52,7 @@ def main(rows: int, peer: bool) -> None:
             if key == "P16":
                 figures["P16_m"] = round(written / mine / 1e6, 3)
             if peer and key == "P16_csv":
-                figures["P16b"] = recbole(Path(scratch, name), mine)
+                figures["P16b"] = recbole(peer, Path(scratch, name), mine)
         figures["P16_gib"] = round(max(peaks), 3)
         print(f"peak {max(peaks):.2f} GiB (whole process, start included)")
     print(json.dumps({**figures, "rows": written, "cores": os.cpu_count()}))
@@ -83,36 +83,16 @@ def floor(log: Path) -> None:
         table.sort("user", "time").write_csv(log.with_name("floor.csv"))
 
 
-def recbole(log: Path, ours: float) -> float | None:
+def recbole(python: str, log: Path, ours: float) -> float:
     """RecBole's time from its own atomic file of the same rows to data that are filtered, sorted and split, ÷ ours."""
-    if importlib.util.find_spec("recbole") is None:
-        print("recbole is not installed: no P16b")
-        return None
     folder = log.parent / "recbole/log"
     folder.mkdir(parents=True)
     table = pl.read_csv(log, glob=False)
     table = table.rename({"user": "user_id:token", "item": "item_id:token", "time": "timestamp:float"})
     table.write_csv(folder / "log.inter", separator="\t")
-    seconds = timed([sys.executable, __file__, "--recbole", str(folder.parent)])[0]
+    seconds = timed([python, str(Path(__file__).with_name("load_recbole.py")), str(folder.parent)])[0]
     print(f"recbole      {seconds:.1f} s, ÷ ours {seconds / ours:.2f}")
     return round(seconds / ours, 3)
-
-
-def load_recbole(folder: str) -> None:
-    from recbole.config import Config  # pyright: ignore[reportMissingImports]
-    from recbole.data import create_dataset, data_preparation  # pyright: ignore[reportMissingImports]
-
-    words = {
-        "data_path": folder,
-        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-        "user_inter_num_interval": "[5,inf)",
-        "item_inter_num_interval": "[5,inf)",
-        "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni99"},
-        "train_neg_sample_args": None,
-        "use_gpu": False,
-    }
-    config = Config(model="SASRec", dataset="log", config_dict=words)
-    data_preparation(config, create_dataset(config))
 
 
 def write(rows: int, folder: str) -> None:
@@ -132,8 +112,7 @@ if __name__ == "__main__":
             write(int(rows), folder)
         case ["--floor", log]:
             floor(Path(log))
-        case ["--recbole", folder]:
-            load_recbole(folder)
-        case words:
-            numbers = [word for word in words if word != "--peer"]
-            main(int(numbers[0]) if numbers else 20_000_000, "--peer" in words)
+        case [*rows, "--peer", python]:
+            main(int(rows[0]) if rows else 20_000_000, python)
+        case rows:
+            main(int(rows[0]) if rows else 20_000_000, None)
