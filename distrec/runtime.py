@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 DONE, FAILED, REFUSED, REQUEUE = 0, 1, 2, 75  # exit codes; 75: stopped by a signal after saving
+_SHOWN = 80  # characters of a value in a message
 _UNREAD = 128 + signal.SIGPIPE  # whoever read what this process prints has left before it was done
 _DEATH = 1  # PR_SET_PDEATHSIG
 _PATIENCE = 5.0  # seconds that a process leaves the main one to say what is wrong
@@ -89,6 +90,12 @@ def _dist() -> Any:
     """torch.distributed when a group is joined; torch is not imported for its sake."""
     torch = sys.modules.get("torch")
     return torch.distributed if torch and torch.distributed.is_initialized() else None
+
+
+def brief(value: object) -> str:
+    """Write a value as a message shows it: what Python writes for it, the first 80 characters."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text):,} characters)"
 
 
 def log(message: str) -> None:

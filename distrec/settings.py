@@ -120,6 +120,10 @@ class Schema(Generic[T]):
             )
         if finding["type"] == "union_tag_not_found":
             return f"{section} needs a name, one of: {', '.join(classes)}"
+        if finding["type"] in ("missing", "missing_argument"):
+            return f"{key} has no value: give it in a file, or as {key}=…"
+        if finding["input"] is None and self._keys(path):
+            return f"{key} is empty: indent its keys below it, or leave it out"
         message = finding["msg"].removeprefix("Value error, ")
         return f"{key}={finding['input']!r}: {message}" if key else message
 
@@ -177,7 +181,13 @@ for _name, _pattern, _first in (
 
 def _parse(text: str, where: str, hint: Hint, is_word: bool = False) -> Any:
     """YAML as a value of this type.   Raises: ValueError, one line."""
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ValueError(
+            f"{where}, line {line}: holds the character U+{ord(text[error.position]):04X}: remove it"
+        ) from None
     try:
         node = loader.get_single_node()
         if node is None:

@@ -84,3 +84,23 @@ def test_an_encoders_own_keys_are_refused_with_another():
     ):
         with pytest.raises(ValueError, match=f"embed.{key} does nothing with embed.encoder="):
             cfg.load(words)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed: 1\nout: a\x07b\n", r"c\.yaml, line 2: holds the character U\+0007: remove it"),
+        ("seed: 1".encode("utf-16-le"), r"c\.yaml, line 1: holds the character U\+0000: remove it"),
+        (b"data:\n", "data is empty: indent its keys below it, or leave it out"),
+        (b"model:\n  name: frellm\n  backbone:\n", r"model\.backbone is empty: indent its keys"),
+    ],
+)
+def test_a_file_of_settings_that_says_nothing_is_one_clear_line(tmp_path, content, message):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{message}[^\n]*$".replace("c\\.yaml", r".*c\.yaml")):
+        cfg.load([str(tmp_path / "c.yaml")])
+
+
+def test_a_word_with_a_control_character_is_one_clear_line():
+    with pytest.raises(ValueError, match=r"^the value of codes\.hidden, line 1: holds the character U\+0007"):
+        cfg.load(["codes.name=rqvae", "codes.hidden=[\x07]"])

@@ -21,8 +21,8 @@ from distrec.data.files import opening, paths
 from distrec.data.files.paths import Part
 from distrec.data.files.text import Text
 from distrec.data.prepared import Prepared
-from distrec.data.raw import sources
-from distrec.runtime import log
+from distrec.data.raw import ids, sources
+from distrec.runtime import brief, log
 
 _LOG = knobs.Data(source="table")  # the names of a log's columns where no run says others
 
@@ -63,7 +63,8 @@ def read(
     """Histories from any table (CSV, TSV, Parquet, JSON lines; packed, or a folder of parts), in one of two forms:
 
     one row a user, with `user` and `items`, a list of raw item ids (in CSV separated by blanks), oldest first; or one
-    row an interaction, as a log has them, in the columns that `config` names, and in the order of their times.
+    row an interaction, as a log has them, in the columns that `config` names, and in the order of their times, the users
+    in the order of their first ones.
 
     `unknown`: what to do about items that the catalogue lacks.
 
@@ -73,18 +74,15 @@ def read(
     if _is_log(parts[0], config):
         table = _open_log(path, parts[0], config)
     else:
-        table = pl.concat([_open(part, config) for part in parts])
+        table = pl.concat([_named(_open(part, config), part.path) for part in parts])
     if not len(table):
         raise ValueError(f"{path} holds no history")
-    nameless = table["user"].is_null() | table["items"].list.eval(pl.element().is_null()).list.any().fill_null(False)
-    if nameless.any():
-        raise ValueError(f"{path}: row {int(nameless.arg_max() or 0) + 1} has a user or an item that is null")
     flat = table.with_row_index("row").explode("items").drop_nulls("items")
     flat = flat.join(_numbered(data.items, "items", "item"), on="items", how="left", maintain_order="left")
     missing = flat.filter(pl.col("item").is_null())
     if len(missing):
         first = missing.row(0, named=True)
-        told = f"{len(missing):,} of {len(flat):,} items are not in the catalogue, the first of them {first['items']!r} of user {first['user']!r}"
+        told = f"{len(missing):,} of {len(flat):,} items are not in the catalogue, the first of them {brief(first['items'])} of user {brief(first['user'])}"
         if unknown == "refuse":
             raise ValueError(f"{path}: {told} (unknown=drop reads the others)")
         log(f"{path}: {told}; they are left out")
@@ -92,9 +90,11 @@ def read(
     length = np.bincount(flat["row"].to_numpy(), minlength=len(table))
     if len(empty := np.flatnonzero(length == 0)):
         user = table["user"][int(empty[0])]
-        raise ValueError(f"{path}: {len(empty):,} users have an empty history, the first of them {user!r}")
+        raise ValueError(f"{path}: {len(empty):,} users have an empty history, the first of them {brief(user)}")
     if len(twice := table.filter(pl.col("user").is_duplicated())):
-        log(f"{path}: {len(twice):,} rows share their user with another, the first {twice['user'][0]!r}: a list each")
+        log(
+            f"{path}: {len(twice):,} rows share their user with another, the first {brief(twice['user'][0])}: a list each"
+        )
     number = table.join(_numbered(data.users, "user", "number"), on="user", how="left", maintain_order="left")["number"]
     start = np.concatenate([[0], np.cumsum(length)])
     return Histories(
@@ -114,7 +114,7 @@ def _is_log(part: Part, config: knobs.Data) -> bool:
 
 
 def _open_log(path: Path, part: Part, config: knobs.Data) -> pl.DataFrame:
-    """Histories of a log: the users in the order in which they first appear."""
+    """Histories of a log: the users in the order of their first interactions."""
     names, columns = opening.names(part, config), config.columns
     if columns.time not in names:
         columns = replace(columns, time=None)
@@ -123,40 +123,47 @@ def _open_log(path: Path, part: Part, config: knobs.Data) -> pl.DataFrame:
         replace(config, source="table", path=path, items=None, columns=columns, where=None, split="leave_one_out")
     ).interactions
     if "time" in rows.columns:
-        rows = rows.with_row_index("row").sort("time", maintain_order=True)
-        first = rows.group_by("user").agg(pl.col("row").min(), items="item").sort("row")
-        return first.select("user", "items")
+        rows = rows.sort("time", maintain_order=True)
     return rows.group_by("user", maintain_order=True).agg(items="item")
 
 
+def _named(table: pl.DataFrame, path: Path) -> pl.DataFrame:
+    """user and items as text, by the rule of every other table.   Raises: ValueError naming the line of what is no id."""
+    flat = table.filter(pl.col("items").list.len() > 0).explode("items")
+    lists = (
+        flat.select("line", items=ids.complete(flat, "items", path)).group_by("line", maintain_order=True).agg("items")
+    )
+    users = table.select("line", user=ids.complete(table, "user", path))
+    return users.join(lists, on="line", how="left", maintain_order="left").select("user", "items")
+
+
 def _open(part: Part, config: knobs.Data) -> pl.DataFrame:
+    """user, items (lists) and line, with the types of the file."""
     path = part.path
     if paths.kind(path) == "jsonl":
         return _open_lines(path, config.encoding)
     table, line = opening.read(part, ["user", "items"], ["user"], config)
+    table = table.with_columns(line)
     if paths.kind(path) != "parquet":
-        listed = table.with_columns(line).filter(pl.col("items").str.contains(r"^\s*[\[(\"']"))
+        listed = table.filter(pl.col("items").str.contains(r"^\s*[\[(\"']"))
         if len(listed):
             raise ValueError(
-                f"{path}, line {listed['line'][0]}: items {listed['items'][0]!r} look like a written list; separate the "
+                f"{path}, line {listed['line'][0]}: items {brief(listed['items'][0])} look like a written list; separate the "
                 "ids by blanks, or write JSON lines"
             )
-        return table.with_columns(pl.col("items").str.strip_chars().str.split(" "))
-    user, items = table.schema["user"], table.schema["items"]
-    if isinstance(items, pl.Array):
-        items = pl.List(items.inner)
+        return table.with_columns(pl.col("items").str.extract_all(r"[^ \t]+"))
+    if isinstance(table.schema["items"], pl.Array):
         table = table.with_columns(pl.col("items").arr.to_list())
-    if not isinstance(items, pl.List) or not _is_name(items.inner):
-        raise ValueError(f"{path}: items is a list of item ids, got {items}")
-    if not _is_name(user):
-        raise ValueError(f"{path}: user is a name or a number, got {user}")
-    return table.select(pl.col("user").cast(pl.String), pl.col("items").cast(pl.List(pl.String)))
+    if not isinstance(kind := table.schema["items"], pl.List):
+        raise ValueError(f"{path}: items is a list of item ids, got {kind}")
+    return table
 
 
 def _open_lines(path: Path, encoding: str) -> pl.DataFrame:
     """Each line judged by itself: a table's common type would turn numbers, truths and objects into names."""
     users: list[str | None] = []
     lists: list[list[str | None]] = []
+    places: list[int] = []
     with io.BufferedReader(Text(path, encoding)) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -167,13 +174,14 @@ def _open_lines(path: Path, encoding: str) -> pl.DataFrame:
                 if not isinstance(row["items"], list):
                     raise ValueError("items is a list of item ids")
                 lists.append([_name(item) for item in row["items"]])
+                places.append(number)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 told = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
                 raise ValueError(
                     f'{path}, line {number}: not like {{"user": "u1", "items": ["i7", "i3"]}}: {told}'
                 ) from None
-    schema = {"user": pl.String, "items": pl.List(pl.String)}
-    return pl.DataFrame({"user": users, "items": lists}, schema=schema)
+    schema = {"user": pl.String, "items": pl.List(pl.String), "line": pl.UInt32}
+    return pl.DataFrame({"user": users, "items": lists, "line": places}, schema=schema)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -183,12 +191,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _name(value: Any) -> str | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # as in a column of floats
     if isinstance(value, bool) or not (value is None or isinstance(value, str | int)):
-        raise ValueError(f"an id is a text or a whole number, got {value!r}")
+        raise ValueError(f"an id is a text or a whole number, got {brief(value)}")
     if value is not None:
         str(value).encode()  # half a surrogate pair is no text
     return None if value is None else str(value)
-
-
-def _is_name(kind: Any) -> bool:
-    return kind in (pl.String, pl.Null, pl.Categorical, pl.Enum) or kind.is_integer()

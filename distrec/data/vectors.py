@@ -15,7 +15,7 @@ from distrec.data import store
 from distrec.data.files import vector_files
 from distrec.data.files.vector_files import open_file
 from distrec.data.prepared import Prepared
-from distrec.runtime import log
+from distrec.runtime import brief, log
 
 FILE = "vectors.safetensors"
 VERSION = 2  # of what distrec embed makes; 1: the built-in encoder made noise of short texts
@@ -120,7 +120,7 @@ def write_ids(path: Path, data: Prepared) -> None:
         ids.to_frame().write_parquet(path)
         return
     if (broken := ids.filter(ids.str.contains("[\r\n]"))).len():
-        raise ValueError(f"{path}: the item id {broken[0]!r} has a line break in it: write ids=FILE.parquet")
+        raise ValueError(f"{path}: the item id {brief(broken[0])} has a line break in it: write ids=FILE.parquet")
     store.write_atomically(path, "".join(f"{name}\n" for name in ids))
 
 
@@ -150,7 +150,7 @@ def _joined(
         first = int(ids.index_of(twice[0]) or 0)
         second = int(ids[first + 1 :].index_of(twice[0]) or 0) + first + 1
         raise ValueError(
-            f"{source}: {twice.n_unique():,} ids stand there more than once, such as {twice[0]!r} in rows {first + 1} and "
+            f"{source}: {twice.n_unique():,} ids stand there more than once, such as {brief(twice[0])} in rows {first + 1} and "
             f"{second + 1}: keep one vector an item"
         )
     items = raw_ids(data)
@@ -175,7 +175,7 @@ def _joined(
 
 
 def _some(names: pl.Series) -> str:
-    return ", ".join(map(repr, names.head(3)))
+    return ", ".join(map(brief, names.head(3)))
 
 
 def _check_values(table: np.ndarray, source: Path, data: Prepared) -> None:

@@ -86,10 +86,14 @@ def test_a_folder_of_parts(tmp_path, data):
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl", "csv.gz"])
-def test_a_log_is_a_file_of_histories_in_the_order_of_its_times(tmp_path, data, kind):
-    rows = [(user, item, 1_600_000_000 + 10 * n) for user, items in USERS.items() for n, item in enumerate(items)]
-    rows = [rows[n] for n in (2, 3, 5, 0, 6, 1, 4)]  # b, new, a
+@pytest.mark.parametrize("apart", ["10s", "1ns"])
+def test_a_log_is_a_file_of_histories_in_the_order_of_its_times(tmp_path, data, kind, apart):
+    rows = [(user, item, 10 * n + u) for u, (user, items) in enumerate(USERS.items()) for n, item in enumerate(items)]
+    rows = [rows[n] for n in (3, 2, 5, 0, 6, 1, 4)]  # new stands first in the file, b in time
     frame = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
+    scale, digits = (10**9, 0) if apart == "10s" else (1, 9)
+    instant = pl.from_epoch(1_600_000_000 * 10**9 + pl.col("time") * scale, "ns")
+    frame = frame.with_columns(time=instant.dt.to_string("%FT%T" + "%.9f" * (digits > 0)))
     content = io.BytesIO()
     {"parquet": frame.write_parquet, "jsonl": frame.write_ndjson}.get(kind, frame.write_csv)(content)
     body = content.getvalue()
@@ -103,6 +107,65 @@ def test_a_log_without_times_is_in_order_and_its_columns_have_the_names_of_the_r
     found = histories.read(tmp_path / "log.csv", data, config=config)
     assert listed(found, data) == [("z", ["i3", "i2"]), ("y", ["i1"])]
     assert "its rows are taken to be in order" in capsys.readouterr().err
+
+
+NUMBERS = {"7": ["1", "2"], "8": ["2"]}
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    place = tmp_path_factory.mktemp("numbered")
+    (place / "log.csv").write_text(
+        "user,item,time\n" + "".join(f"{u},{i},{i}00000000\n" for u in "78" for i in range(10, 15))
+    )
+    (place / "log.csv").write_text((place / "log.csv").read_text() + "".join(f"7,{i},1600000000\n" for i in "12"))
+    args = [
+        "data.source=table",
+        f"data.path={place}/log.csv",
+        f"data.root={place}/art",
+        "data.negatives=0",
+        "data.k_core=0",
+    ]
+    return prepared.load(prepared.prepare(cfg.load(args).data))
+
+
+@pytest.mark.parametrize("kind", [pl.Float64, pl.Float32, pl.Decimal(12, 2), pl.UInt16, pl.String])
+def test_ids_of_lists_are_read_by_the_rule_of_logs(tmp_path, numbered, kind):
+    table = pl.DataFrame({"user": [7, 8], "items": [[1, 2], [2]]})
+    if kind == pl.String:
+        table = pl.DataFrame({"user": ["7.0", "8.0"], "items": [["1.0", " 2.0"], ["2.0"]]})
+    table.with_columns(pl.col("user").cast(kind), pl.col("items").cast(pl.List(kind))).write_parquet(
+        tmp_path / "h.parquet"
+    )
+    assert listed(histories.read(tmp_path / "h.parquet", numbered), numbered) == list(NUMBERS.items())
+
+
+def test_whole_floats_and_blanks_in_lists_of_texts(tmp_path, numbered):
+    (tmp_path / "h.jsonl").write_text('{"user": 7.0, "items": [1, 2.0]}\n\n{"user": "8", "items": ["2"]}\n')
+    assert listed(histories.read(tmp_path / "h.jsonl", numbered), numbered) == list(NUMBERS.items())
+    (tmp_path / "h.csv").write_text("user,items\n7,1  2 \n8,2\n")
+    assert listed(histories.read(tmp_path / "h.csv", numbered), numbered) == list(NUMBERS.items())
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ({"user": ["7", "8"], "items": [["1"], ["2", None]]}, "h.parquet, line 2: items None is no id"),
+        ({"user": ["7", None], "items": [["1"], ["2"]]}, "h.parquet, line 2: user None is no id"),
+        ({"user": ["7", "8"], "items": [[], ["", "1"]]}, "h.parquet, line 2: items '' is no id"),
+        (
+            {"user": ["7", "8"], "items": [[1.0], [2.5]]},
+            "h.parquet, line 2: items 2.5 is no whole number, and so no id",
+        ),
+        ({"user": ["7", "8"], "items": [[True], [False]]}, "h.parquet: column 'items' holds Boolean"),
+        ({"user": ["7", "8"], "items": ["1 2", "2"]}, "h.parquet: items is a list of item ids, got String"),
+    ],
+)
+def test_an_id_that_is_none_is_named_by_its_line(tmp_path, numbered, rows, words):
+    pl.DataFrame(rows).write_parquet(tmp_path / "h.parquet")
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
+        histories.read(tmp_path / "h.parquet", numbered)
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(

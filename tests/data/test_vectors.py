@@ -271,7 +271,7 @@ def broken(case, folder, ids, own):
         ("truth", "got bool of shape"),
         ("large", r"int64 numbers reach 1e\+18: scale them"),
         ("odd ids", "one text or whole number a row, got float32 of shape"),
-        ("half ids", r"row 1: 0\.5 is no whole number, and so no id"),
+        ("half ids", r", row 1: ids 0\.5 is no whole number, and so no id"),
         (
             "no lists",
             r"wanted are a column of lists of numbers and the column item .*, it has item \(String\), vector \(",
@@ -283,9 +283,9 @@ def broken(case, folder, ids, own):
         ("null list", r"such as that of item .* \(null\)"),
         ("null number", "1 of 149 vectors hold NaN or infinity"),
         ("texts", "got object of shape"),
-        ("null id", "row 5: None is no item id: every vector needs one"),
-        ("empty id", "row 5: ' ' is no item id"),
-        ("bool ids", "the column of item ids holds Boolean; an id is a text or a whole number"),
+        ("null id", ", row 5: item None is no id"),
+        ("empty id", ", row 5: item ' ' is no id"),
+        ("bool ids", "column 'item' holds Boolean; an id is a text or a whole number"),
         ("torn", "not a complete Parquet file of vectors"),
     ],
 )
@@ -305,7 +305,7 @@ def test_ids_beside_a_file_are_lines_as_they_stand(small, tmp_path, ids, own, ca
     assert "blanks" not in capfd.readouterr().err
     for text, message in (
         ("\n".join(ids[1:]).encode(), r"v\.ids\.txt holds 148 ids, .*v\.npy has 149 vectors"),
-        ("\n".join([ids[0], "", *ids[2:]]).encode(), r"v\.ids\.txt: row 2: '' is no item id"),
+        ("\n".join([ids[0], "", *ids[2:]]).encode(), r"v\.ids\.txt, row 2: ids '' is no id"),
         (b"\xff\xfe" + "\n".join(ids).encode("utf-16-le"), "not a UTF-8 text, .* at byte 0: save it as UTF-8"),
     ):
         beside.write_bytes(text)
@@ -342,3 +342,61 @@ def test_prepare_writes_the_ids_in_the_order_that_is_wanted(tmp_path, ids, small
     for wrong in ("ids=", f"ids={tmp_path}", "ids=a.csv", f"ids={tmp_path}/none/a.txt"):
         with pytest.raises(ValueError, match=r"give a file that ends in \.txt or \.parquet, in a folder that is there"):
             prepare.main([*words, wrong])
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (b"torn", r"part-1\.parquet: not a complete Parquet file of vectors"),
+        (pl.DataFrame({"item": ["x"], "vector": [[1]]}), r"part-1\.parquet has .*Int64.*part-0\.parquet has .*Float64"),
+    ],
+)
+def test_a_part_that_is_unlike_the_others_is_named(small, tmp_path, second, message):
+    place = tmp_path / "v"
+    place.mkdir()
+    pl.DataFrame({"item": ["x"], "vector": [[1.0]]}).write_parquet(place / "part-0.parquet")
+    if isinstance(second, bytes):
+        (place / "part-1.parquet").write_bytes(second)
+    else:
+        second.write_parquet(place / "part-1.parquet")
+    with pytest.raises(ValueError, match=message):
+        vectors.load(place, small)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.array([b"x", b"\xff"]), r"v\.ids\.npy: ids b'\\xff' are no UTF-8: save texts"),
+        (np.array([0x78, 0x110000], np.uint32).view("U1"), r"v\.ids\.npy, row 2: ids hold what is no character"),
+        (np.array([0xD800, 0x78], np.uint32).view("U1"), r"v\.ids\.npy, row 1: ids hold what is no character"),
+        (np.array([[0x78, 0], [0x78, 0x120000]], ">u4").view(">U2").ravel(), r"v\.ids\.npy, row 2: ids hold"),
+    ],
+)
+def test_ids_of_characters_that_are_none_are_named(small, tmp_path, ids, message):
+    np.save(tmp_path / "v.npy", np.ones((2, 3), np.float32))
+    np.save(tmp_path / "v.ids.npy", ids)
+    with pytest.raises(ValueError, match=message):
+        vectors.load(tmp_path / "v.npy", small)
+
+
+def test_ids_of_bytes_are_utf_8(small, tmp_path, ids, own):
+    np.save(tmp_path / "v.npy", own)
+    np.save(tmp_path / "v.ids.npy", np.char.encode(np.array(ids), "utf-8"))
+    np.testing.assert_array_equal(vectors.load(tmp_path / "v.npy", small)[0], expected(small, ids, own))
+
+
+def test_a_damaged_header_is_told_without_python_in_it(small, tmp_path, own):
+    np.save(tmp_path / "v.npy", own)
+    body = (tmp_path / "v.npy").read_bytes()
+    (tmp_path / "v.npy").write_bytes(body.replace(b"(149, 5)", b"({  }, 5)"[:8], 1))
+    with pytest.raises(ValueError, match=r"v\.npy: not a complete \.npy file") as error:
+        vectors.load(tmp_path / "v.npy", small)
+    assert "object at" not in str(error.value)
+
+
+def test_a_long_id_is_cut_in_a_message(small, tmp_path, ids, own):
+    np.save(tmp_path / "v.npy", own)
+    np.save(tmp_path / "v.ids.npy", np.array(["a" * 70_000, *ids[1:]]))
+    with pytest.raises(ValueError, match=r"aaa… \(70,002 characters\)") as error:
+        vectors.load(tmp_path / "v.npy", small)
+    assert len(str(error.value)) < 1000

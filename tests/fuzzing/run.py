@@ -1,6 +1,6 @@
-"""Try many logs, sound and damaged, and print what came of them by reader.
+"""Try many files, sound and damaged, and print what came of them by reader.
 
-    PYTHONPATH=.:tests python -m fuzzing.run [--seeds 200] [--from 0] [--kinds text,parquet,published]
+    PYTHONPATH=.:tests python -m fuzzing.run [--seeds 200] [--from 0] [--kinds text,parquet,published,items,histories,vectors,settings,sweeps]
 
 Ends with 1 when one outcome is wrong; each is printed with its seed, which belongs into test_fuzz.py.
 """
@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from fuzzing.beside import READERS
 from fuzzing.judge import judge
 from fuzzing.logs import KINDS
 
@@ -19,7 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--from", type=int, default=0, dest="first")
-    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--kinds", default=",".join([*KINDS, *READERS]))
     options = parser.parse_args()
     table: Counter[tuple[str, str, str]] = Counter()
     faults = 0
@@ -33,7 +34,7 @@ def main() -> int:
                 if verdict.fault:
                     faults += 1
                     print(
-                        f"{kind} {seed} {is_damaged} [{verdict.log.what}] {verdict.outcome}: {verdict.fault}",
+                        f"{kind} {seed} {is_damaged} [{verdict.what}] {verdict.outcome}: {verdict.fault}",
                         flush=True,
                     )
     for key, n in sorted(table.items()):

@@ -1,10 +1,11 @@
-"""Sound logs are read to the last row and in exact order; damaged ones are refused in one line, or read."""
+"""Sound files are read to the last row and in exact order; damaged ones are refused in one line, or read."""
 
 import random
 
 import pytest
 
 from distrec import config as cfg
+from fuzzing.beside import READERS
 from fuzzing.judge import judge
 from fuzzing.logs import KINDS
 from fuzzing.words import TEXTS, draw, keys
@@ -14,18 +15,18 @@ FAST, SLOW = 60, 400
 
 def faults(kind, seeds, is_damaged, folder):
     verdicts = [judge(kind, seed, is_damaged, folder / str(seed)) for seed in seeds]
-    return [f"{v.seed} [{v.log.what}] {v.outcome}: {v.fault}" for v in verdicts if v.fault]
+    return [f"{v.seed} [{v.what}] {v.outcome}: {v.fault}" for v in verdicts if v.fault]
 
 
 @pytest.mark.parametrize("is_damaged", [False, True], ids=["sound", "damaged"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *READERS])
 def test_no_file_is_misread_or_ends_in_a_traceback(tmp_path, kind, is_damaged):
     assert faults(kind, range(FAST), is_damaged, tmp_path) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_damaged", [False, True], ids=["sound", "damaged"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *READERS])
 def test_many_files(tmp_path, kind, is_damaged):
     assert faults(kind, range(FAST, FAST + SLOW), is_damaged, tmp_path) == []
 

@@ -6,8 +6,7 @@ a .npy or .safetensors file with the ids beside it: `x.npy` with `x.ids.txt` (on
 
 import json
 import math
-import zipfile
-import zlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from jaxtyping import Float
 
 from distrec.data.files import paths
 from distrec.data.raw import ids as ids_rule
-from distrec.runtime import log
+from distrec.runtime import brief
 
 TYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
-_BROKEN = (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile, zlib.error)
 
 
 def open_file(path: Path) -> Float[np.ndarray, "I D"]:
@@ -45,7 +43,7 @@ def _load_numpy(path: Path) -> Any:
         loaded = np.load(path, mmap_mode="c", allow_pickle=False)
         if isinstance(loaded, np.ndarray) == (path.suffix.lower() == ".npz"):
             raise ValueError("its bytes are of the other kind, .npy or .npz")
-    except _BROKEN as error:
+    except Exception as error:  # numpy raises whatever damaged bytes lead it to
         raise _broken(path, error) from None
     return loaded
 
@@ -54,7 +52,7 @@ def _broken(path: Path, error: Exception) -> ValueError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "Object arrays" in reason:
         reason = "it holds Python objects, which are never unpickled; save texts with .astype(str)"
-    return ValueError(f"{path}: not a complete {path.suffix} file of numbers or texts: {reason}")
+    return ValueError(f"{path}: not a complete {path.suffix} file of numbers or texts: {reason.partition(': <')[0]}")
 
 
 def _numbers(table: np.ndarray, path: Path) -> np.ndarray:
@@ -132,7 +130,7 @@ def read(source: Path) -> tuple[np.ndarray, pl.Series | None]:
             raise ValueError(
                 f"{names}: not a UTF-8 text, {error.reason} at byte {error.start:,}: save it as UTF-8"
             ) from None
-        ids = _as_text(pl.Series(lines[: -1 if lines[-1] == "" else None], dtype=pl.String), names)
+        ids = _complete(pl.Series(lines[: -1 if lines[-1] == "" else None], dtype=pl.String), names)
     if len(ids) != len(table):
         raise ValueError(f"{names} holds {len(ids):,} ids, {source} has {len(table):,} vectors: one id a row")
     return table, ids
@@ -146,7 +144,7 @@ def _read_archive(source: Path) -> tuple[np.ndarray, pl.Series | None]:
         )
     try:
         numbers, names = arrays["vectors"], arrays["ids"]
-    except _BROKEN as error:
+    except Exception as error:  # numpy raises whatever damaged bytes lead it to
         raise _broken(source, error) from None
     table, ids = _numbers(numbers, source), _ids(names, source)
     if len(ids) != len(table):
@@ -156,19 +154,20 @@ def _read_archive(source: Path) -> tuple[np.ndarray, pl.Series | None]:
 
 def _read_parquet(source: Path) -> tuple[np.ndarray, pl.Series]:
     """The only column of lists, and the column `item` or the only other one."""
-    try:
-        frame = pl.concat([paths.read_parquet(path) for path in parts(source)])
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{source}: not a complete Parquet file of vectors: {str(error).splitlines()[0]}") from None
+    files = parts(source)
+    frames = [_open_parquet(path) for path in files]
+    for path, part in zip(files, frames, strict=True):
+        if part.schema != frames[0].schema:
+            raise ValueError(f"{path} has {_said(part)}; {files[0].name} has {_said(frames[0])}: write all parts alike")
+    frame = pl.concat(frames)
     kinds = {name: "lists" if isinstance(kind, pl.List | pl.Array) else "ids" for name, kind in frame.schema.items()}
     lists, others = ([name for name in kinds if kinds[name] == kind] for kind in ("lists", "ids"))
     names = ["item"] if "item" in others else others
     if len(lists) != 1 or len(names) != 1:
         raise ValueError(
-            f"{source}: wanted are a column of lists of numbers and the column item (or only one other), it has "
-            + ", ".join(f"{name} ({kind})" for name, kind in frame.schema.items())
+            f"{source}: wanted are a column of lists of numbers and the column item (or only one other), it has {_said(frame)}"
         )
-    ids, lists = _as_text(frame[names[0]], source), frame[lists[0]]
+    ids, lists = ids_rule.complete(frame, names[0], source), frame[lists[0]]
     if isinstance(lists.dtype, pl.List):
         lengths = lists.list.len()
         width = lengths.mode().max()
@@ -177,30 +176,44 @@ def _read_parquet(source: Path) -> tuple[np.ndarray, pl.Series]:
             n, place = int(odd.sum()), int(odd.arg_max() or 0)
             raise ValueError(
                 f"{source}: {n:,} of {len(ids):,} vectors have not {width} numbers as most, such as that of item "
-                f"{ids[place]!r} ({lengths[place] if lengths[place] is not None else 'null'})"
+                f"{brief(ids[place])} ({lengths[place] if lengths[place] is not None else 'null'})"
             )
         lists = lists.list.to_array(int(width))  # pyright: ignore[reportArgumentType]
     elif lists.has_nulls():
-        raise ValueError(f"{source}: item {ids[int(lists.is_null().arg_max() or 0)]!r} has null for its vector")
+        raise ValueError(f"{source}: item {brief(ids[int(lists.is_null().arg_max() or 0)])} has null for its vector")
     return _numbers(lists.to_numpy(), source), ids
+
+
+def _said(frame: pl.DataFrame) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in frame.schema.items())
+
+
+def _open_parquet(path: Path) -> pl.DataFrame:
+    try:
+        return paths.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{path}: not a complete Parquet file of vectors: {str(error).splitlines()[0]}") from None
 
 
 def _ids(values: np.ndarray, path: Path) -> pl.Series:
     if values.ndim != 1 or values.dtype.kind not in "iufUS":
         raise ValueError(f"{path}: ids are one text or whole number a row, got {values.dtype} of shape {values.shape}")
-    return _as_text(pl.Series(values.astype(np.str_) if values.dtype.kind == "S" else np.array(values)), path)
+    return _complete(pl.Series(_texts(values, path) if values.dtype.kind in "US" else np.array(values)), path)
 
 
-def _as_text(column: pl.Series, path: Path) -> pl.Series:
-    """Ids as text, by the rule of every other table.   Raises: ValueError naming the first row that has none."""
-    try:
-        text, faults, changes = ids_rule.as_text(column)
-    except ValueError as error:
-        raise ValueError(f"{path}: the column of item ids {error}") from None
-    for rows, what in (*faults, (text.is_null(), "is no item id: every vector needs one")):
-        if rows.any():
-            place = int(rows.fill_null(False).arg_max() or 0)
-            raise ValueError(f"{path}: row {place + 1}: {column[place]!r} {what}")
-    for change in changes:
-        log(f"{path}: the column of item ids {change}")
-    return text
+def _texts(values: np.ndarray, path: Path) -> np.ndarray:
+    """Texts of four bytes a character, or UTF-8.   Raises: ValueError for what is no character."""
+    if values.dtype.kind == "S":
+        try:
+            return np.char.decode(values, "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: ids {error.object!r} are no UTF-8: save texts with .astype(str)") from None
+    code = values.view(np.dtype(np.uint32).newbyteorder(values.dtype.byteorder)).reshape(len(values), -1)
+    wrong = ((code > sys.maxunicode) | ((code >= 0xD800) & (code < 0xE000))).any(1)
+    if wrong.any():
+        raise ValueError(f"{path}, row {int(wrong.argmax()) + 1}: ids hold what is no character: the file is damaged")
+    return np.array(values)
+
+
+def _complete(ids: pl.Series, path: Path) -> pl.Series:
+    return ids_rule.complete(ids.to_frame("ids"), "ids", path)

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from distrec.data import prepared, store
 from distrec.data.histories import Histories
 from distrec.data.prepared import Prepared
-from distrec.runtime import log
+from distrec.runtime import brief, log
 
 _ARRAYS = ("interactions.arrow", "users.arrow", "items.arrow", "negatives.arrow")
 
@@ -78,7 +78,7 @@ def histories(now: Prepared, then: Prepared, unknown: Literal["refuse", "drop"])
         first = int((~is_known).argmax())
         what = (
             f"{(~is_known).sum():,} of {len(item):,} interactions are with {(place < 0).sum():,} items that the run was not "
-            f"trained on, the first of them {now.items[int(now.item[first])]['raw']!r} of user {now.users[int(user[first])]['raw']!r}"
+            f"trained on, the first of them {brief(now.items[int(now.item[first])]['raw'])} of user {brief(now.users[int(user[first])]['raw'])}"
         )
         if unknown == "refuse":
             raise ValueError(f"{what}: give unknown=drop to recommend by the others, or go on training with them")
@@ -110,7 +110,7 @@ def check_held_out(then: Prepared, now: Prepared, run: Path) -> None:
         user, item = now.users[bad["user"][0]]["raw"], now.items[bad["item"][0]]["raw"]
         raise ValueError(
             f"from={run} was trained on {len(bad):,} interactions that these data hold out for validation or test, the "
-            f"first of them item {item!r} of user {user!r}: its figures would be flattered; split the data as then, or "
+            f"first of them item {brief(item)} of user {brief(user)}: its figures would be flattered; split the data as then, or "
             "train anew"
         )
 

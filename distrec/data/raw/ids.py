@@ -10,7 +10,7 @@ import polars as pl
 
 from distrec.data.raw import lines
 from distrec.knobs import Data
-from distrec.runtime import log
+from distrec.runtime import brief, log
 
 # Source: the words that pandas.read_csv takes for missing, that SQL dumps write (\N), and JavaScript (undefined).
 WORDS = [
@@ -57,7 +57,7 @@ def _texts(text: pl.Series) -> tuple[pl.Series, Faults, list[str]]:
         bare = text.str.strip_chars(_SPACES)
         if changed := int((bare != text).sum()):
             example = text.filter((bare != text).fill_null(False)).item(0)
-            changes.append(f"has blanks around {changed:,} values ({example!r} …), which are no part of an id")
+            changes.append(f"has blanks around {changed:,} values ({brief(example)} …), which are no part of an id")
         text = bare
     text = text.set((text == "").fill_null(False), None) if (text == "").any() else text
     first = text.first(ignore_nulls=True)
@@ -96,6 +96,19 @@ def read(table: pl.DataFrame, names: list[str], path: Path, config: Data) -> tup
         table = table.with_columns(text.alias(name))
     dropped = int(missing.sum())
     return (table.filter(~missing) if dropped else table), dropped
+
+
+def complete(table: pl.DataFrame, name: str, path: Path) -> pl.Series:
+    """Return the ids of a column as text, where each row has to have one.   Raises: ValueError naming the first that has none."""
+    try:
+        text, faults, changes = as_text(table[name])
+    except ValueError as error:
+        raise ValueError(f"{path}: column {name!r} {error}") from None
+    for rows, what in (*faults, (text.is_null(), "is no id")):
+        _refuse(table, name, rows, path, what)
+    for change in changes:
+        log(f"{path}: column {name!r} {change}")
+    return text
 
 
 def _words(table: pl.DataFrame, name: str, words: pl.Series, path: Path, config: Data) -> pl.Series:

@@ -14,12 +14,11 @@ from typing import Any
 import polars as pl
 
 from distrec.data.files.text import LONGEST, Text, undecodable
+from distrec.runtime import brief
 
 BLOCK = 32 << 20
 _NO_ID = r"^[\[{]|^true$|^false$|^-?\d+\.\d+$|\x00"  # what may have been no text and no whole number
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
-
-_SHOWN = 80  # characters of a value in a message
 
 
 def blocks(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, bytes]]:
@@ -150,9 +149,7 @@ def require(table: pl.DataFrame, name: str, wrong: pl.Expr, path: Path, what: st
     rows = table.lazy().select(wrong.fill_null(False).arg_true()).collect().to_series()
     if len(rows):
         more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
-        value = repr(table[name][rows[0]])
-        if len(value) > _SHOWN:
-            value = f"{value[:_SHOWN]}… ({len(value):,} characters)"
+        value = brief(table[name][rows[0]])
         raise ValueError(f"{place(table, rows[0], path)}: {name} {value} {what}{more}")
 
 

@@ -16,6 +16,7 @@ from distrec.data.raw.layout import Raw, no_items
 from distrec.data.raw.table import read_items
 from distrec.data.raw.values import join, texts
 from distrec.knobs import Data
+from distrec.runtime import brief
 
 
 def read(config: Data) -> Raw:
@@ -167,7 +168,7 @@ def _amazon_items(path: Path, key: str, wanted: set[str]) -> pl.DataFrame:
         elif isinstance(groups, str) and key == "parent_asin":
             groups = [groups]
         if not isinstance(record[key], str) or not isinstance(groups, list):
-            raise ValueError(f"{path}, line {line}: {key!r} is a text and 'category' a list; got {record[key]!r}")
+            raise ValueError(f"{path}, line {line}: {key!r} is a text and 'category' a list; got {brief(record[key])}")
         if record[key] in wanted:
             rows.append(
                 {

@@ -17,7 +17,7 @@ from distrec.data.raw import lines
 from distrec.data.raw.values import instants
 from distrec.data.raw.values.instants import PER_SECOND
 from distrec.knobs import Data
-from distrec.runtime import log
+from distrec.runtime import brief, log
 
 _MODERN = 631_152_000  # seconds; 1990-01-01: what a log is likely to be later than
 _DAY, _YEAR = 86_400, 366 * 86_400
@@ -165,7 +165,7 @@ class _Judged:
             if other != unit and self._share(number / per_second) > 0.5:
                 first = number.is_between(_MODERN * per_second, self.ahead * per_second).fill_null(False)
                 row, place = self._first(first)
-                said = f"time {row['time']!r} is {_when(row['tick'] / self.ticks)}"
+                said = f"time {brief(row['time'])} is {_when(row['tick'] / self.ticks)}"
                 good = f"{_when(number.filter(first).item(0) / per_second)}, if it stands for {other}"
                 if not is_number:
                     remedy = f"a number was turned into a date in the wrong unit: write the numbers, and set data.columns.time_unit={other}"
@@ -189,7 +189,7 @@ class _Judged:
                 remedy = f"set data.columns.time_format={form} (or =epoch, if it counts {self.unit})"
                 if not self.is_named:
                     remedy = f"read it by data.source=table with data.columns.time_format={form}"
-                said = f"time {row['time']!r} is {_when(row['tick'] / self.ticks)} in {self.unit}, but {name}"
+                said = f"time {brief(row['time'])} is {_when(row['tick'] / self.ticks)} in {self.unit}, but {name}"
                 raise ValueError(f"{place}: {said}, as all of them are; {remedy}")
 
     def _advice(self, number: pl.Series, wrong: pl.Expr, is_number: bool) -> str:

@@ -4,7 +4,7 @@ import polars as pl
 
 from distrec.data.raw.layout import Raw
 from distrec.knobs import Data
-from distrec.runtime import log
+from distrec.runtime import brief, log
 
 # ways in which two programs write one id, tried one after the other on both sides
 _SPELLINGS = {
@@ -42,9 +42,11 @@ def check(raw: Raw, config: Data) -> None:
             f"{path}: {said}; {how}: write the ids alike, name the right column (data.columns.item_key), "
             "or set data.min_joined=0 if the other items have no text"
         )
-    others = [f"{alone.height:,} have no row there (first {alone['item'][0]!r})"] if alone.height else []
+    others = [f"{alone.height:,} have no row there (first {brief(alone['item'][0])})"] if alone.height else []
     others += (
-        [f"{unused.height:,} of its items are not in the log (first {unused['item'][0]!r})"] if unused.height else []
+        [f"{unused.height:,} of its items are not in the log (first {brief(unused['item'][0])})"]
+        if unused.height
+        else []
     )
     log(f"{said}; {', '.join(others)}")
 
@@ -52,11 +54,11 @@ def check(raw: Raw, config: Data) -> None:
 def _difference(log_only: pl.Series, table_only: pl.Series) -> str:
     """One id of either side, the same item if a spelling tells, and what is different about them."""
     if not len(table_only):
-        return f"the log has {log_only[0]!r}, and the table no other"
+        return f"the log has {brief(log_only[0])}, and the table no other"
     for name, spelling in _SPELLINGS.items():
         sides = [pl.DataFrame({"item": side, "key": spelling(side)}) for side in (log_only, table_only)]
         pairs = sides[0].join(sides[1], on="key", suffix="_table").sort("item")
         if pairs.height * 2 > len(log_only):
             first = pairs.row(0, named=True)
-            return f"the log has {first['item']!r}, the table {first['item_table']!r}: they differ in {name}"
-    return f"the log has {log_only[0]!r}, the table {table_only[0]!r}"
+            return f"the log has {brief(first['item'])}, the table {brief(first['item_table'])}: they differ in {name}"
+    return f"the log has {brief(log_only[0])}, the table {brief(table_only[0])}"
