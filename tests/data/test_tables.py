@@ -549,6 +549,11 @@ RATED = "user,item,time,rating,event\na,x,1600000000,5,buy\na,y,1600000001,3.5,c
         ("{event: buy, rating: '>4'}", [0]),
         ("{event: '!= buy'}", [1, 3]),
         ("{user: a, item: y}", [1]),
+        ("rating >= 4 AND event = buy", [0, 2]),
+        ("event IN buy, 'cart'", [0, 1, 2]),
+        ("event != 'buy and view'", [0, 1, 2, 3]),
+        ("event in 'buy, view', cart", [1]),
+        ("event in 'view', \"cart\"", [1, 3]),
     ],
 )
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -582,6 +587,24 @@ def test_truth_values_are_kept_however_they_are_written(tmp_path, value, kept, k
     {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[kind](content)
     found = raw(put(tmp_path, f"log.{kind}", content.getvalue()), f"data.where={{ok: {value}}}")
     assert found.interactions["item"].to_list() == ["x" if value.lower() == "true" else "y"]
+    found = raw(tmp_path / f"log.{kind}", where=f"ok != {value}")
+    assert found.interactions["item"].to_list() == ["y" if value.lower() == "true" else "x"]
+
+
+def test_a_value_that_no_row_has_is_told(tmp_path, capsys):
+    path = put(tmp_path, "log.csv", RATED)
+    raw(path, "data.where=event in buy, crat and rating != 4")
+    assert capsys.readouterr().err.count("no row has") == 1
+    raw(path, "data.where=event != Buy")
+    assert "data.where (event != Buy): no row has event 'Buy'" in capsys.readouterr().err
+
+
+def test_a_value_that_one_part_has_is_there(tmp_path, capsys):
+    (tmp_path / "log").mkdir()
+    for n, event in enumerate(("buy", "cart")):
+        (tmp_path / f"log/{n}.csv").write_text(f"user,item,time,event\na,x,160000000{n},{event}\n")
+    assert len(rows(tmp_path / "log", "data.where=event in buy, cart")) == 2
+    assert "no row has" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -592,6 +615,16 @@ def test_truth_values_are_kept_however_they_are_written(tmp_path, value, kept, k
         ("rating >= 6", "data.where leaves no row"),
         ("rating >= high", "'high'"),
         ("rating", "is no condition"),
+        ("event = buy or event = cart", "'event = buy or event = cart' is no condition"),
+        ("event != view OR rating > 3", "is no condition"),
+        ("event != view && rating > 3", "is no condition"),
+        ("event != view, rating > 3", "is no condition"),
+        ("event != view, cart", "'event != view, cart' is no condition"),
+        ("event = buy cart or view", "stands in quotes"),
+        ("event not in view", "is no condition"),
+        ("not event = view", "is no condition"),
+        ("event in buy or cart", "is no condition"),
+        ("event != view; rating > 3", "is no condition"),
         ("{rating: []}", "an empty list"),
         ("{rating: {a: 1}}", "is no value"),
         ("{rating: null}", "is no value"),
@@ -614,6 +647,13 @@ def test_case_26_a_column_that_says_how_much_and_is_not_used_is_told(tmp_path, c
 def test_rows_that_are_not_kept_may_be_wrong(tmp_path):
     path = put(tmp_path, "log.csv", RATED + ",,never,1,view\n")
     assert len(rows(path, "data.where=rating >= 4")) == 2
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_a_header_between_the_rows_is_refused(tmp_path, ending):
+    text = "user,item\na,x\nuser,y\nuser,item\nb,x\n".replace(",", "," if ending == "csv" else "\t")
+    path = put(tmp_path, f"log.{ending}", text)
+    refused(lambda: raw(path, "data.columns.time=null"), f"log.{ending}, line 4: the header again (user, item)")
 
 
 # --- case 27: a log without times --------------------------------------------------------------

@@ -60,9 +60,21 @@ def read(path: Path, wanted: Sequence[str] | None, style: Style) -> tuple[pl.Dat
     if style.quoted and text.has_quotes:
         _check_quotes(path, style, len(columns))
     if text.lines == table.height + 1:
-        return table, pl.int_range(2, table.height + 2, dtype=pl.UInt32, eager=True).alias("line")
-    begins = np.fromiter((line for line, _ in islice(_records(path, style), 1, None)), np.uint32)
-    return table, pl.Series("line", begins)
+        line = pl.int_range(2, table.height + 2, dtype=pl.UInt32, eager=True).alias("line")
+    else:
+        line = pl.Series("line", np.fromiter((n for n, _ in islice(_records(path, style), 1, None)), np.uint32))
+    _check_rows(path, table, line)
+    return table, line
+
+
+def _check_rows(path: Path, table: pl.DataFrame, line: pl.Series) -> None:
+    """Raises: ValueError naming the line in which the header stands again, as where files were put behind each other."""
+    if table.width > 1 and len(again := line.filter(table.select(_is_header(table)).to_series())):
+        raise ValueError(f"{path}, line {again[0]}: the header again ({', '.join(table.columns)}): remove that line")
+
+
+def _is_header(table: pl.DataFrame) -> pl.Expr:
+    return pl.all_horizontal(pl.col(name).eq_missing(pl.lit(name)) for name in table.columns).alias("")
 
 
 def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str] | None, style: Style) -> list[str]:

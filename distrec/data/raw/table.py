@@ -113,18 +113,20 @@ def _interactions(
             "data.columns.time=null if the rows are in order)"
         )
     where.tell_unused(known, wanted, path)
-    frames, dropped = [], {}
+    frames, dropped, seen = [], {}, set()
     for place, part in enumerate(members):
         table, line = opening.read(part, wanted, [columns.user, columns.item], config)
         table = table.select(
             **{role: pl.col(name) for role, name in roles.items()},
             **{_WHERE + condition.column: pl.col(condition.column) for condition in conditions},
         ).with_columns(line)
-        table, counts = where.keep(table, conditions, part.path, _WHERE)
+        table, counts, values = where.keep(table, conditions, part.path, _WHERE)
+        seen |= values
         dropped = {rule: dropped.get(rule, 0) + counts.get(rule, 0) for rule in {**dropped, **counts}}
         subset = [pl.lit(subsets[place]).alias("split")] if subsets else []
         frames.append(table.select(*roles, *subset, "line"))
     table = _joined(frames, members) if len(members) > 1 else frames[0]
+    where.tell_absent(conditions, seen, path)
     where.require_some(table.height, conditions, dropped, path)
     return table.with_columns(given.parts(table, path)) if config.split == "given" else table, dropped
 

@@ -3,7 +3,8 @@
     data.where: {rating: ">= 4", event: [purchase, cart], verified: true}
 
 All conditions must hold.  A condition is a value, a list of values of which one must hold, or a comparison.  Numbers
-are compared as numbers (4 is 4.0), everything else as text.  A row without a value is not kept.
+are compared as numbers (4 is 4.0), true and false in any case, everything else as text.  A row without a value is not kept.
+A value with a sign, a comma, or the word and, or, not or in in it stands in quotes.
 """
 
 import re
@@ -19,7 +20,10 @@ from distrec.runtime import log
 
 _SIGNS = {">=": "ge", "<=": "le", "!=": "ne", "==": "eq", "=": "eq", ">": "gt", "<": "lt"}
 _COMPARISON = re.compile(r"\s*(>=|<=|!=|==|=|>|<)\s*(.*?)\s*", re.DOTALL)
-_CLAUSE = re.compile(r"\s*(.+?)\s*(?:(>=|<=|!=|==|=|>|<)|\s(in)\s)\s*(.+?)\s*", re.DOTALL)
+_AND = re.compile(r"""\s+and\s+(?=(?:[^'"]|'[^']*'|"[^"]*")*$)""", re.IGNORECASE)  # outside of quotes
+_COMMA = re.compile(r""",(?=(?:[^'"]|'[^']*'|"[^"]*")*$)""")
+_MORE = re.compile(r"[=<>!&|,()]|\b(?:and|or|not|in|is|like|between)\b", re.IGNORECASE)  # what no bare value holds
+_CLAUSE = re.compile(r"\s*(.+?)\s*(?:(>=|<=|!=|==|=|>|<)|\s(in)\s)\s*(.+?)\s*", re.DOTALL | re.IGNORECASE)
 _SPEAKING = {
     *("rating", "ratings", "score", "stars", "overall", "weight", "play_count", "playcount"),
     *(
@@ -46,6 +50,10 @@ class Condition:
     text: str
 
     @property
+    def is_truth(self) -> bool:
+        return {*self.values} <= {"true", "false"}
+
+    @property
     def is_number(self) -> bool:
         return all(isinstance(value, float) for value in self.values)
 
@@ -57,48 +65,56 @@ def parse(where: str | Mapping[str, Any] | None) -> list[Condition]:
     if isinstance(where, Mapping):
         return [_condition(name, value) for name, value in where.items()]
     conditions = []
-    for clause in re.split(r"\s+and\s+", where):
+    for clause in _AND.split(where):
         match = _CLAUSE.fullmatch(clause)
-        if match is None:
+        if match is None or _says_more(match):
             raise ValueError(
                 f"data.where={where!r}: {clause!r} is no condition; write 'rating >= 4 and event in purchase, cart', or "
-                '{rating: ">= 4", event: [purchase, cart]}'
+                '{rating: ">= 4", event: [purchase, cart]}; all must hold; a text with a sign or such a word in it stands in quotes'
             )
         name, sign, is_in, value = match.groups()
-        values = [_plain(part) for part in value.strip("[]()").split(",")] if is_in else f"{sign} {value}"
+        values = [_plain(part) for part in _COMMA.split(value.strip("[]()"))] if is_in else f"{sign} {value}"
         conditions.append(_condition(_unquoted(name), values))
     return conditions
 
 
+def _says_more(clause: re.Match[str]) -> bool:
+    """Whether a name or a value that is not in quotes reads like a condition of its own: `view or rating > 3`."""
+    name, _, is_in, value = clause.groups()
+    values = _COMMA.split(value.strip("[]()")) if is_in else [value]
+    bare = [part.strip() for part in (name, *values) if _unquoted(part.strip()) == part.strip()]
+    return any(_MORE.search(part) for part in bare)
+
+
 def keep(
     table: pl.DataFrame, conditions: Sequence[Condition], path: Path, prefix: str = ""
-) -> tuple[pl.DataFrame, dict[str, int]]:
-    """(the rows for which all conditions hold, how many each of them dropped).
+) -> tuple[pl.DataFrame, dict[str, int], set[tuple[Condition, float | str]]]:
+    """(the rows for which all conditions hold, how many each of them dropped, the values that some row had).
 
     `table` has `line`; the column of a condition is called `prefix` and its name.
 
     Raises: ValueError naming file and line for a value that is no number where one is compared.
     """
-    dropped = {}
+    dropped, seen = {}, set()
     for condition in conditions:
         name = prefix + condition.column
         column = table[name]
         if condition.is_number:
             column = _numbers(table, name, condition, path)
-        elif column.dtype != pl.String:
+        else:
             column = column.cast(pl.String)
-        value = pl.lit(column)
-        holds = pl.any_horizontal(getattr(value, condition.sign)(pl.lit(wanted)) for wanted in condition.values)
-        if not condition.is_number and condition.sign == "eq":
-            truths = [str(wanted).lower() for wanted in condition.values if str(wanted).lower() in ("true", "false")]
-            holds = holds | value.str.to_lowercase().is_in(truths)
+            column = column.str.to_lowercase() if condition.is_truth else column
+        seen |= {(condition, wanted) for wanted in condition.values if (column == wanted).any()}
+        holds = pl.any_horizontal(
+            getattr(pl.lit(column), condition.sign)(pl.lit(wanted)) for wanted in condition.values
+        )
         missing = int(column.is_null().sum())
         kept = table.filter(holds.fill_null(False))
         dropped[f"dropped by data.where ({condition.text})"] = table.height - kept.height - missing
         if missing:
             dropped[f"dropped by data.where ({condition.column} is missing)"] = missing
         table = kept
-    return table, dropped
+    return table, dropped, seen
 
 
 def select(
@@ -115,9 +131,18 @@ def select(
             f"data.where: {path} has no column {absent[0]!r}, or this source does not read it; known here: "
             f"{', '.join(known)} (data.source=table reads any)"
         )
-    kept, dropped = keep(table, conditions, path)
+    kept, dropped, seen = keep(table, conditions, path)
+    tell_absent(conditions, seen, path)
     require_some(kept.height, conditions, dropped, path)
     return kept, dropped
+
+
+def tell_absent(conditions: Sequence[Condition], seen: set[tuple[Condition, float | str]], path: Path) -> None:
+    """Log the values of = and != that no row had: misspelt, or never there."""
+    for condition in conditions:
+        for value in condition.values if condition.sign in ("eq", "ne") else ():
+            if (condition, value) not in seen:
+                log(f"{path}: data.where ({condition.text}): no row has {condition.column} {_shown([value])!r}")
 
 
 def require_some(kept: int, conditions: Sequence[Condition], dropped: Mapping[str, int], path: Path) -> None:
@@ -177,7 +202,7 @@ def _value(name: str, value: Any) -> float | str:
     if isinstance(value, int | float):
         return float(value)
     if isinstance(value, str) and value:
-        return value
+        return value.lower() if value.lower() in ("true", "false") else value
     raise ValueError(
         f"data.where: {name}: {value!r} is no value; give a number, a text, true, false, a list of them, or a comparison"
     )
