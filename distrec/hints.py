@@ -86,7 +86,7 @@ def opens(hint: Hint) -> tuple[str, ...]:
 def settled(value: Any, hint: Hint, key: str = "") -> Any:
     """The value of a key as its type wants it: home folders in place of ~, a lone text as a list of one.
 
-    Raises: ValueError where a path cannot be meant as it stands.
+    Raises: ValueError where a path cannot be meant as it stands, and for a truth value where a number is wanted.
     """
     if hint is None or hint is Any:
         return value
@@ -94,9 +94,11 @@ def settled(value: Any, hint: Hint, key: str = "") -> Any:
         return {name: settled(each, below(hint, name), f"{key}.{name}".lstrip(".")) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [settled(each, element(hint, place), key) for place, each in enumerate(value)]
+    kinds = _something(hint)
+    if isinstance(value, bool) and kinds and all(kind in (int, float) for kind in kinds):
+        raise ValueError(f"{key}={str(value).lower()}: is a number, not true or false")
     if not isinstance(value, str):
         return value
-    kinds = _something(hint)
     if kinds and all(get_origin(kind) in (tuple, list) for kind in kinds) and takes_text(hint):
         return [settled(value, element(hint), key)]
     return place(value, key) if Path in kinds else value

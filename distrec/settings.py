@@ -20,6 +20,7 @@ from distrec import hints
 from distrec.hints import Hint
 
 T = TypeVar("T")
+_MOST = 100_000  # values of a file, those repeated by anchors included
 _NONE = ("null", "none")  # words for no value, where a key may have none
 
 
@@ -192,6 +193,7 @@ def _parse(text: str, where: str, hint: Hint, is_word: bool = False) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
+        _check_size(node)
         _keep_texts(node, hint)
         if is_word and (rest := text[node.end_mark.pointer :].strip()):
             raise ValueError(f"{rest} would be left out as a comment")
@@ -206,6 +208,22 @@ def _parse(text: str, where: str, hint: Hint, is_word: bool = False) -> Any:
         raise ValueError(f"{where}: not YAML: {error}") from None
     finally:
         loader.dispose()
+
+
+def _check_size(node: yaml.Node) -> None:
+    """Raises: yaml.MarkedYAMLError where anchors repeat themselves or each other without end."""
+    rest, visited = [node], 0
+    while rest:
+        each = rest.pop()
+        visited += 1
+        if visited > _MOST:
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {_MOST:,} values, by anchors that repeat each other", problem_mark=node.start_mark
+            )
+        if isinstance(each, yaml.MappingNode):
+            rest += [value for _, value in each.value]
+        elif isinstance(each, yaml.SequenceNode):
+            rest += each.value
 
 
 def _keep_texts(node: yaml.Node, hint: Hint) -> None:

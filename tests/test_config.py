@@ -104,3 +104,22 @@ def test_a_file_of_settings_that_says_nothing_is_one_clear_line(tmp_path, conten
 def test_a_word_with_a_control_character_is_one_clear_line():
     with pytest.raises(ValueError, match=r"^the value of codes\.hidden, line 1: holds the character U\+0007"):
         cfg.load(["codes.name=rqvae", "codes.hidden=[\x07]"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["data: &x\n  synthetic: *x\n", "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(f"{b}: &{b} [{', '.join(['*' + a] * 10)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True))],
+)  # fmt: skip
+def test_anchors_without_end_are_one_clear_line(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"c\.yaml, line 1: not YAML: more than 100,000 values[^\n]*$"):
+        cfg.load([str(tmp_path / "c.yaml")])
+
+
+@pytest.mark.parametrize(
+    "word", ["seed=true", "train.lr=true", "train.epochs=False", "data.k_core=TRUE", "train.betas=[true, 0.9]"]
+)
+def test_a_truth_value_is_no_number(word):
+    key = word.partition("=")[0]
+    with pytest.raises(ValueError, match=rf"^{key}=(true|false): is a number, not true or false$"):
+        cfg.load([word])
