@@ -114,7 +114,11 @@ def _check_embed(embed: knobs.Embed, is_frellm: bool) -> None:
             raise ValueError(f"embed.{key} does nothing with embed.encoder={embed.encoder or 'the default'}")
 
 
-_SCHEMA = Schema(Config, {"model": (knobs.Model, "sasrec"), "codes": (knobs.Codes, "gmm")})
+CHOICES = {
+    "model": (knobs.Model, "sasrec"),
+    "codes": (knobs.Codes, "gmm"),
+}  # sections of several classes, and the default
+_SCHEMA = Schema(Config, CHOICES)
 
 
 def load(args: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Config:

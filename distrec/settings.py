@@ -8,7 +8,7 @@ quote or comment is read in it.  Everything else is YAML, by the core schema of 
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, get_args, get_type_hints
@@ -40,21 +40,28 @@ class Schema(Generic[T]):
         }
 
     def load(self, args: Sequence[str], overrides: Mapping[str, Any] | None = None) -> T:
-        """Later wins.   Raises: ValueError, one line, naming the file or key, what is allowed and the nearest right key."""
+        """Later wins, of words in a row the `name` of a section first.
+
+        Raises: ValueError, one line, naming the file or key, what is allowed and the nearest right key.
+        """
         tree: dict[str, Any] = {}
+        words: dict[str, Any] = {}
         for arg in args:
             key, equals, text = arg.partition("=")
             if re.search("[\ud800-\udfff]", arg):
                 raise ValueError(f"{arg!a} is not UTF-8: rename what is called so")
             is_file = arg.endswith((".yaml", ".yml"))
             if equals and re.fullmatch(r"[\w.]+", key) and not (is_file and Path(arg).is_file()):
-                merge(tree, _nest(key, self._value(key, text)))
+                words.pop(key, None)  # the later of two stands where it stands
+                words[key] = self._value(key, text)
             elif is_file:
-                merge(tree, _read(Path(arg), self._root))
+                self._add(tree, words)
+                words = {}
+                merge(tree, _read(Path(arg), self._root), self._defaults)
             else:
                 raise ValueError(f"{arg!r} is neither FILE.yaml nor section.key=value (see --help)")
-        for key, value in (overrides or {}).items():
-            merge(tree, _nest(key, value))
+        self._add(tree, words)
+        self._add(tree, overrides or {})
         for section, default in self._defaults.items():
             if isinstance(tree.get(section), dict):
                 tree[section].setdefault("name", default)
@@ -66,6 +73,12 @@ class Schema(Generic[T]):
             places = [finding["loc"] for finding in found]  # a list that lost its wrong members is no second fault
             first = [f for f in found if not any(p[: len(f["loc"])] == f["loc"] != p for p in places)]
             raise ValueError("; ".join(self._explain(finding) for finding in first)) from None
+
+    def _add(self, tree: dict[str, Any], words: Mapping[str, Any]) -> None:
+        """Merge keys with dots: whole sections, then which class a section is, then its other keys, whatever their order."""
+        names = {f"{section}.name" for section in self._defaults}
+        for key in sorted(words, key=lambda key: ("." in key, key not in names)):
+            merge(tree, _nest(key, words[key]), self._defaults)
 
     def word(self, key: str, value: Any) -> str:
         """Write the word that `load` reads as this value of this key.   Raises: ValueError where no word says it."""
@@ -272,15 +285,24 @@ def _nest(key: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
-    """Merge in place, what comes later wins.  Another `name` is another class of section: its earlier keys are dropped."""
-    if "name" in other and other["name"] != tree.get("name", other["name"]):
-        tree.clear()
-    for key, value in other.items():
-        if isinstance(value, Mapping):
-            below = tree.setdefault(key, {})
-            if not isinstance(below, dict):
-                below = tree[key] = {}
-            merge(below, value)
-        else:
-            tree[key] = value
+def merge(tree: dict[str, Any], other: Mapping[str, Any], classes: Collection[str] = (), key: str = "") -> None:
+    """Merge in place, what comes later wins.
+
+    `classes`: the sections that are one of several classes by their `name`; of another class the earlier keys are dropped.
+
+    Raises: ValueError for a single key of what is no mapping so far, which would be dropped as a whole.
+    """
+    for name, value in other.items():
+        if not isinstance(value, Mapping):
+            tree[name] = value
+            continue
+        whole, below = f"{key}.{name}".lstrip("."), tree.setdefault(name, {})
+        if below is None or isinstance(below, list):
+            below = tree[name] = {}
+        if not isinstance(below, dict):
+            raise ValueError(
+                f"{whole}={below!r} is one value, to which no {whole}.{next(iter(value), '…')} can be added: give it as a mapping"
+            )
+        if name in classes and value.get("name", below.get("name")) != below.get("name"):
+            below.clear()
+        merge(below, value, (), whole)

@@ -27,18 +27,23 @@ from distrec.data import prepared
 from distrec.engine import memory
 from distrec.engine.evaluation import outcome
 from distrec.engine.launch import check_trackers, join
+from distrec.hints import place
 from distrec.jobs.codes.artefact import Collapsed
 from distrec.jobs.parts.assemble import GENERATIVE
+from distrec.jobs.parts.identity import made_by
 from distrec.jobs.parts.training import train
 from distrec.jobs.parts.work import Work
 from distrec.runtime import DONE, FAILED, REQUEUE, Ranks, Stop, log, run
 
 
 def main(argv: Sequence[str]) -> int:
-    parents = [arg.partition("=")[2] for arg in argv if arg.startswith("from=")]
-    if parents and (len(parents) > 1 or not (Path(parents[0]) / "config.yaml").is_file()):
-        raise ValueError(f"from={parents[-1]} is no run folder (no config.yaml in it); give one from=RUN")
+    parents = [place(arg.partition("=")[2], "from") for arg in argv if arg.startswith("from=")]
     config = cfg.load([arg for arg in argv if not arg.startswith("from=")])
+    is_run = parents and (Path(parents[0]) / "config.yaml").is_file()
+    if len(parents) > 1:
+        raise ValueError(f"from={parents[0]} from={parents[1]}: a run starts from one other run; give one of them")
+    if parents and not is_run and not (config.out and made_by(config.out)):
+        raise ValueError(f"from={parents[-1]} is no run folder (no config.yaml in it); give from=RUN")
     if config.data.cold_items == "keep" and not isinstance(config.model, GENERATIVE | knobs.Frellm):
         raise ValueError(
             f"model.name={config.model.name} knows items by their interactions alone and cannot rank those that have none "

@@ -19,6 +19,32 @@ def test_another_model_name_drops_the_keys_of_the_first(tmp_path):
     assert cfg.load([str(tmp_path / "a.yaml"), "model.name=sasrec"]).model.d_model == 32
 
 
+def test_words_of_one_command_mean_the_same_in_any_order(tmp_path):
+    (tmp_path / "a.yaml").write_text("model: {name: sasrec, d_model: 32, dropout: 0.4}\n")
+    words = ["model.taps=7", "model.name=tone", "model.d_model=48", "codes.size=8", "codes.name=kmeans"]
+    for each in (words, words[::-1]):
+        config = cfg.load([str(tmp_path / "a.yaml"), *each])
+        assert (config.model, config.codes) == (knobs.Tone(taps=7, d_model=48), knobs.KMeansCodes(size=8))
+        assert cfg.load(
+            [], {"model": {"name": "sasrec", "d_model": 32}, **dict(w.split("=") for w in each)}
+        ) == cfg.load(each)
+    assert cfg.load(["model.d_model=48", str(tmp_path / "a.yaml")]).model.d_model == 32  # a file says all that it says
+    assert cfg.load(["train.lr=1", "train.lr=2"]).train.lr == 2
+
+
+def test_a_key_called_name_is_no_class_elsewhere(tmp_path):
+    (tmp_path / "a.yaml").write_text("data: {source: table, path: x.csv, where: {rating: '>= 4', name: a}}\n")
+    found = cfg.load([str(tmp_path / "a.yaml"), "data.where.name=b"])
+    assert found.data.where == {"rating": ">= 4", "name": "b"}
+
+
+def test_a_part_of_what_is_one_value_is_refused():
+    with pytest.raises(
+        ValueError, match=r"^data\.where='rating >= 2' is one value, to which no data\.where\.user can be added"
+    ):
+        cfg.load(["data.where=rating >= 2", "data.where.user=b"])
+
+
 @pytest.mark.parametrize(
     ("bad", "names"),
     [

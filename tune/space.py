@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -21,7 +22,7 @@ from distrec import config as cfg
 from distrec import knobs
 from distrec.data import store
 from distrec.engine.evaluation.metrics import NAMES
-from distrec.hints import Like
+from distrec.hints import Like, below, names
 from distrec.settings import Schema
 
 Point = dict[str, Any]
@@ -87,8 +88,7 @@ def load(args: list[str]) -> tuple[Job, dict[str, Dimension]]:
 
     Raises: ValueError, one line: a wrong key or value of the config, the sweep or the space; an impossible space.
     """
-    choices = {"model": (knobs.Model, "sasrec"), "codes": (knobs.Codes, "gmm")}
-    job = Schema(Job, choices).load(args)
+    job = Schema(Job, cfg.CHOICES).load(args)
     sweep = job.sweep
     if sweep.metric not in NAMES:
         near = difflib.get_close_matches(sweep.metric, NAMES, 1, 0.4)
@@ -108,6 +108,11 @@ def load(args: list[str]) -> tuple[Job, dict[str, Dimension]]:
     space = {key: _dimension(key, value, sweep.search) for key, value in _flat(sweep.space).items()}
     if not space:
         raise ValueError("sweep.space is empty: give keys of the config and their values")
+    for key in space:
+        if inside := names(reduce(below, key.split("."), cfg.Config)):
+            raise ValueError(
+                f"sweep.space.{key} is a section, and not a key: give values for its keys, such as {key}.{inside[0]}"
+            )
     for taken in ("out", "seed", "data.root"):
         if taken in space:
             raise ValueError(f"sweep.space: {taken} is the sweep's own" + ("; sweep.seeds=[0,1,2]" * (taken == "seed")))

@@ -30,6 +30,7 @@ import yaml
 
 from distrec import config as cfg
 from distrec import knobs
+from distrec.data import prepared, store
 from distrec.engine.evaluation.scoring import PROTOCOL
 from distrec.engine.trainer import SCHEDULE
 from distrec.runtime import DONE, FAILED, REQUEUE, log, run, write_atomically
@@ -75,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
         if left > 0:
             cluster.join(sweep)
             prepare(job, space, root)
+            check_data(root)
             search.search(sweep, space, trials, root)
     except (Asked, KeyboardInterrupt):
         log("stopped; the same command with --resume goes on")
@@ -128,6 +130,18 @@ def prepare(job: Job, space: Iterable[str], root: Path) -> None:
         done = subprocess.run([sys.executable, "-m", "distrec.jobs", name, str(root / "base.yaml")], check=False)
         if done.returncode:
             raise ValueError(f"distrec {name} ended with code {done.returncode}: what all trials read is not there")
+
+
+def check_data(root: Path) -> None:
+    """Raises: ValueError when what all trials read is no more what the first ones read."""
+    data = store.content(prepared.prepare(cfg.load([str(root / "base.yaml")]).data))
+    stamp = root / "data.sha256"
+    if stamp.exists() and stamp.read_text() != data:
+        raise ValueError(
+            f"{root}: the data have changed since its first trials, with which later ones would stand in one table: "
+            "choose another sweep.out=DIR"
+        )
+    write_atomically(stamp, data)
 
 
 def prune(root: Path, keep: int) -> None:

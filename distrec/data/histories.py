@@ -21,7 +21,7 @@ from distrec.data.files import opening, paths
 from distrec.data.files.paths import Part
 from distrec.data.files.text import Text
 from distrec.data.prepared import Prepared
-from distrec.data.raw import ids, sources
+from distrec.data.raw import ids, sources, where
 from distrec.runtime import brief, log
 
 _LOG = knobs.Data(source="table")  # the names of a log's columns where no run says others
@@ -119,9 +119,15 @@ def _open_log(path: Path, part: Part, config: knobs.Data) -> pl.DataFrame:
     if columns.time not in names:
         columns = replace(columns, time=None)
         log(f"{path} has no column {config.columns.time!r}: its rows are taken to be in order")
+    absent = [condition.column for condition in where.parse(config.where) if condition.column not in names]
+    if absent:
+        log(f"{path} has no column {absent[0]!r}: data.where ({config.where}) is not applied, every row counts")
     rows = sources.read(
-        replace(config, source="table", path=path, items=None, columns=columns, where=None, split="leave_one_out")
-    ).interactions
+        replace(
+            config, source="table", path=path, items=None, columns=columns, split="leave_one_out",
+            where=None if absent else config.where,
+        )
+    ).interactions  # fmt: skip
     if "time" in rows.columns:
         rows = rows.sort("time", maintain_order=True)
     return rows.group_by("user", maintain_order=True).agg(items="item")

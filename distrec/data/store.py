@@ -19,6 +19,7 @@ from typing import Any
 from distrec.runtime import Ranks, write_atomically
 
 STAMP = "stamp.json"
+FORMER = f"former-{STAMP}"  # the stamp of a run whose files are being changed
 BUSY = "another process is "  # how the refusal begins where another launch is at work on what this one needs
 
 
@@ -94,28 +95,22 @@ def verify(target: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, 
     """
     stamp = _unseal(target)
     if stamp["artefact"] != Path(os.path.abspath(target)).name:
-        raise ValueError(f"{target} holds {stamp['artefact']}: it was moved or renamed; remove it")
+        raise ValueError(f"{target} holds {stamp['artefact']}: it was moved or renamed; give it its name again")
     present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()} - {STAMP}
     for name in sorted(present ^ set(stamp["files"])):
         what = "is missing" if name not in present else "does not belong there"
-        raise ValueError(f"{target} is corrupt: {name} {what}; remove the folder to have it made again")
+        raise ValueError(f"{target} is corrupt: {name} {what}; {_remedy(target)}")
     for name, entry in stamp["files"].items():
         path = target / name
         if path.stat().st_size != entry["bytes"] or file_digest(path) != entry["sha256"]:
-            raise ValueError(
-                f"{target} is corrupt: {name} is not what was written; remove the folder to have it made again"
-            )
+            raise ValueError(f"{target} is corrupt: {name} is not what was written; {_remedy(target)}")
     check_made_by(target, stamp["made_by"], made_by or {})
     return stamp
 
 
 def check_made_by(target: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ValueError naming the first input in which an artefact differs from what is asked.
-
-    Of a checkpoint nobody is told to remove it: it cannot be made anew without training.
-    """
-    is_checkpoint = target.parent.name == "checkpoints"
-    remedy = "choose another out=DIR" if is_checkpoint else "remove it to have it made anew"
+    """Raise ValueError naming the first input in which an artefact differs from what is asked."""
+    remedy = "choose another out=DIR" if _is_trained(target) else "remove it to have it made anew"
     for key, value in now.items():
         if before.get(key) != value:
             raise ValueError(
@@ -139,11 +134,23 @@ def stamp_files(target: Path, made_by: Mapping[str, Any], names: Sequence[str]) 
     write_atomically(target / STAMP, _seal({"artefact": target.name, "made_by": made_by, "files": files}).decode())
 
 
+def restamp(target: Path, change: Callable[[], None]) -> None:
+    """Change the stamped files of a run folder.  While they are neither the old nor the new ones the folder has no stamp,
+    and after a kill the next call finds the old one aside."""
+    aside = target / FORMER
+    if not aside.exists():
+        (target / STAMP).rename(aside)
+    stamp = _unseal(target, FORMER)
+    change()
+    stamp_files(target, stamp["made_by"], list(stamp["files"]))
+    aside.unlink()
+
+
 def verify_stamped(target: Path) -> None:
     """Check the stamped files of a folder that also holds others.   Raises: ValueError naming the changed one."""
     for name, entry in _unseal(target)["files"].items():
         if not (target / name).is_file() or file_digest(target / name) != entry["sha256"]:
-            raise ValueError(f"{target} is corrupt: {name} is not what was written; remove the folder to run again")
+            raise ValueError(f"{target} is corrupt: {name} is not what was written; {_remedy(target)}")
 
 
 def make(target: Path, made_by: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
@@ -222,11 +229,22 @@ def _seal(stamp: Mapping[str, Any]) -> bytes:
     return (json.dumps({**stamp, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1) + "\n").encode()
 
 
-def _unseal(target: Path) -> dict[str, Any]:
-    path = target / STAMP
+def _is_trained(target: Path) -> bool:
+    """Whether a folder is a checkpoint or a run, which only training makes anew: nobody is told to remove those."""
+    return target.parent.name == "checkpoints" or (target / "config.yaml").is_file()
+
+
+def _remedy(target: Path) -> str:
+    if _is_trained(target):
+        return "bring it back from a copy, or train anew into another folder"
+    return "remove the folder to have it made again"
+
+
+def _unseal(target: Path, name: str = STAMP) -> dict[str, Any]:
+    path = target / name
     if not path.is_file():
         raise ValueError(
-            f"{target} has no {STAMP}: no finished artefact of distrec; if distrec made it, remove it to have it made again"
+            f"{target} has no {STAMP}: no finished artefact of distrec; choose another folder, or move this one away"
         )
     text = path.read_bytes()
     stamp: dict[str, Any] = {}
@@ -237,9 +255,7 @@ def _unseal(target: Path) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         intact = False
     if not intact:
-        raise ValueError(
-            f"{target} is corrupt: {STAMP} is not what was written; remove the folder to have it made again"
-        )
+        raise ValueError(f"{target} is corrupt: {STAMP} is not what was written; {_remedy(target)}")
     return stamp
 
 

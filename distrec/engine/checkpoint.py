@@ -146,8 +146,7 @@ class Checkpoints:
             return path.name
         if any(self.folder.glob("corrupt-*")):
             raise ValueError(
-                f"no good checkpoint is left in {self.folder}; nothing was started over. "
-                "Remove the run folder to start again"
+                f"no good checkpoint is left in {self.folder}; nothing was started over: train anew into another out=DIR"
             )
         return None
 
@@ -156,7 +155,7 @@ class Checkpoints:
             store.verify(self.folder / best)
         except ValueError as fault:
             raise ValueError(
-                f"the best checkpoint is lost ({fault}); nothing can stand in for it. Remove the run folder to start again"
+                f"the best checkpoint is lost ({fault}); nothing can stand in for it: train anew into another out=DIR"
             ) from None
 
     def load(self, name: str, held: Parallel, only_weights: bool = False) -> Progress:

@@ -117,7 +117,7 @@ class Trainer:
         if name is None and self.journal.last_step() > 0:
             raise ValueError(
                 f"{self.journal.path} tells of {self.journal.last_step()} steps, but no checkpoint is left; "
-                "remove the run folder to start again"
+                "train anew into another out=DIR"
             )
         return name
 

@@ -47,9 +47,12 @@ def main(argv: Sequence[str]) -> None:
 
 def renewed(out: Path, stamp: str, given: dict[str, str], split: str, report: dict[str, Any], table: Any) -> None:
     """A finished run whose figures are of a former protocol gets those of today."""
-    is_as_trained = split == "test" and "score.mask_history" not in given and (out / store.STAMP).exists()
+    was_killed = (out / store.FORMER).exists()  # while it did this
+    is_as_trained = (
+        split == "test" and "score.mask_history" not in given and (was_killed or (out / store.STAMP).exists())
+    )
     before = json.loads((out / "test.json").read_text(encoding="utf-8")) if is_as_trained else None
-    if before and outcome.is_former(before) and before["data"] == stamp:
+    if before and (was_killed or outcome.is_former(before)) and before["data"] == stamp:
         outcome.renew(out, report, table)
         log(f"{out}: the figures of a former protocol are replaced (they are in former-test.json)")
 

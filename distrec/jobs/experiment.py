@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     out = job.experiment.out or job.experiment.root / (named[-1] if named else "experiment")
     check(out)
     planned = runs.planned(job)
+    runs.check_data(planned)
     try:
         with Stop() as stop:
             if not runs.carry_out(planned, job.experiment.jobs, stop, partial(verdict.check, job.experiment)):

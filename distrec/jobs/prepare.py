@@ -19,11 +19,12 @@ from pathlib import Path
 
 from distrec import config as cfg
 from distrec.data import prepared, statistics, vectors
+from distrec.hints import place
 from distrec.runtime import run
 
 
 def main(argv: Sequence[str]) -> None:
-    files = [Path(arg.partition("=")[2]) for arg in argv if arg.startswith("ids=")]
+    files = [Path(place(arg.partition("=")[2], "ids")) for arg in argv if arg.startswith("ids=")]
     for path in files:
         if path.suffix not in (".txt", ".parquet") or not path.parent.is_dir() or path.is_dir():
             raise ValueError(f"ids={path}: give a file that ends in .txt or .parquet, in a folder that is there")

@@ -11,6 +11,8 @@ Every process of a launch takes its share: accelerate launch -m distrec.jobs.rec
   among=FILE       one raw item id a line: the only items that may come out
   unknown=drop     leave out items that the catalogue lacks (default: refuse)
   score.mask_history=true|false   leave out what a user has (default: yes, no where a model generates)
+  data.columns.…=… data.where=… data.separator=… data.encoding=… data.quoted=… data.bad_times=… data.null_words=…
+                   how histories=FILE is read (default: as the run's log was)
   data.root=… data.path=… model.codes=… model.backbone.path=…   where things lie now, if they were moved
   score.batch_users=1024   users at once: memory; scores may differ in their last digits
   score.shard_items=true   the item table shared out over the processes: memory
@@ -18,7 +20,9 @@ Every process of a launch takes its share: accelerate launch -m distrec.jobs.rec
 Example:  distrec recommend out=runs/beauty histories=new_users.jsonl k=5
 """
 
+import difflib
 import os
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -59,12 +63,20 @@ _PLACES = (
     "score.batch_users",
     "score.shard_items",
 )
+# how a file of histories is read
+_READING = re.compile(r"data\.(columns\.\w+|where|separator|encoding|quoted|bad_times|null_words)")
 
 
 def main(argv: Sequence[str]) -> None:
     given = {key: value for key, _, value in (arg.partition("=") for arg in argv)}
-    if other := [key for key in given if key not in _OWN and key not in _PLACES]:
-        raise ValueError(f"recommend takes {', '.join((*_OWN, *_PLACES))}, not {other[0]}: the run's config holds")
+    reading = [arg for arg in argv if _READING.fullmatch(arg.partition("=")[0])]
+    known = (*_OWN, *_PLACES)
+    if other := [key for key in given if key not in known and not _READING.fullmatch(key)]:
+        near = difflib.get_close_matches(other[0], known, 1, 0.5)
+        more = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"recommend takes {', '.join(known)}, not {other[0]}: the run's config holds{more}")
+    if reading and given.get("histories", "data") == "data":
+        raise ValueError(f"{reading[0]} says how histories=FILE is read; the run's config holds for everything else")
     given = placed(given, "out", "histories", "to", "among")
     own = _OWN | {key: value for key, value in given.items() if key in _OWN}
     if empty := [key for key, value in given.items() if not value]:
@@ -79,7 +91,8 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"to={target}: no file can be written there")
     if source and source != "data":
         paths.parts(Path(source), "histories")
-    config = cfg.load([str(out / "config.yaml"), *(arg for arg in argv if arg.partition("=")[0] not in _OWN)])
+    words = [str(out / "config.yaml"), *(arg for arg in argv if arg.partition("=")[0] in _PLACES)]
+    config, how = cfg.load(words), cfg.load([*words, *reading]).data
     accelerator = join(config.train)
     ranks = Ranks.here()
     model, data = best_of(out, config, ranks, accelerator.device, reads_log=not source)
@@ -89,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
         asked = ranks.main_first(partial(growth.histories, now, data, unknown))
     else:
         asked = (
-            ranks.main_first(partial(histories.read, Path(source), data, unknown, config.data))
+            ranks.main_first(partial(histories.read, Path(source), data, unknown, how))
             if source
             else histories.known(data)
         )
@@ -177,7 +190,7 @@ def allowed(path: Path, data: Prepared) -> torch.Tensor:
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) < 2**31:
-        raise ValueError(f"k={text}: how many items, at least 1")
+        raise ValueError(f"k={text}: how many items, a whole number from 1 to {2**31 - 1}")
     return int(text)
 
 

@@ -190,3 +190,13 @@ def test_what_is_no_history_is_refused_by_file(tmp_path, data, name, text, words
 def test_an_address_is_refused(data):
     with pytest.raises(ValueError, match=r"^histories=s3://b/h\.jsonl: remote paths are not read"):
         histories.read(Path("s3://b/h.jsonl"), data)
+
+
+def test_a_log_is_read_by_the_conditions_of_the_run_where_it_has_their_columns(tmp_path, data, capsys):
+    config = knobs.Data(source="table", where="event = buy")
+    (tmp_path / "log.csv").write_text("user,item,time,event\nz,i3,1600000000,buy\nz,i1,1600000001,view\n")
+    assert listed(histories.read(tmp_path / "log.csv", data, config=config), data) == [("z", ["i3"])]
+    (tmp_path / "bare.csv").write_text("user,item,time\nz,i3,1600000000\nz,i1,1600000001\n")
+    capsys.readouterr()
+    assert listed(histories.read(tmp_path / "bare.csv", data, config=config), data) == [("z", ["i3", "i1"])]
+    assert "bare.csv has no column 'event': data.where (event = buy) is not applied" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """An artefact is complete or absent, and whoever touches it is found out."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -215,3 +216,24 @@ def test_the_lock_of_a_launch_is_its_main_process_s(tmp_path):
     place, busy = tmp_path / "thing", pytest.raises(ValueError, match="another process is making thing")
     with store.alone(place, Ranks()), store.alone(place, Second(rank=1, size=2)), busy, store.alone(place, Ranks()):
         pass
+
+
+@pytest.mark.parametrize("where", ["checkpoints/step-1", "run", "artefact"])
+@pytest.mark.parametrize("fault", ["changed", "missing", "foreign", "stamp"])
+def test_nobody_is_told_to_remove_what_training_made(tmp_path, where, fault):
+    target = store.write(tmp_path / where, {"a": 1}, lambda folder: [(folder / name).write_text("x") for name in ("w", *(["config.yaml"] * (where == "run")))])  # fmt: skip
+    match fault:
+        case "changed":
+            (target / "w").write_text("y")
+        case "missing":
+            (target / "w").unlink()
+        case "foreign":
+            (target / "more").write_text("y")
+        case _:
+            (target / store.STAMP).write_text("{}")
+    with pytest.raises(ValueError, match="is corrupt") as error:
+        store.verify(target)
+    assert bool(re.search("remove (it|the)", str(error.value))) == (where == "artefact")
+    with pytest.raises(ValueError, match=r"is stale|is corrupt") as error:
+        store.check_made_by(target, {"a": 1}, {"a": 2})
+    assert bool(re.search("remove (it|the)", str(error.value))) == (where == "artefact")

@@ -86,7 +86,7 @@ def broken(case, table, small, tmp_path):
         ("no safetensors", "not a safetensors file"),
         ("other items", "was made from other item texts"),
         ("prepared", "is no folder of vectors"),
-        ("own folder", "no finished artefact of distrec; if distrec made it"),
+        ("own folder", "no finished artefact of distrec; choose another folder"),
         ("missing", "no such file or folder"),
         ("another kind", "vectors come as"),
     ],

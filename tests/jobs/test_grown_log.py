@@ -9,12 +9,14 @@ import polars as pl
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from accelerate import Accelerator
 from commands import distrec
 
 from distrec import config as cfg
 from distrec.data import prepared, store
 from distrec.data.preparation import growth
+from distrec.jobs.comparison import variants
 from distrec.jobs.parts import training, warm_start
 from distrec.jobs.parts.work import Work
 from distrec.models.build import build
@@ -104,7 +106,7 @@ def test_training_goes_on_from_the_vectors_that_the_items_had_by_name(here):
     before = safetensors.torch.load_file(here / "a/checkpoints" / best / "model.safetensors")
     model = build(work.config.model, now, work.config.seed)
     fresh = model.item.weight.detach().clone()
-    parent = warm_start.parent_of(work, training.parts_of(work, training.train))
+    parent = warm_start.parent_of(work)
     assert parent is not None
     parent.load(model)
     for i, name in enumerate(new_ids):
@@ -117,6 +119,7 @@ def test_training_goes_on_from_the_vectors_that_the_items_had_by_name(here):
     made = store.read_stamp(here / "b")["made_by"]
     assert made["from"] == "a"
     assert made["from.checkpoint"] == store.content(here / "a/checkpoints" / best)
+    assert made["from.data"] == [then.stamp]
 
 
 def test_such_a_run_goes_on_bit_for_bit_after_a_stop(here):
@@ -129,6 +132,162 @@ def test_such_a_run_goes_on_bit_for_bit_after_a_stop(here):
     assert names == sorted(path.name for path in (here / "stopped/checkpoints").iterdir())
     for file in [f"checkpoints/{names[-1]}/model.safetensors", f"checkpoints/{names[-1]}/optimizer.safetensors", "ranks.parquet"]:  # fmt: skip
         assert (here / "whole" / file).read_bytes() == (here / "stopped" / file).read_bytes()
+
+
+def test_warm_and_fresh_runs_are_two_variants_and_a_page_says_how_to_run_it_again(here, capfd):
+    for out, *words in (("warm", "from=a"), ("fresh",)):
+        distrec("train", *WORDS, *words, f"out={out}", cwd=here)
+    warm, fresh = (variants.read(here / name, "", ["data.root=artefacts"], {}) for name in ("warm", "fresh"))
+    assert [variant.name for variant in variants.variants([warm, fresh])] != [None]
+    assert len(variants.variants([warm, fresh])) == 2
+    assert variants.differing([warm, fresh]) == ["from.data"]
+    assert [link.state for link in warm.links if link.name == "data of a parent"] == ["verified"]
+    distrec("report", "warm", "out=warm.html", cwd=here)
+    assert "distrec train warm/config.yaml from=a out=NEW_FOLDER" in (here / "warm.html").read_text()
+    distrec("report", "fresh", "out=fresh.html", cwd=here)
+    assert "distrec train fresh/config.yaml out=NEW_FOLDER" in (here / "fresh.html").read_text()
+
+
+def test_runs_of_other_data_are_not_compared_and_what_differs_is_named(here):
+    runs = []
+    for out, *words in (("then", "from=a"), ("later", "data.k_core=3")):
+        distrec("train", *WORDS, *words, f"out={out}", cwd=here)
+        runs.append(variants.read(here / out, "", ["data.root=artefacts"], {}))
+    with pytest.raises(
+        ValueError,
+        match=r"later cannot be compared with .*then: other data: data\.k_core was None, now 3 since .* interactions fewer",
+    ):
+        variants.check_same(runs)
+
+
+def test_two_parents_are_refused_and_home_is_home(here, monkeypatch):
+    assert (
+        "from=a from=b: a run starts from one other run"
+        in distrec("train", *WORDS, "from=a", "from=b", cwd=here, code=2).stderr
+    )
+    monkeypatch.setenv("HOME", str(here))
+    assert (
+        f"from={here}/nothing is no run folder" in distrec("train", *WORDS, "from=~/nothing", cwd=here, code=2).stderr
+    )
+    distrec("prepare", *WORDS[:4], "ids=~/ids.txt", cwd=here)
+    assert (here / "ids.txt").is_file()
+
+
+def test_a_file_of_histories_has_words_of_its_own(here):
+    (here / "other.csv").write_text("who;what;how\nz;i3;buy\nz;i1;view\n")
+    words = ["data.columns.user=who", "data.columns.item=what", "data.separator=;", "data.where=how = buy"]
+    distrec("recommend", "out=a", "histories=other.csv", "to=z.jsonl", *words, "data.path=log.csv", cwd=here)
+    (here / "same.jsonl").write_text('{"user": "z", "items": ["i3"]}\n')
+    distrec("recommend", "out=a", "histories=same.jsonl", "to=same-z.jsonl", cwd=here)
+    assert (here / "z.jsonl").read_text() == (here / "same-z.jsonl").read_text()
+    refused = distrec("recommend", "out=a", "histories=data", *words, cwd=here, code=2).stderr
+    assert "data.columns.user=who says how histories=FILE is read" in refused
+    assert "did you mean histories?" in distrec("recommend", "out=a", "history=x", cwd=here, code=2).stderr
+
+
+def test_an_experiment_on_a_log_that_has_grown_is_refused_before_work(tmp_path):
+    write(tmp_path / "log.csv", ROWS)
+    runs = {"more": {"model": {"dropout": 0.5}}, "less": {"model": {"dropout": 0.1}}}
+    judge = [{"that": "more is better", "metric": "ndcg@10", "of": "more", "versus": "less", "above": 0}]
+    tree = {"experiment": {"runs": runs, "judge": judge, "seeds": [0]}}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(tree))
+    distrec("experiment", "e.yaml", *WORDS, cwd=tmp_path)
+    write(tmp_path / "log.csv", [*ROWS, *NEW])
+    refused = distrec("experiment", "e.yaml", *WORDS, "experiment.seeds=[0,1]", cwd=tmp_path, code=2).stderr
+    assert "log.csv has changed since the run in" in refused
+    assert len(list(tmp_path.glob("experiments/runs/*/stamp.json"))) == 2
+
+
+def test_a_run_that_has_begun_needs_its_parent_no_more(here, capfd):
+    assert training.train(job("gone", stop=lambda: True)) is None
+    (here / "gone/.lock").unlink()
+    (here / "a").rename(here / "elsewhere")
+    try:
+        with pytest.raises(ValueError, match=r"elsewhere|a/config\.yaml"):
+            training.train(job("never begun"))
+        assert training.train(job("gone"))
+        assert training.train(job("gone"))  # a finished one
+    finally:
+        (here / "elsewhere").rename(here / "a")
+    assert "from=a is not there any more: gone goes on from its own checkpoint" in capfd.readouterr().err
+    if (here / "whole").exists():
+        assert (here / "whole/ranks.parquet").read_bytes() == (here / "gone/ranks.parquet").read_bytes()
+    made = store.read_stamp(here / "gone")["made_by"]
+    assert made["from.data"] == [data_of("a").stamp]
+
+
+def test_a_run_that_has_begun_is_no_run_of_another_parent(here):
+    if not (here / "gone").exists():
+        assert training.train(job("gone"))
+    distrec("train", *WORDS, "seed=1", "out=other", cwd=here)
+    with pytest.raises(ValueError, match=r"gone holds another run \(it started from the weights of another from=RUN\)"):
+        training.train(replace(job("gone"), parent=Path("other")))
+
+
+def test_what_an_ancestor_was_trained_on_is_held_against_its_grandchild(tmp_path):
+    """a is trained on the first seven rows of a user; b goes on from it without rows three to six; c holds out rows three
+    and four, which b never had."""
+    rows = {user: [row for row in ROWS if row[0] == user] for user, _, _ in ROWS}
+    later = [(user, f"i{k}", 1_700_000_000 + k) for user in rows for k in (1, 2)]
+    write(tmp_path / "log.csv", ROWS)
+    distrec("train", *WORDS, "out=a", cwd=tmp_path)
+    write(tmp_path / "log.csv", [*(row for user in rows for row in rows[user][:3]), *later])
+    distrec("train", *WORDS, "from=a", "out=b", cwd=tmp_path)
+    made = [store.read_stamp(tmp_path / run)["made_by"] for run in "ab"]
+    assert made[1]["from.data"] == [made[0]["data"]]
+    write(tmp_path / "log.csv", [row for user in rows for row in rows[user][:5]])
+    refused = distrec("train", *WORDS, "from=b", "out=c", cwd=tmp_path, code=2).stderr
+    assert "from=b was trained on 120 interactions that these data hold out" in refused
+    assert not (tmp_path / "c").exists()
+    write(tmp_path / "log.csv", [*(row for user in rows for row in rows[user][:3]), *later, *NEW])
+    distrec("train", *WORDS, "from=b", "out=d", cwd=tmp_path)
+    assert store.read_stamp(tmp_path / "d")["made_by"]["from.data"] == [each["data"] for each in made]
+
+
+def test_other_data_are_refused_with_the_words_that_name_those_of_the_run(here):
+    words = [word for word in WORDS if not word.startswith("data.") or word.startswith("data.root")]
+    refused = distrec("train", *words, "from=a", "out=other data", cwd=here, code=2).stderr
+    assert "from=a: none of its 40 items is among these 1,000, which are other data (data.source=synthetic)" in refused
+    assert "distrec train a/config.yaml from=a" in refused
+    assert not (here / "other data").exists()
+
+
+@pytest.mark.parametrize("form", ["ms", "day", "other zone", "none"])
+def test_a_time_that_is_written_otherwise_hides_nothing(here, form):
+    """The same rows, split by another rule, which holds out what a was trained on; and as a was, which does not."""
+    written = {
+        "ms": lambda t: f"{t}.250",
+        "day": lambda t: str(t // 86_400 * 86_400),
+        "other zone": lambda t: str(t + 7200),
+        "none": lambda t: "",
+    }[form]
+    (here / f"{form}.csv").write_text("user,item,time\n" + "".join(f"{u},{i},{written(t)}\n" for u, i, t in ROWS))
+    order = ["data.columns.time=null"] if form == "none" else []
+    words = [f"data.path={form}.csv", *order]
+    if form != "day":  # where the order within a day is lost, other rows are held out than then
+        row = warm_start.parent_of(job("as then", *words))
+        assert row is not None
+    if form in ("ms", "other zone"):
+        with pytest.raises(ValueError, match=r"from=a was trained on \d+ interactions that these data hold out"):
+            warm_start.parent_of(
+                job("refused", *words, "data.split=global_time", "data.valid_share=0.4", "data.test_share=0.3")
+            )
+    short = [row for row in ROWS if int(row[2]) < 1_600_000_000 + 3600 * 6]
+    (here / f"{form}.csv").write_text("user,item,time\n" + "".join(f"{u},{i},{written(t)}\n" for u, i, t in short))
+    with pytest.raises(ValueError, match=r"from=a was trained on \d+ interactions that these data hold out"):
+        warm_start.parent_of(job("refused", *words))
+
+
+def test_users_who_were_too_short_then_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "log.csv", [*ROWS, ("short", "i1", 1_600_000_000), ("short", "i2", 1_600_000_001)])
+    distrec("train", *WORDS, "out=a", cwd=tmp_path)
+    write(tmp_path / "log.csv", [*ROWS, *(("short", f"i{k}", 1_600_000_000 + k) for k in (1, 2, 3))])
+    with pytest.raises(
+        ValueError,
+        match=r"1 interactions .* item 'i2' of user 'short' \(1 of users who had too few then.*k_core=3 or more",
+    ):
+        warm_start.parent_of(job("refused"))
 
 
 def test_another_run_in_the_folder_is_told(here):

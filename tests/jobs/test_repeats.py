@@ -12,7 +12,7 @@ from commands import distrec
 
 from distrec.data import store
 from distrec.engine.evaluation import metrics, outcome, scoring
-from distrec.jobs import compare, report
+from distrec.jobs import compare, evaluate, report
 
 WORDS = ("data.source=table", "data.root=artefacts", "data.negatives=0", "score.bootstrap=0")
 
@@ -138,6 +138,40 @@ def test_a_run_of_a_former_protocol_can_be_measured_again(place, monkeypatch):
     assert pl.read_parquet("knn/ranks.parquet").equals(ranks)
     store.verify_stamped(Path("knn"))
     compare.main(["knn", "popular", "out=again"])
+
+
+@pytest.mark.parametrize("last", ["nothing", "ranks", "figures"])
+def test_a_measuring_again_that_is_killed_is_done_again(place, tmp_path, monkeypatch, last):
+    """After the old stamp was put aside; after the new ranks were written; after the figures too."""
+    shutil.copytree(place / "knn", tmp_path / "knn")
+    wanted, ranks = figures(tmp_path), pl.read_parquet(tmp_path / "knn/ranks.parquet")
+    made = store.read_stamp(tmp_path / "knn")["made_by"]
+    monkeypatch.chdir(tmp_path)
+    aged(Path("knn"), FORMER)
+    write = outcome.write
+
+    def killed(folder, report, table, name="test"):
+        if name == "test":
+            if last == "figures":
+                write(folder, report, table, name)
+            elif last == "ranks":
+                table.write_parquet(folder / "ranks.parquet")
+            raise KeyboardInterrupt
+        write(folder, report, table, name)
+
+    words = ["out=knn", f"data.path={place}/repeat.csv", f"data.root={place}/artefacts"]
+    with monkeypatch.context() as patch:
+        patch.setattr(outcome, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.main(words)
+    assert not Path("knn/stamp.json").exists()
+    evaluate.main(words)
+    assert figures(tmp_path) == wanted
+    assert figures(tmp_path, file="former-test")["full"]["mrr"] == 0.5
+    assert pl.read_parquet("knn/ranks.parquet").equals(ranks)
+    store.verify_stamped(Path("knn"))
+    assert store.read_stamp(Path("knn"))["made_by"] == made
+    assert not list(Path("knn").glob("former-stamp*"))
 
 
 def test_a_run_that_is_not_finished_does_not_go_on_under_another_protocol(place, monkeypatch):

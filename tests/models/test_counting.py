@@ -90,3 +90,12 @@ def test_nothing_held_out_is_counted(small):
     for config in (knobs.Popularity(), knobs.ItemKnn(), knobs.Markov()):
         one, two = (build(config, data, 0).scorer(batch)(slice(None)) for data in (small, changed))
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("config", [knobs.Popularity(), knobs.ItemKnn(), knobs.Markov()])
+def test_scores_are_compared_as_float32(small, config):
+    """Equal sums that are added in another order differ in the last bits of float64; they are ties."""
+    model = build(config, small, 0)
+    samples = batches.evaluation(small, "test", model.max_len)
+    scores = model.scorer(batches.collate(small, samples, np.arange(6)))
+    assert scores(slice(None)).dtype == scores(torch.tensor([0, 2])).dtype == torch.float32

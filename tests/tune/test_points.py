@@ -12,6 +12,7 @@ from distrec.data import prepared
 from distrec.hints import names
 from tune import report
 from tune.space import grid, load, shown
+from tune.sweep import check_data
 from tune.trial import Trial
 
 SPACE = {
@@ -119,8 +120,6 @@ def test_any_values_of_a_key_stand_in_one_picture(tmp_path):
         ({"data.seed": [0, 1]}, "data.seed"),
         ({"data.negatives": [0, 99]}, "data.negatives"),
         ({"data.synthetic.users": [60, 70]}, "data.synthetic.users would be 60"),
-        ({"data.synthetic": [{"users": 60}, {"users": 70}]}, "data.synthetic.users would be 60"),
-        ({"data": [{"seed": 1}, {"seed": 2}]}, "data.seed"),
         ({"data.columns.item": ["a", "b"]}, "data.columns.item would be a"),
         ({"score.mask_history": [True, False]}, "score.mask_history would be True"),
         ({"score.mask_history": [None, False]}, "score.mask_history would be True in some trials and False"),
@@ -190,3 +189,26 @@ def test_32_what_is_measured_is_what_comparisons_refuse(tmp_path):
 
 def _stamp(data):
     return prepared.load(prepared.prepare(cfg.load([], {"data": data}).data)).stamp
+
+
+@pytest.mark.parametrize("key", ["train", "data.synthetic", "model"])
+def test_a_section_is_no_key(key, tmp_path):
+    """Its values would take the place of all that the config says of the section."""
+    with pytest.raises(
+        ValueError,
+        match=rf"^sweep\.space\.{key} is a section, and not a key: give values for its keys, such as {key}\.",
+    ):
+        sweep(tmp_path, {key: [{"lr": 0.1}, {"lr": 0.2}]})
+
+
+def test_the_data_of_later_trials_are_those_of_the_first(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("user,item,time\n" + "".join(f"{u},{i},160000000{i}\n" for u in "abc" for i in range(9)))
+    data = {"source": "table", "path": str(log), "root": str(tmp_path / "art"), "negatives": 0}
+    job, _ = sweep(tmp_path, {"train.lr": [0.1, 0.2]}, data=data)
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(cfg.shared(job)))
+    check_data(tmp_path)
+    check_data(tmp_path)
+    log.write_text(log.read_text() + "a,9,1700000000\n")
+    with pytest.raises(ValueError, match="the data have changed since its first trials"):
+        check_data(tmp_path)

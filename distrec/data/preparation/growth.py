@@ -18,6 +18,7 @@ from distrec.data.histories import Histories
 from distrec.data.prepared import Prepared
 from distrec.runtime import brief, log
 
+_DAY = 86_400 * 10**6  # microseconds
 _ARRAYS = ("interactions.arrow", "users.arrow", "items.arrow", "negatives.arrow")
 
 
@@ -97,32 +98,57 @@ def histories(now: Prepared, then: Prepared, unknown: Literal["refuse", "drop"])
 def check_held_out(then: Prepared, now: Prepared, run: Path) -> None:
     """Raise ValueError when a model of `then`'s training interactions knows what `now` holds out.
 
-    An interaction is known by its user, item and time; where they repeat, by how often.
+    An interaction is known by its user, item and time; where they repeat, by how often.  One that is in one of both data
+    alone may be the other's with a time that is written otherwise (seconds, days, none): the same user and item within a day.
     """
-    mask = now.is_train()
-    train, held_out = _rows(now, mask), _rows(now, ~mask)
+    before, more = _rows(then, numbers(now.users, then.users), numbers(now.items, then.items)), _rows(now)
+    bad = pl.concat([_trained_on(before, more), _trained_on_otherwise(before, more)]).unique().sort("user", "item")
+    if not len(bad):
+        return
+    user, item = now.users[bad["user"][0]]["raw"], now.items[bad["item"][0]]["raw"]
+    counts = np.bincount(before.filter(~pl.col("is_train") & (pl.col("user") >= 0))["user"], minlength=now.n_users)
+    short = int((counts[bad["user"].to_numpy()] == 0).sum())
+    why = (
+        f" ({short:,} of users who had too few then for any to be held out: with data.k_core=3 or more, in both runs, "
+        "there are none of those)"
+    )
+    raise ValueError(
+        f"from={run} was trained on {len(bad):,} interactions that these data hold out for validation or test, the "
+        f"first of them item {brief(item)} of user {brief(user)}{why * (short > 0)}: its figures would be flattered; split "
+        "the data as then, or train anew"
+    )
+
+
+def _trained_on(before: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
+    """(user, item, time) of what is held out now and was trained on then."""
     keys = ["user", "item", "time"]
-    before = _rows(then, then.is_train(), numbers(now.users, then.users), numbers(now.items, then.items))
-    count = before.group_by(keys).len("before").join(held_out.unique(), on=keys)
-    both = count.join(train.group_by(keys).len("now"), on=keys, how="left").with_columns(pl.col("now").fill_null(0))
-    bad = both.filter(pl.col("before") > pl.col("now")).sort(keys)
-    if len(bad):
-        user, item = now.users[bad["user"][0]]["raw"], now.items[bad["item"][0]]["raw"]
-        raise ValueError(
-            f"from={run} was trained on {len(bad):,} interactions that these data hold out for validation or test, the "
-            f"first of them item {brief(item)} of user {brief(user)}: its figures would be flattered; split the data as then, or "
-            "train anew"
-        )
+    is_train = pl.col("is_train")
+    count = before.filter(is_train).group_by(keys).len("before").join(now.filter(~is_train).unique(keys), on=keys)
+    both = count.join(now.filter(is_train).group_by(keys).len("now"), on=keys, how="left")
+    return both.filter(pl.col("before") > pl.col("now").fill_null(0)).select(keys)
 
 
-def _rows(
-    data: Prepared, mask: np.ndarray, users: np.ndarray | None = None, items: np.ndarray | None = None
-) -> pl.DataFrame:
-    """(user, item, time) of some interactions, in other numbers where they are given (-1: in neither)."""
-    user = np.repeat(np.arange(data.n_users), np.diff(data.start))[mask]
-    item = data.item[mask].astype(np.int64)
+def _trained_on_otherwise(before: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
+    """(user, item, time) of what is held out now and was trained on then, it seems, by another time."""
+    keys, pair, is_train = ["user", "item", "time"], ["user", "item"], pl.col("is_train")
+    has_times = all((rows["time"] != 0).any() for rows in (before, now))
+    lost = before.join(now, on=keys, how="anti").filter(is_train)
+    fresh = now.join(before, on=keys, how="anti")
+    near = fresh.filter(~is_train).join(lost, on=pair, suffix="_then")
+    near = near.filter((pl.col("time") - pl.col("time_then")).abs() < _DAY) if has_times else near
+    counts = (
+        lost.group_by(pair).len("before").join(fresh.filter(is_train).group_by(pair).len("now"), on=pair, how="left")
+    )
+    more = counts.filter(pl.col("before") > pl.col("now").fill_null(0))
+    return near.join(more, on=pair, how="semi").select(keys).unique()
+
+
+def _rows(data: Prepared, users: np.ndarray | None = None, items: np.ndarray | None = None) -> pl.DataFrame:
+    """(user, item, time, is_train) of all interactions, in other numbers where they are given (-1: in neither)."""
+    user = np.repeat(np.arange(data.n_users), np.diff(data.start))
+    item = data.item.astype(np.int64)
     user, item = user if users is None else users[user], item if items is None else items[item]
-    return pl.DataFrame({"user": user, "item": item, "time": data.time[mask]})
+    return pl.DataFrame({"user": user, "item": item, "time": data.time, "is_train": data.is_train()})
 
 
 def _changed_files(then: list[Any], now: list[Any]) -> list[str]:

@@ -183,7 +183,7 @@ def _condition(name: str, value: Any) -> Condition:
     sign, rest = "==", value
     if isinstance(value, str) and (match := _COMPARISON.fullmatch(value)):
         sign, rest = match[1], _plain(match[2])
-        if rest == match[2] and _MORE.search(rest):
+        if isinstance(rest, str) and rest == match[2] and _MORE.search(rest):
             raise ValueError(
                 f"data.where: {name} {value!r} is no condition; give one comparison, with a text that has a sign or the "
                 "word and, or, not or in in it in quotes; data.where='a != x and a != y' takes several"

@@ -117,10 +117,11 @@ def is_former(report: Mapping[str, Any]) -> bool:
 def renew(folder: Path, report: dict[str, Any], table: pl.DataFrame) -> None:
     """Put these figures of the test split in the place of those that a finished run has from a former protocol; what made
     the run stays as it is, the former figures become former-test.json."""
-    stamp, before = store.read_stamp(folder), json.loads((folder / "test.json").read_text(encoding="utf-8"))
-    write_atomically(folder / "former-test.json", json.dumps(before, indent=1))
-    write(folder, report | {key: before[key] for key in ("model", "seed", "data")}, table)
-    store.stamp_files(folder, stamp["made_by"], list(stamp["files"]))
+    before = json.loads((folder / "test.json").read_text(encoding="utf-8"))
+    if is_former(before):  # else a kill came after the new ones were written
+        write_atomically(folder / "former-test.json", json.dumps(before, indent=1))
+    fresh = report | {key: before[key] for key in ("model", "seed", "data")}
+    store.restamp(folder, lambda: write(folder, fresh, table))
 
 
 def write(folder: Path, report: dict[str, Any], table: pl.DataFrame, name: str = "test") -> None:

@@ -73,8 +73,7 @@ class Job(cfg.Config):
 
 def load(args: list[str]) -> Job:
     """Raises: ValueError, one line: a wrong key or value, a run that is no config, a judge that asks for nothing that there is."""
-    choices = {"model": (knobs.Model, "sasrec"), "codes": (knobs.Codes, "gmm")}
-    job = Schema(Job, choices).load(args)
+    job = Schema(Job, cfg.CHOICES).load(args)
     own = job.experiment
     if not own.runs:
         raise ValueError("experiment.runs is empty: give each run a name, and what it differs in")
@@ -144,7 +143,7 @@ def _check(judge: Judge) -> None:
 def config(job: Job, name: str, seed: int) -> cfg.Config:
     """That of one run: what the file shares, and what the run changes of it."""
     tree = cfg.shared(job)
-    merge(tree, job.experiment.runs[name])
+    merge(tree, job.experiment.runs[name], cfg.CHOICES)
     return cfg.load([], {**tree, "seed": seed})
 
 

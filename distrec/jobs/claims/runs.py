@@ -14,10 +14,12 @@ from typing import Any
 from tqdm import tqdm
 
 from distrec import config as cfg
-from distrec.data import store
+from distrec.data import prepared, store
+from distrec.data.prepared import Prepared
 from distrec.engine.trainer import SCHEDULE
 from distrec.jobs.analysis.subject import SETTINGS, code
 from distrec.jobs.claims.job import Job, config, parts
+from distrec.jobs.parts.identity import data_of, made_by
 from distrec.runtime import FAILED, REQUEUE, die_along, log, write_atomically
 
 _POLL = 0.5  # seconds
@@ -73,6 +75,18 @@ def planned(job: Job) -> list[Planned]:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, cfg.dump(each))
     return found
+
+
+def check_data(planned: Sequence[Planned]) -> None:
+    """Raise ValueError, in terms of files and interactions, when a run that has begun is of other data than these."""
+    data: dict[str, Prepared] = {}
+    for each in planned:
+        if made_by(each.folder):
+            own = cfg.load([str(each.folder.with_suffix(".yaml"))])
+            key = store.digest(cfg.plain(own.data))
+            if key not in data:
+                data[key] = prepared.load(prepared.prepare(own.data))
+            data_of(each.folder, own, data[key])
 
 
 def carry_out(

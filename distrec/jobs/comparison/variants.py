@@ -9,13 +9,14 @@ import polars as pl
 
 from distrec import config as cfg
 from distrec import knobs
-from distrec.data import store
+from distrec.data import prepared, store
+from distrec.data.preparation import growth
 from distrec.engine.evaluation import outcome
 from distrec.jobs.codes.artefact import FREE
 from distrec.jobs.parts import llm
 from distrec.jobs.parts.assemble import GENERATIVE
 from distrec.jobs.parts.chain import Known, Link, chain, opened
-from distrec.jobs.parts.identity import settings
+from distrec.jobs.parts.identity import DATA, settings
 
 _PLACES = ("embed.encoder", "codes.vectors", "model.codes", "model.items")  # may differ under one label
 _SHOWN_AS_PLACE = ("model.backbone.path", "model.codes", "model.items")  # compared by content
@@ -70,6 +71,8 @@ def check_same(runs: Sequence[Run]) -> None:
             if key.startswith(_SAMPLED) and not (key in wanted and key in told):
                 continue  # not every model has scores to rank them by
             if (value := told.get(key)) != wanted.get(key):
+                if key == "data":
+                    raise ValueError(f"{run.folder} cannot be compared with {first.folder}: {_other_data(first, run)}")
                 raise ValueError(
                     f"{run.folder} cannot be compared with {first.folder}: {key} is {value!r}, not {wanted.get(key)!r}"
                     + _REMEDY.get(key, "")
@@ -79,6 +82,15 @@ def check_same(runs: Sequence[Run]) -> None:
                 raise ValueError(
                     f"{run.folder} cannot be compared with {first.folder}: ranks.parquet has another {key}"
                 )
+
+
+def _other_data(first: Run, run: Run) -> str:
+    folders = [
+        link.folder for each in (first, run) for link in each.links if link.name == "prepared data" and link.folder
+    ]
+    if len(folders) < 2:
+        return "other data"
+    return f"other data: {growth.changes(folders[0], prepared.load(folders[1]), first.folder)}"
 
 
 def variants(runs: Sequence[Run]) -> list[Variant]:
@@ -129,7 +141,9 @@ def _settings(config: cfg.Config, links: Sequence[Link]) -> dict[str, Any]:
         found["codes.vectors"] = config.codes.vectors and str(config.codes.vectors)
         embed = {} if config.codes.vectors else cfg.plain(llm.encoder(config))
         found |= {f"embed.{key}": value for key, value in embed.items() if key != "batch"}
-    return found | {"train.schedule": by_name["run"].made_by.get("train.schedule")}  # as it was then
+    made_by = by_name["run"].made_by
+    found["from.data"] = " ".join(made_by.get(DATA, ())) or None  # of the parents, whatever their seeds
+    return found | {"train.schedule": made_by.get("train.schedule")}  # as it was then
 
 
 def _language_model(link: Link) -> str:

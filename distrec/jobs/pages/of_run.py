@@ -15,6 +15,7 @@ from distrec.engine.evaluation import metrics, outcome
 from distrec.jobs.pages import curves, learnt
 from distrec.jobs.pages.page import Block, Cards, Cell, Page, Section, Table, Text
 from distrec.jobs.pages.run_facts import RunFacts
+from distrec.jobs.parts.identity import CHECKPOINT
 
 _METRICS = ("hr@1", "hr@5", "ndcg@5", "hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr")
 _GROUPS = 5  # of users, by the length of their history
@@ -192,7 +193,9 @@ def _provenance(run: RunFacts) -> tuple[Block, ...]:
 
 def _environment(run: RunFacts) -> tuple[Block, ...]:
     out = shlex.quote(str(run.out))
-    again = f"distrec train {out}/config.yaml out=NEW_FOLDER" if run.figures else f"distrec train {out}/config.yaml"
+    parent = run.made_by.get("from", "RUN")  # what a checkpoint says is no place
+    start = f" {shlex.quote(f'from={parent}')}" if run.made_by.get(CHECKPOINT) else ""
+    again = f"distrec train {out}/config.yaml{start}" + " out=NEW_FOLDER" * bool(run.figures)
     blocks: list[Block] = []
     if versions := run.made_by.get("versions"):
         blocks.append(Table(("Library", "Version"), tuple(versions.items()), "With which the run was finished."))

@@ -19,7 +19,7 @@ from distrec.jobs.codes.extend import extend
 from distrec.jobs.codes.fit import quantize
 from distrec.jobs.embed import encoder_digest
 from distrec.jobs.parts import llm
-from distrec.jobs.parts.identity import check_settings, data_of, made_by, settings
+from distrec.jobs.parts.identity import CHECKPOINT, check_settings, data_of, made_by, settings
 from distrec.jobs.parts.tables import backbone_of, tables, verify_run
 from distrec.jobs.parts.tables import load as load_tables
 from distrec.jobs.parts.work import Work
@@ -56,6 +56,9 @@ def codes_of(work: Work) -> Path | None:
     """
     model = work.config.model
     assert isinstance(model, GENERATIVE)
+    begun = made_by(work.config.out) if work.config.out else {}
+    if model.codes is None and begun.get(CHECKPOINT):  # the run has them, whatever became of its parent
+        return find_part(work.config, "codes", begun["codes"])
     if model.codes is None and work.parent is not None:  # the weights know the codes that items had
         before = cfg.load([str(work.parent / "config.yaml"), f"data.root={work.config.data.root}"])
         return extend(find_part(before, "codes", made_by(work.parent)["codes"]), work)

@@ -3,6 +3,7 @@
 run → checkpoint, item table
 run → codes → vectors → text encoder
 run → item tables → SASRec run, vectors → text encoder;  language model
+run → data of a parent, whose weights it started from
 each of them → prepared data
 """
 
@@ -19,6 +20,7 @@ from distrec.engine.checkpoint import Checkpoints
 from distrec.jobs.embed import READ, encoder_digest
 from distrec.jobs.parts import llm
 from distrec.jobs.parts.assemble import COUNTING, GENERATIVE
+from distrec.jobs.parts.identity import DATA
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "test.json", "ranks.parquet")
 Known = dict[tuple[str, Path], Mapping[str, Any]]  # what was verified before, and what made it
@@ -158,12 +160,14 @@ _KINDS = {
     "text encoder": _Kind(("encoder-*", "llm-*"), content=_encoder_content),
     "language model": _Kind(("llm-*",), content=_encoder_content),
     "prepared data": _Kind(("prepared-*",)),
+    "data of a parent": _Kind(("prepared-*",)),
 }
 
 
 def _needs(name: str, made_by: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(what, its hash) of all that an artefact was made from."""
-    return [(kind, made_by[key]) for key, kind in _KINDS[name].needs.items() if made_by.get(key)]
+    own = [(kind, made_by[key]) for key, kind in _KINDS[name].needs.items() if made_by.get(key)]
+    return own + [("data of a parent", content) for content in made_by.get(DATA, ())]
 
 
 def _named(config: cfg.Config) -> dict[str, Path]:

@@ -34,7 +34,10 @@ _FREE = (
     "embed.batch",
 )  # may differ between a run and its resumption, or are in the hashes of what it is built on
 
-CHECKPOINT = "from.checkpoint"  # of a run that started from another: the content of the checkpoint
+# of a run that started from the weights of another
+CHECKPOINT = "from.checkpoint"  # their content
+ANCESTOR = "from.run"  # what identifies that run
+DATA = "from.data"  # all data that they were trained on, oldest first
 
 
 def settings(config: cfg.Config) -> dict[str, Any]:
@@ -65,10 +68,9 @@ def check_settings(out: Path, made: Mapping[str, Any]) -> None:
     for key, value in made.items() if before else ():
         if before.get(key) != value:
             how = f"{key} was {before.get(key)!r}, now {value!r}"
-            if key == CHECKPOINT:
-                how = (
-                    "it started from the weights of another from=RUN" if before.get(key) else "it started without from="
-                )
+            if key in (CHECKPOINT, ANCESTOR, DATA):
+                started = "from the weights of another from=RUN" if before.get(key) else "without from="
+                how = f"it started {started}"
             raise ValueError(f"{out} holds another run ({how}): choose another out=DIR")
 
 
@@ -89,7 +91,7 @@ def data_of(out: Path, config: cfg.Config, now: Prepared) -> Prepared:
     if growth.is_same(then, now.folder):
         return prepared.load(then)
     raise ValueError(
-        f"{growth.changes(then, now, out)}; `distrec recommend out={out} histories=data` recommends for "
-        f"the data as they are now by this model; `distrec train from={out} out=DIR …` goes on from it with them; or train "
+        f"{growth.changes(then, now, out)}; `distrec recommend out={out} histories=data unknown=drop` recommends for "
+        f"the data as they are now by this model; `distrec train {out}/config.yaml from={out} out=DIR` goes on from it with them; or train "
         "anew into another out=DIR"
     )

@@ -37,7 +37,6 @@ _SCRATCH = ".item_table.tmp"
 def train(work: Work) -> Path | None:
     """The folder of a finished run; None when a signal stopped it after it had saved."""
     config, data, ranks, accelerator = work.config, work.data, work.ranks, work.accelerator
-    warm_start.check(work)
     if config.out:
         data = data_of(config.out, config, data)
         work = replace(work, data=data)
@@ -46,6 +45,8 @@ def train(work: Work) -> Path | None:
     compatibility.check(stage(accelerator), compiled, getattr(config.model, "backbone", None))
     if not isinstance(config.model, COUNTING):
         batches.learners(data)
+    origin = warm_start.begun(work)
+    parent = None if origin else warm_start.parent_of(work)
     parts = parts_of(work, train)
     if parts is None:
         log("stopped before training; the same command goes on from there")
@@ -53,10 +54,9 @@ def train(work: Work) -> Path | None:
     whole = stage(accelerator) < 3  # else DeepSpeed moves it, part by part
     leave = work.stop if whole else lambda: False  # no rank of ZeRO-3 can leave the others alone
     model: Any = assemble(config, data, parts, work.device if whole else torch.device("cpu"))
-    parent = warm_start.parent_of(work, parts)
-    made = {**settings(config), "data": data.stamp, **parts.hashes}
     if parent:
-        made[CHECKPOINT] = parent.content
+        warm_start.check_codes(work, parts, parent)
+    made = {**settings(config), "data": data.stamp, **parts.hashes, **(parent.made if parent else origin)}
     out = config.out or Path("runs") / f"{config.data.source}-{config.model.name}-{store.digest(made)[:8]}"
     lock = ranks.main_first(partial(enter, out, config, made, ranks))
     if (out / store.STAMP).exists():
@@ -91,8 +91,8 @@ def train(work: Work) -> Path | None:
             return None
         items = item_table(model, out / _SCRATCH, ranks) if isinstance(model, TableModel) else None
         if ranks.is_main:
-            origin = {"from": str(parent.run)} if parent else {}
-            finish(out, config, data, (items, seen), made, journal, report, table, origin)
+            start = {"from": str(work.parent)} if work.parent else {}
+            finish(out, config, data, (items, seen), made, journal, report, table, start)
     if lock >= 0:
         os.close(lock)
     ranks.wait()  # the stamp is written before any rank reads the folder
@@ -135,7 +135,7 @@ def finish(
     journal: Journal,
     report: dict[str, Any],
     table: Any,
-    origin: dict[str, str],
+    start: dict[str, str],
 ) -> None:
     """Export the item table, write the figures, stamp what the run is and what made it."""
     if items[0] is not None:
@@ -150,7 +150,7 @@ def finish(
     }
     provenance = {
         **made,
-        **origin,
+        **start,
         "prepared": data.folder.name,
         "command": shlex.join(sys.argv),
         "versions": versions,

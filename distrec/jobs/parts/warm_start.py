@@ -3,6 +3,7 @@
 Shapes: I items, J items of the other run.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,18 +21,20 @@ from distrec.data.prepared import Prepared
 from distrec.engine.checkpoint import Checkpoints
 from distrec.engine.parallel import Copies
 from distrec.jobs.parts.assemble import Parts, find_part
-from distrec.jobs.parts.identity import made_by, settings
+from distrec.jobs.parts.identity import ANCESTOR, CHECKPOINT, DATA, made_by, settings
 from distrec.jobs.parts.work import Work
 from distrec.runtime import log
 
 
 class Parent(NamedTuple):
-    """`row`: the number there of each item of the new data, -1 for a new one."""
+    """`then`: the data of the run; `row`: the number there of each item of the new data, -1 for a new one; `made`: what
+    stamps say of it."""
 
     run: Path
     checkpoint: Path
-    content: str
+    then: Prepared
     row: Int[np.ndarray, " I"]
+    made: dict[str, Any]
 
     def load(self, model: nn.Module) -> None:
         """Give the model the weights of the checkpoint; what belongs to new items keeps its fresh start."""
@@ -52,11 +55,84 @@ class Parent(NamedTuple):
         Copies(model).restore(weights)
 
 
-def check(work: Work) -> None:
-    """Raise ValueError, before anything is made, when the config's model cannot start from the run that is named."""
+def begun(work: Work) -> dict[str, Any]:
+    """What stamps say of the parent of a run that has checkpoints of its own already; nothing of one that has none.
+
+    Such a run needs its parent no more.   Raises: ValueError when it started from another run than the one that is named.
+    """
+    before = made_by(work.config.out) if work.parent and work.config.out else {}
+    if not before.get(CHECKPOINT):
+        return {}
+    now = _identity(work.parent) if work.parent else None
+    if now is None:
+        log(f"from={work.parent} is not there any more: {work.config.out} goes on from its own checkpoint")
+    elif before.get(ANCESTOR, now) != now:
+        raise ValueError(
+            f"{work.config.out} holds another run (it started from the weights of another from=RUN): choose another out=DIR"
+        )
+    return {key: before[key] for key in (CHECKPOINT, ANCESTOR, DATA) if key in before}
+
+
+def _identity(run: Path) -> str | None:
+    """What all checkpoints of a run have in common; None where it has none."""
+    for folder in sorted((run / "checkpoints").glob("step-*")):
+        with contextlib.suppress(ValueError):
+            return store.digest(store.read_stamp(folder)["made_by"])
+    return None
+
+
+def parent_of(work: Work) -> Parent | None:
+    """The run that this one starts from, all its bytes checked, before anything is made.
+
+    Raises: ValueError when the config's model cannot start from it, when its data or those of a run that it started from
+    are not at hand, when it knows no item of these data, or knows what they hold out.
+    """
     if work.parent is None:
-        return
-    model, run = work.config.model, work.parent
+        return None
+    _check_model(work, work.parent)
+    run, root = work.parent, work.config.data.root
+    if (run / store.STAMP).exists():
+        store.verify_stamped(run)
+    checkpoint = run / "checkpoints" / Checkpoints(run / "checkpoints", {}).best()
+    made = store.verify(checkpoint)["made_by"]
+    if CHECKPOINT in made and DATA not in made:
+        raise ValueError(
+            f"from={run} started from another run, and a former version of distrec did not write down from which data: "
+            "train anew"
+        )
+    stamps = [*made.get(DATA, []), made["data"]]
+    ancestors = [_data(root, stamp, run) for stamp in stamps]
+    then = ancestors[-1]
+    row = growth.numbers(then.items, work.data.items)
+    if not (row >= 0).any():
+        raise ValueError(
+            f"from={run}: none of its {then.n_items:,} items is among these {work.data.n_items:,}, which are other data "
+            f"(data.source={work.config.data.source}): name those of the run, as by distrec train {run}/config.yaml from={run} …"
+        )
+    for data in ancestors:
+        growth.check_held_out(data, work.data, run)
+    gone = then.n_items - int((row >= 0).sum())
+    log(
+        f"starting from {checkpoint}: {(row >= 0).sum():,} items are known, {(row < 0).sum():,} new"
+        + (f", {gone:,} gone" if gone else "")
+    )
+    origin = {CHECKPOINT: store.content(checkpoint), ANCESTOR: _identity(run), DATA: stamps}
+    return Parent(run, checkpoint, then, row, origin)
+
+
+def _data(root: Path, stamp: str, run: Path) -> Prepared:
+    folder = growth.find(root, stamp)
+    if folder is None:
+        raise ValueError(
+            f"from={run}: the data of that run, or of one that it started from, are not in data.root={root}, so that nobody "
+            "can tell what it was trained on: give the data.root that it had"
+        )
+    store.verify(folder)
+    return prepared.load(folder)
+
+
+def _check_model(work: Work, run: Path) -> None:
+    model = work.config.model
     if not isinstance(model, knobs.SasRec | knobs.CodeModel):
         why = "joins item vectors that are made anew with the data" if model.name == "frellm" else "only counts"
         raise ValueError(
@@ -79,50 +155,18 @@ def check(work: Work) -> None:
             )
 
 
-def parent_of(work: Work, parts: Parts) -> Parent | None:
-    """The run that this one starts from, all its bytes checked.
-
-    Raises: ValueError when its data or codes are not at hand, its codes are others, or it knows what is held out now.
-    """
-    if work.parent is None:
-        return None
-    run, root = work.parent, work.config.data.root
-    made = made_by(run)
-    if (run / store.STAMP).exists():
-        store.verify_stamped(run)
-    checkpoint = run / "checkpoints" / Checkpoints(run / "checkpoints", {}).best()
-    store.verify(checkpoint)
-    folder = growth.find(root, made["data"])
-    if folder is None:
-        raise ValueError(
-            f"from={run}: the data of that run are not in data.root={root}, so that its items are not known by name: give "
-            "the data.root that it had"
-        )
-    store.verify(folder)
-    then = prepared.load(folder)
-    row = growth.numbers(then.items, work.data.items)
-    growth.check_held_out(then, work.data, run)
-    if "codes" in made:
-        _check_codes(work, parts, then, row)
-    gone = then.n_items - int((row >= 0).sum())
-    log(
-        f"starting from {checkpoint}: {(row >= 0).sum():,} items are known, {(row < 0).sum():,} new"
-        + (f", {gone:,} gone" if gone else "")
-    )
-    return Parent(run, checkpoint, store.content(checkpoint), row)
-
-
-def _check_codes(work: Work, parts: Parts, then: Prepared, row: Int[np.ndarray, " I"]) -> None:
+def check_codes(work: Work, parts: Parts, parent: Parent) -> None:
     """Raise ValueError when an item has other codes than the weights were trained on."""
-    assert work.parent is not None
-    config = cfg.load([str(work.parent / "config.yaml"), f"data.root={work.config.data.root}"])
-    folder = find_part(config, "codes", made_by(work.parent)["codes"])
-    before, now = item_codes.load(folder, then), item_codes.load(parts.found["codes"], work.data)
-    known = np.flatnonzero(row >= 0)
-    is_same = before.sizes == now.sizes and torch.equal(_at(now.codes, known), _at(before.codes, row[known]))
+    if "codes" not in parts.found:
+        return
+    config = cfg.load([str(parent.run / "config.yaml"), f"data.root={work.config.data.root}"])
+    folder = find_part(config, "codes", made_by(parent.run)["codes"])
+    before, now = item_codes.load(folder, parent.then), item_codes.load(parts.found["codes"], work.data)
+    known = np.flatnonzero(parent.row >= 0)
+    is_same = before.sizes == now.sizes and torch.equal(_at(now.codes, known), _at(before.codes, parent.row[known]))
     if not is_same:
         raise ValueError(
-            f"from={work.parent}: its items have other codes now; `distrec quantize --assign-only={folder} …` gives codes to "
+            f"from={parent.run}: its items have other codes now; `distrec quantize --assign-only={folder} …` gives codes to "
             "the new items and leaves the known ones theirs: give its folder as model.codes=FOLDER"
         )
 

@@ -66,7 +66,7 @@ class _Neighbours(_Counting):
 
         def of(items: slice | Tensor) -> Tensor:
             chosen = items if isinstance(items, slice) else items.cpu().numpy()
-            return torch.from_numpy(scores[:, chosen].toarray()).to(batch.items.device)
+            return torch.from_numpy(scores[:, chosen].toarray().astype(np.float32)).to(batch.items.device)
 
         return of
 
