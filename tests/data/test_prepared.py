@@ -254,6 +254,71 @@ def test_a_given_split_is_audited_by_equal_times_too(tmp_path):
         assert [sorted(part) for part in parts] == [["w", "z"], ["y"], ["x"]]
 
 
+def removed(folder):
+    return json.loads((folder / "statistics.json").read_text())["removed"]
+
+
+KEY = "held-out rows dropped, as an earlier part has them"
+
+
+@pytest.mark.parametrize("rule", [None, "same_time", "first", "keep"])
+@pytest.mark.parametrize("ties", ["file_order", "shuffle"])
+def test_a_held_out_row_that_an_earlier_part_has_is_told_and_counted(tmp_path, capsys, rule, ties):
+    """A benchmark that leaks: the target of u1 is a row of train, that of u2 one of valid; u3's repeat is its own."""
+    rows = [
+        ("u1", "a", 1, "train"), ("u1", "b", 2, "train"), ("u1", "c", 5, "train"), ("u1", "c", 5, "test"), ("u1", "c", 5, "test"),
+        ("u2", "a", 1, "train"), ("u2", "b", 2, "valid"), ("u2", "b", 2, "test"),
+        ("u3", "a", 1, "train"), ("u3", "b", 2, "valid"), ("u3", "c", 3, "test"), ("u3", "c", 3, "test"),
+    ]  # fmt: skip
+    write_csv(tmp_path / "log.csv", "user,item,time,split", rows)
+    words = [f"data.duplicates={rule}"] if rule else []
+    folder = prepared.prepare(table(tmp_path, "data.split=given", f"data.ties={ties}", *words, name="log.csv"))
+    parts, said = three(prepared.load(folder)), capsys.readouterr().err
+    if rule == "keep":
+        assert parts["u1"] == [["a", "b", "c"], [], ["c", "c"]]
+        assert KEY not in removed(folder)
+        assert "an earlier part has" not in said
+        return
+    assert parts == {"u1": [["a", "b", "c"], [], []], "u2": [["a"], ["b"], []], "u3": [["a"], ["b"], ["c"]]}
+    assert removed(folder)[KEY] == 2
+    assert removed(folder)[f"duplicates ({rule or 'same_time'})"] == 4
+    assert "rows of a part that an earlier part has too: 2 of test (the first: user 'u" in said
+    assert "set data.duplicates=keep" in said
+
+
+def test_repeats_inside_one_part_are_plain_repeats(tmp_path, capsys):
+    rows = [("a", "x", 1, "train"), ("a", "x", 1, "train"), ("a", "y", 2, "valid"), ("a", "x", 3, "test"), ("a", "x", 3, "test")]  # fmt: skip
+    write_csv(tmp_path / "log.csv", "user,item,time,split", rows)
+    folder = prepared.prepare(table(tmp_path, "data.split=given", name="log.csv"))
+    assert three(prepared.load(folder)) == {"a": [["x"], ["y"], ["x"]]}
+    assert KEY not in removed(folder)
+    assert "an earlier part has" not in capsys.readouterr().err
+
+
+def test_of_repeated_item_rows_the_first_value_of_each_attribute_counts(tmp_path, capsys):
+    write_csv(tmp_path / "log.csv", "user,item,time", [("a", f"i{k}", k + 1) for k in range(4)])
+    items = [("i0", "", ""), ("i0", "Real", ""), ("i0", "Other", "red"), ("i1", "One", ""), ("i2", "Two", "blue"), ("i2", "", "blue"), ("zz", "p", ""), ("zz", "q", "")]  # fmt: skip
+    write_csv(tmp_path / "items.csv", "item,title,colour", items)
+    folder = prepared.prepare(table(tmp_path, f"data.items={tmp_path}/items.csv", name="log.csv"))
+    stored = prepared.load(folder).items
+    assert dict(zip(stored["raw"], zip(stored["text"], stored["colour"], strict=True), strict=True)) == {
+        "i0": ("Real", "red"), "i1": ("One", ""), "i2": ("Two", "blue"), "i3": ("", ""),
+    }  # fmt: skip
+    assert removed(folder)["repeated item rows"] == 4
+    assert removed(folder)["items whose rows in the item table differ"] == 1
+    assert "items whose rows in the item table differ: 1;" in (said := capsys.readouterr().err)
+    assert "(item 'i0': title 'Real', not 'Other')" in said
+
+
+def test_item_rows_that_repeat_word_for_word_are_no_difference(tmp_path, capsys):
+    write_csv(tmp_path / "log.csv", "user,item,time", [("a", f"i{k}", k + 1) for k in range(3)])
+    write_csv(tmp_path / "items.csv", "item,title", [("i0", "T"), ("i0", "T"), ("i1", "U"), ("i2", "V")])
+    folder = prepared.prepare(table(tmp_path, f"data.items={tmp_path}/items.csv", name="log.csv"))
+    assert sorted(prepared.load(folder).items["text"]) == ["T", "U", "V"]
+    assert "items whose rows in the item table differ" not in removed(folder)
+    assert "differ" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int
 
+from distrec.data import split
 from distrec.data.raw import lines
-from distrec.runtime import log
+from distrec.runtime import brief, log
 
 PARTS = {"train": 0, "valid": 1, "test": 2}
 _SYNONYMS = {"training": "train", "validation": "valid", "val": "valid", "dev": "valid"}
@@ -50,6 +51,33 @@ def parts(table: pl.DataFrame, path: Path) -> pl.Series:
     for word in sorted(set(words.unique()) & _SYNONYMS.keys()):
         log(f"{path}: the part {word!r} is read as {_SYNONYMS[word]!r}")
     return numbers.alias("split")
+
+
+def repeated_across(
+    user: Int[np.ndarray, " N"],
+    item: Int[np.ndarray, " N"],
+    time: Int[np.ndarray, " N"] | None,
+    part: Int[np.ndarray, " N"],
+    rule: split.Rule,
+    names: tuple[pl.Series, pl.Series],
+) -> dict[str, int]:
+    """Tell which held-out rows of an ordered log repeat one of an earlier part by the rule of its duplicates, and count them.
+
+    `names`: the raw ids of the users and of the items, by number.
+    """
+    lost = split.repeats(user, item, time, rule) & (part > 0)
+    if lost.any():  # a repeat inside one part is a plain one
+        lost &= ~split.repeats(user.astype(np.int64) * len(PARTS) + part, item, time, rule)
+    if not lost.any():
+        return {}
+    counts = " and ".join(f"{n:,} of {name}" for name, k in PARTS.items() if (n := int((lost & (part == k)).sum())))
+    first = [brief(name[int(code[lost][0])]) for name, code in zip(names, (user, item), strict=True)]
+    log(
+        f"data.split=given: rows of a part that an earlier part has too: {counts} (the first: user {first[0]}, item "
+        f"{first[1]}); the earlier part keeps them, and they are no targets: remove them from one of the parts, or set "
+        "data.duplicates=keep to measure on them all the same"
+    )
+    return {"held-out rows dropped, as an earlier part has them": int(lost.sum())}
 
 
 def ends(
