@@ -373,6 +373,62 @@ def test_parts_of_other_types_go_together_or_are_refused_by_name(tmp_path):
     refused(lambda: rows(tmp_path / "p"), "2.parquet: its time column is Float64, but", "write all parts with one type")
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json.gz", "csv.zst"])
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_empty_parts_are_skipped_with_a_word(tmp_path, capsys, kind, place):
+    """Spark writes a part for each partition, also of no row: 0 bytes, or a packing of nothing."""
+    packed = {"gz": gzip.compress, "zst": lambda data: pa.compress(data, "zstd", asbytes=True)}.get(
+        kind.rpartition(".")[2], lambda data: data
+    )
+    records = iter(ROWS)
+    for n in range(5):
+        if n in (place, 3):
+            put(tmp_path, f"p/part-{n}.{kind}", packed(b"") if n == place else b"")
+            continue
+        row = next(records, None)
+        text = "".join(json.dumps(dict(zip(("user", "item", "time"), row, strict=True))) + "\n" for row in [row] if row)
+        text = text if "json" in kind else "user,item,time\n" + ",".join(map(str, row or ())) + "\n"
+        put(tmp_path, f"p/part-{n}.{kind}", packed(text.encode()))
+    items = put(tmp_path, "i/part-1.csv", "item,title\nx,X\ny,Y\n").parent
+    put(tmp_path, "i/part-0.csv", b"")
+    found = raw(tmp_path / "p", f"data.items={items}")
+    assert [row[:2] for row in found.interactions.rows()] == [row[:2] for row in ROWS]
+    assert found.items["title"].to_list() == ["X", "Y"]
+    said = capsys.readouterr().err
+    assert said.count(f"2 of 5 parts are empty files and are skipped (the first: part-{min(place, 3)}.{kind})") == 1
+    assert said.count("1 of 2 parts are empty files and are skipped (the first: part-0.csv)") == 1
+    for path in (tmp_path / "p").iterdir():
+        path.write_bytes(b"")
+    refused(lambda: rows(tmp_path / "p"), f"part-0.{kind}: the file is empty")
+
+
+def test_a_field_may_be_absent_from_parts_of_json_lines_but_not_from_all(tmp_path):
+    """Spark leaves out what is null, so that a part may lack a field altogether."""
+    lines_of = [{"user": user, "item": item, "time": time} for user, item, time in ROWS]
+    lines_of[1]["event"] = "buy"
+    for n, record in enumerate(lines_of):
+        put(tmp_path, f"p/part-{n}.json", json.dumps(record) + "\n")
+    found = raw(tmp_path / "p", "data.where=event = buy")
+    assert found.interactions["item"].to_list() == ["y"]
+    assert found.dropped["dropped by data.where (event is missing)"] == 2
+    refused(lambda: raw(tmp_path / "p", "data.where=kind = buy"), "p: no column 'kind'; found: user, item, time, event")
+    put(tmp_path, "p/part-1.json", json.dumps({"user": "a", "item": "y"}) + "\n")
+    refused(lambda: rows(tmp_path / "p"), "part-1.json, line 1: time None")
+
+
+def test_links_among_parts_that_lead_nowhere_or_in_a_circle_are_named(tmp_path):
+    put(tmp_path, "p/part-0.csv", LOG)
+    (tmp_path / "p/part-1.csv").symlink_to("gone.csv")
+    refused(lambda: rows(tmp_path / "p"), "p/part-1.csv: a link to gone.csv, which is not there; remove it")
+    (tmp_path / "p/part-1.csv").unlink()
+    (tmp_path / "p/day=1").symlink_to(tmp_path / "p")
+    refused(lambda: rows(tmp_path / "p"), "p/day=1: a link to ", "a folder that it lies in; remove it")
+    (tmp_path / "p/day=1").unlink()
+    put(tmp_path, "other/part-2.csv", LOG)
+    (tmp_path / "p/more").symlink_to(tmp_path / "other")
+    assert len(rows(tmp_path / "p")) == 6
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [

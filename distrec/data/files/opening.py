@@ -29,6 +29,8 @@ def names(part: Part, config: Data) -> list[str]:
 def read(part: Part, wanted: Sequence[str], ids: Sequence[str], config: Data) -> tuple[pl.DataFrame, pl.Series]:
     """(the wanted columns, in Parquet with their types and else as text; the line or row of each row).
 
+    A field that JSON lines do not have is null in all rows, since a null may be left out there.
+
     Raises: ValueError naming file and line for a column that is missing or stands twice, for `ids` that are lists,
     objects or truth values, and for a file that is not what its name says.
     """
@@ -38,7 +40,7 @@ def read(part: Part, wanted: Sequence[str], ids: Sequence[str], config: Data) ->
     from_file = [name for name in wanted if name not in from_folder]
     match paths.kind(part.path):
         case "parquet":
-            _refuse_absent(part.path, from_file, known)
+            refuse_absent(part.path, from_file, known)
             _check_ids(part.path, ids)
             table = _collect(part.path, from_file)
             line = _rows(table)
@@ -47,7 +49,6 @@ def read(part: Part, wanted: Sequence[str], ids: Sequence[str], config: Data) ->
             table = lines.read_json_lines(
                 part.path, schema, encoding=config.encoding, ids=[name for name in ids if name in from_file]
             )
-            _refuse_absent(part.path, [name for name in from_file if table[name].null_count() == table.height], known)
             line = table["line"]
         case kind:
             table, line = delimited.read(part.path, from_file, _style(kind, config))
@@ -64,7 +65,7 @@ def read_all(part: Part, key: str, config: Data) -> tuple[pl.DataFrame, pl.Serie
     """
     match paths.kind(part.path):
         case "parquet":
-            _refuse_absent(part.path, [key], [*_schema(part.path), *part.values])
+            refuse_absent(part.path, [key], [*_schema(part.path), *part.values])
             _check_ids(part.path, [key])
             table = _without_bytes(_collect(part.path, None), part.path)
             table, line = table.select(attributes.as_text(column) for column in table.get_columns()), _rows(table)
@@ -72,7 +73,7 @@ def read_all(part: Part, key: str, config: Data) -> tuple[pl.DataFrame, pl.Serie
             table, line = attributes.read_json_table(part.path, key, config.encoding)
         case kind:
             table, line = delimited.read(part.path, None, _style(kind, config))
-            _refuse_absent(part.path, [key], [*table.columns, *part.values])
+            refuse_absent(part.path, [key], [*table.columns, *part.values])
     folder = [pl.lit(value, pl.String).alias(name) for name, value in part.values.items() if name not in table.columns]
     return table.with_columns(folder), line
 
@@ -101,7 +102,8 @@ def _one_character(separator: str) -> str:
     return mark
 
 
-def _refuse_absent(path: Path, wanted: Sequence[str], known: Sequence[str]) -> None:
+def refuse_absent(path: Path, wanted: Sequence[str], known: Sequence[str]) -> None:
+    """Raises: ValueError naming the first of the wanted columns that is not known."""
     if absent := [name for name in wanted if name not in known]:
         raise ValueError(f"{path}: no column {absent[0]!r}; found: {', '.join(known)} (set data.columns)")
 
