@@ -1,5 +1,6 @@
 """One door for tables of any kind: (rows, their lines) of a file, with the columns that its hive folder's name gives."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from distrec.runtime import log
 def check(config: Data) -> None:
     """Raises: ValueError naming the key, for a separator or an encoding that is none."""
     text.check_encoding(config.encoding)
-    _one_character(config.separator or ",")
+    _one_character(config.separator)
 
 
 def names(part: Part, config: Data) -> list[str]:
@@ -72,8 +73,8 @@ def read_all(part: Part, key: str, config: Data) -> tuple[pl.DataFrame, pl.Serie
         case "jsonl":
             table, line = attributes.read_json_table(part.path, key, config.encoding)
         case kind:
-            table, line = delimited.read(part.path, None, _style(kind, config))
-            refuse_absent(part.path, [key], [*table.columns, *part.values])
+            needed = [] if key in part.values else [key]
+            table, line = delimited.read(part.path, None, _style(kind, config), needed)
     folder = [pl.lit(value, pl.String).alias(name) for name, value in part.values.items() if name not in table.columns]
     return table.with_columns(folder), line
 
@@ -89,11 +90,17 @@ def _inside(path: Path, config: Data) -> list[str]:
 
 
 def _style(kind: str, config: Data) -> Style:
-    separator = "\t" if kind == "tsv" else _one_character(config.separator or ",")
+    separator = "\t" if kind == "tsv" else _one_character(config.separator)
     return Style(separator, config.encoding, config.quoted)
 
 
-def _one_character(separator: str) -> str:
+def _one_character(separator: str | None) -> str:
+    if separator is None:
+        return ","
+    if not separator:
+        raise ValueError(
+            "data.separator='' is empty; put it in quotes (in YAML separator: '|'), or leave it out for a comma"
+        )
     mark = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
     if len(mark) != 1 or not mark.isascii() or mark in '\r\n"':
         raise ValueError(
@@ -124,6 +131,8 @@ def _collect(path: Path, wanted: Sequence[str] | None) -> pl.DataFrame:
 
 
 def _damaged(path: Path, error: Exception) -> str:
+    if twice := re.search(r"with name '(.*)' has more than one occurrence", str(error)):
+        return f"{path}: the column {twice[1]!r} stands twice in it; write the file again with each name once"
     return f"{path} is damaged, or no Parquet file: {str(error).strip().splitlines()[0]}; fetch the file again"
 
 

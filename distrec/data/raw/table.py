@@ -1,6 +1,8 @@
 """Any table with named columns (`data.columns`): CSV, TSV, Parquet or JSON lines, packed or not, a file or its parts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -24,6 +26,8 @@ def files(config: Data) -> list[Path]:
         raise ValueError(
             "data.path: a table source needs one CSV, TSV, Parquet or JSONL file, or a folder of its parts"
         )
+    with _keys_of_items():
+        opening.check(_as_items(config))
     items = paths.parts(config.items, "data.items") if config.items else []
     return [part.path for part in (*_members(config), *items)]
 
@@ -57,7 +61,8 @@ def read_items(path: Path, key: str, config: Data) -> pl.DataFrame:
     """
     frames = []
     for part in paths.filled(paths.parts(path, "data.items"), path):
-        table, line = opening.read_all(part, key, config)
+        with _keys_of_items():
+            table, line = opening.read_all(part, key, _as_items(config))
         if config.missing_ids == "refuse":
             ids = table.select(pl.col(key).alias("item"))
             ids = ids if paths.kind(part.path) == "parquet" else ids.with_columns(line)
@@ -77,6 +82,22 @@ def read_items(path: Path, key: str, config: Data) -> pl.DataFrame:
     return table.select(
         pl.col(key).alias("item"), *(pl.col(old).fill_null("").alias(new) for old, new in attributes.items())
     )
+
+
+def _as_items(config: Data) -> Data:
+    """The keys with which the item table is read."""
+    separator = config.separator if config.items_separator is None else config.items_separator
+    return replace(config, separator=separator, encoding=config.items_encoding or config.encoding)
+
+
+@contextmanager
+def _keys_of_items() -> Iterator[None]:
+    """Let an error of the item table name the keys that are about it alone."""
+    try:
+        yield
+    except ValueError as error:
+        told = str(error).replace("data.separator", "data.items_separator")
+        raise ValueError(told.replace("data.encoding", "data.items_encoding")) from None
 
 
 def _members(config: Data) -> list[Part]:
@@ -154,7 +175,8 @@ def _joined(frames: Sequence[pl.DataFrame], members: Sequence[Part]) -> pl.DataF
                 f"{kinds[odd]}: its {name} column is {odd}, but {first} in {kinds[first].name}; write all parts with one type"
             )
         if len(kinds) > 1:
-            frames = [frame.with_columns(pl.col(name).cast(pl.Int64)) for frame in frames]
+            wide = pl.Int128 if pl.UInt64 in kinds else pl.Int64
+            frames = [frame.with_columns(pl.col(name).cast(wide)) for frame in frames]
     parts = [
         frame.with_columns(part=pl.lit(str(part.path), dtype=place))
         for frame, part in zip(frames, members, strict=True)
