@@ -737,6 +737,22 @@ def test_truth_values_are_kept_however_they_are_written(tmp_path, value, kept, k
     assert found.interactions["item"].to_list() == ["y" if value.lower() == "true" else "x"]
 
 
+@pytest.mark.parametrize("where", ["code = 9007199254740993", {"code": 9007199254740993}])
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_whole_number_is_compared_to_its_last_digit(tmp_path, where, kind):
+    frame = pl.DataFrame(
+        {
+            "user": ["a", "a"],
+            "item": ["x", "y"],
+            "time": [1_600_000_000] * 2,
+            "code": [9007199254740992, 9007199254740993],
+        }
+    )
+    content = io.BytesIO()
+    {"csv": frame.write_csv, "parquet": frame.write_parquet}[kind](content)
+    assert raw(put(tmp_path, f"log.{kind}", content.getvalue()), where=where).interactions["item"].to_list() == ["y"]
+
+
 def test_a_value_that_no_row_has_is_told(tmp_path, capsys):
     path = put(tmp_path, "log.csv", RATED)
     raw(path, "data.where=event in buy, crat and rating != 4")
@@ -771,6 +787,7 @@ def test_a_value_that_one_part_has_is_there(tmp_path, capsys):
         ("not event = view", "is no condition"),
         ("event in buy or cart", "is no condition"),
         ("event != view; rating > 3", "is no condition"),
+        ("{event: '!= view and != cart'}", "event '!= view and != cart' is no condition"),
         ("{rating: []}", "an empty list"),
         ("{rating: {a: 1}}", "is no value"),
         ("{rating: null}", "is no value"),

@@ -183,6 +183,11 @@ def _condition(name: str, value: Any) -> Condition:
     sign, rest = "==", value
     if isinstance(value, str) and (match := _COMPARISON.fullmatch(value)):
         sign, rest = match[1], _plain(match[2])
+        if rest == match[2] and _MORE.search(rest):
+            raise ValueError(
+                f"data.where: {name} {value!r} is no condition; give one comparison, with a text that has a sign or the "
+                "word and, or, not or in in it in quotes; data.where='a != x and a != y' takes several"
+            )
     wanted = _value(name, rest)
     if _SIGNS[sign] in ("ge", "le", "gt", "lt") and not isinstance(wanted, float):
         raise ValueError(f"data.where: {name} {sign} {rest!r}: {sign} compares with a number; write '{name} {sign} 4'")
@@ -200,7 +205,7 @@ def _value(name: str, value: Any) -> float | str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
-        return float(value)
+        return float(value) if abs(value) < 2**53 else str(value)
     if isinstance(value, str) and value:
         return value.lower() if value.lower() in ("true", "false") else value
     raise ValueError(
@@ -211,7 +216,8 @@ def _value(name: str, value: Any) -> float | str:
 def _plain(text: str) -> float | str:
     text = text.strip()
     bare = _unquoted(text)
-    return float(text) if bare == text and re.fullmatch(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?", text) else bare
+    is_number = bare == text and re.fullmatch(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?", text)
+    return float(text) if is_number and abs(float(text)) < 2**53 else bare
 
 
 def _unquoted(text: str) -> str:
