@@ -141,11 +141,8 @@ def _amazon(config: Data) -> Raw:
     """
     reviews, *metadata = _amazon_files(config)
     is_csv = reviews.name.removesuffix(".gz").endswith(".csv")
-    fields = (
-        delimited.header(reviews, delimited.Style(quoted=False))
-        if is_csv
-        else next(lines.read_literal_lines(reviews), (1, {}))[1]
-    )
+    style = delimited.Style(quoted=config.quoted)
+    fields = delimited.header(reviews, style) if is_csv else next(lines.read_literal_lines(reviews), (1, {}))[1]
     layout = next((layout for layout in _AMAZON.values() if layout[0] in fields), None)
     if layout is None:
         raise ValueError(
@@ -155,7 +152,8 @@ def _amazon(config: Data) -> Raw:
     user, item, when, unit = layout
     names = [user, item, when, *(each.column for each in where.parse(config.where) if each.column in fields)]
     if is_csv:
-        table = lines.read_delimited(reviews, names, ",", header=True, filled=_filled(config, user, item))
+        table, line = delimited.read(reviews, names, style)
+        table = table.with_columns(line)
     else:
         kinds = dict.fromkeys(names, pl.String)
         table = lines.read_json_lines(reviews, kinds, filled=_filled(config, user, item), ids=[user, item])
