@@ -65,6 +65,8 @@ class Data:
     columns: Columns = field(default_factory=Columns)
     separator: str | None = None  # One character between the cells of a .csv; null: a comma (a .tsv has tabs).
     encoding: str = "utf-8"  # Of the texts of a `table` source: latin-1, cp1252, utf-16, …
+    items_separator: str | None = None  # The separator of data.items where it differs; null: that of data.separator.
+    items_encoding: str | None = None  # The encoding of data.items where it differs; null: that of data.encoding.
     # Cells of .csv and .tsv may stand in quotes, quotes inside them doubled; false: a quote is a character like others.
     quoted: bool = True
     # Which rows count: 'rating >= 4 and event in purchase, cart' or {rating: ">= 4", event: [purchase, cart]}.

@@ -182,8 +182,10 @@ def _fill(folder: Path, config: Data) -> None:
         table.items, number = item_table.with_cold(table.items, cold, cold_rng)
         table.item = number[table.item]
         negatives = negatives if negatives is None else np.where(negatives < 0, -1, number[negatives])
-    texts = item_table.table(raw.items, table.items, config.text)
+    attributes, differing = item_table.once(raw.items.filter(raw.items["item"].is_in(table.items.implode())))
+    texts = item_table.table(attributes, table.items, config.text)
     counts["repeated item rows"] = raw.items.height - raw.items["item"].n_unique()
+    counts |= {"items whose rows in the item table differ": differing} if differing else {}
     counts["items without text"] = int((texts["text"] == "").sum())
     times = table.time if table.time is not None else np.zeros(len(table.item), np.int64)
     _write(folder, "interactions", {"item": table.item, "time": times})
@@ -207,6 +209,9 @@ def _clean(table: _Log, config: Data, tie_rng: np.random.Generator | None, count
     rule = config.duplicates or _RULES.get(config.source, "keep" if table.time is None else "same_time")
     keep = ~split.repeats(table.user, table.item, table.time, rule)
     counts[f"duplicates ({rule})"] = int((~keep).sum())
+    if table.part is not None:
+        names = (table.users, table.items)
+        counts |= given.repeated_across(table.user, table.item, table.time, table.part, rule, names)
     k = config.k_core if config.k_core is not None else 5 * (config.source in _RAW_LOGS)
     core = split.k_core(table.user[keep], table.item[keep], k)
     counts[f"outside the {k}-core"] = int((~core).sum())

@@ -133,3 +133,16 @@ def test_the_catalogues_of_2023_lie_where_they_are_published():
     assert meta.url == f"{root}/meta_categories/meta_All_Beauty.jsonl.gz"
     with pytest.raises(ValueError, match="amazon-2023/NAME"):
         download.official("amazon-2023")
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_ratings_whose_cells_stand_in_quotes_are_read_without_them(tmp_path, pack):
+    text = f'"user_id","parent_asin","rating","timestamp"\n"U1","B01","5.0","{NOW}"\n"U2","B01","4.0","{NOW + 1}"\n'
+    path = tmp_path / f"Software.csv{'.gz' * pack}"
+    path.write_bytes(gzip.compress(text.encode()) if pack else text.encode())
+    raw = read("data.source=amazon", f"data.path={path}")
+    assert raw.interactions.rows() == [("U1", "B01", NOW * 1000), ("U2", "B01", (NOW + 1) * 1000)]
+    path.with_name("odd.csv").write_text(text + f'"U"3,B01,1.0,{NOW}\n')
+    refused("data.source=amazon", f"data.path={tmp_path}/odd.csv", match=r"odd\.csv, line 4: a quote closes a cell")
+    path.with_name("odd.csv").write_text(f"user_id,parent_asin,rating,timestamp\nU1,B01,5.0,{NOW}\n,B02,5.0,{NOW}\n")
+    refused("data.source=amazon", f"data.path={tmp_path}/odd.csv", match=r"odd\.csv, line 3: user None is missing")

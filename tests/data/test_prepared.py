@@ -254,6 +254,71 @@ def test_a_given_split_is_audited_by_equal_times_too(tmp_path):
         assert [sorted(part) for part in parts] == [["w", "z"], ["y"], ["x"]]
 
 
+def removed(folder):
+    return json.loads((folder / "statistics.json").read_text())["removed"]
+
+
+KEY = "held-out rows dropped, as an earlier part has them"
+
+
+@pytest.mark.parametrize("rule", [None, "same_time", "first", "keep"])
+@pytest.mark.parametrize("ties", ["file_order", "shuffle"])
+def test_a_held_out_row_that_an_earlier_part_has_is_told_and_counted(tmp_path, capsys, rule, ties):
+    """A benchmark that leaks: the target of u1 is a row of train, that of u2 one of valid; u3's repeat is its own."""
+    rows = [
+        ("u1", "a", 1, "train"), ("u1", "b", 2, "train"), ("u1", "c", 5, "train"), ("u1", "c", 5, "test"), ("u1", "c", 5, "test"),
+        ("u2", "a", 1, "train"), ("u2", "b", 2, "valid"), ("u2", "b", 2, "test"),
+        ("u3", "a", 1, "train"), ("u3", "b", 2, "valid"), ("u3", "c", 3, "test"), ("u3", "c", 3, "test"),
+    ]  # fmt: skip
+    write_csv(tmp_path / "log.csv", "user,item,time,split", rows)
+    words = [f"data.duplicates={rule}"] if rule else []
+    folder = prepared.prepare(table(tmp_path, "data.split=given", f"data.ties={ties}", *words, name="log.csv"))
+    parts, said = three(prepared.load(folder)), capsys.readouterr().err
+    if rule == "keep":
+        assert parts["u1"] == [["a", "b", "c"], [], ["c", "c"]]
+        assert KEY not in removed(folder)
+        assert "an earlier part has" not in said
+        return
+    assert parts == {"u1": [["a", "b", "c"], [], []], "u2": [["a"], ["b"], []], "u3": [["a"], ["b"], ["c"]]}
+    assert removed(folder)[KEY] == 2
+    assert removed(folder)[f"duplicates ({rule or 'same_time'})"] == 4
+    assert "rows of a part that an earlier part has too: 2 of test (the first: user 'u" in said
+    assert "set data.duplicates=keep" in said
+
+
+def test_repeats_inside_one_part_are_plain_repeats(tmp_path, capsys):
+    rows = [("a", "x", 1, "train"), ("a", "x", 1, "train"), ("a", "y", 2, "valid"), ("a", "x", 3, "test"), ("a", "x", 3, "test")]  # fmt: skip
+    write_csv(tmp_path / "log.csv", "user,item,time,split", rows)
+    folder = prepared.prepare(table(tmp_path, "data.split=given", name="log.csv"))
+    assert three(prepared.load(folder)) == {"a": [["x"], ["y"], ["x"]]}
+    assert KEY not in removed(folder)
+    assert "an earlier part has" not in capsys.readouterr().err
+
+
+def test_of_repeated_item_rows_the_first_value_of_each_attribute_counts(tmp_path, capsys):
+    write_csv(tmp_path / "log.csv", "user,item,time", [("a", f"i{k}", k + 1) for k in range(4)])
+    items = [("i0", "", ""), ("i0", "Real", ""), ("i0", "Other", "red"), ("i1", "One", ""), ("i2", "Two", "blue"), ("i2", "", "blue"), ("zz", "p", ""), ("zz", "q", "")]  # fmt: skip
+    write_csv(tmp_path / "items.csv", "item,title,colour", items)
+    folder = prepared.prepare(table(tmp_path, f"data.items={tmp_path}/items.csv", name="log.csv"))
+    stored = prepared.load(folder).items
+    assert dict(zip(stored["raw"], zip(stored["text"], stored["colour"], strict=True), strict=True)) == {
+        "i0": ("Real", "red"), "i1": ("One", ""), "i2": ("Two", "blue"), "i3": ("", ""),
+    }  # fmt: skip
+    assert removed(folder)["repeated item rows"] == 4
+    assert removed(folder)["items whose rows in the item table differ"] == 1
+    assert "items whose rows in the item table differ: 1;" in (said := capsys.readouterr().err)
+    assert "(item 'i0': title 'Real', not 'Other')" in said
+
+
+def test_item_rows_that_repeat_word_for_word_are_no_difference(tmp_path, capsys):
+    write_csv(tmp_path / "log.csv", "user,item,time", [("a", f"i{k}", k + 1) for k in range(3)])
+    write_csv(tmp_path / "items.csv", "item,title", [("i0", "T"), ("i0", "T"), ("i1", "U"), ("i2", "V")])
+    folder = prepared.prepare(table(tmp_path, f"data.items={tmp_path}/items.csv", name="log.csv"))
+    assert sorted(prepared.load(folder).items["text"]) == ["T", "U", "V"]
+    assert "items whose rows in the item table differ" not in removed(folder)
+    assert "differ" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -267,6 +332,92 @@ def test_a_folder_that_lacks_a_part_is_refused(tmp_path, names, message):
         write_csv(tmp_path / "parts" / f"{name}.csv", "user,item,time", [("a", "x", 1)])
     with pytest.raises(ValueError, match=message):
         prepared.prepare(table(tmp_path, "data.split=given", name="parts"))
+
+
+ROWS_OF = {part: [row[:3] for row in SPLIT if row[3] == part] for part in ("train", "valid", "test")}
+
+
+def put_parts(folder, names, *, n=2, parquet=False, split=None):
+    """The rows of SPLIT as files: `names` by part, with {n} for the number of a file; `split`: its column's name."""
+    for part, rows in ROWS_OF.items():
+        files = n if "{n" in names[part] else 1
+        for k in range(files):
+            path = folder / names[part].format(n=k)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            own = [(*row, part) if split else row for row in rows[k::files]]
+            frame = pl.DataFrame(own, schema=["user", "item", "time", *([split] if split else [])], orient="row")
+            frame.write_parquet(path) if parquet else frame.write_csv(path)
+
+
+LAYOUTS = {
+    "hugging face": "{part}-{{n:05d}}-of-00002.parquet",
+    "hugging face, hashed": "{part}-{{n:05d}}-of-00002-a09b74b3ef9c3b56.parquet",
+    "amazon 2023": "All_Beauty.{part}.csv",
+    "numbered": "{part}_{{n}}.csv",
+    "numbered parts": "{part}.part{{n}}.parquet",
+    "folders": "{part}/part-{{n}}.csv",
+    "folders of spark": "{part}.parquet/part-{{n:05d}}-x.snappy.parquet",
+    "hive": "split={part}/part-{{n}}.csv",
+    "hive of parquet": "split={part}/{{n}}.parquet",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("word", ["valid", "validation"])
+def test_three_parts_are_files_of_any_number(tmp_path, layout, word):
+    names = {part: LAYOUTS[layout].format(part=word if part == "valid" else part) for part in ROWS_OF}
+    put_parts(tmp_path / "parts", names, parquet=names["train"].endswith("parquet"))
+    (tmp_path / "parts/_SUCCESS").touch()
+    data = prepared.load(prepared.prepare(table(tmp_path, "data.split=given", name="parts")))
+    assert three(data) == {
+        "a": [["x", "y"], ["z"], ["w", "v"]], "b": [["y", "z"], ["x"], []], "c": [[], [], ["w"]], "d": [["x"], [], []],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_folder_of_parts_may_have_the_column_split(tmp_path, kind):
+    names = {part: f"part-{k}.{kind}" for k, part in enumerate(ROWS_OF)}
+    put_parts(tmp_path / "parts", names, parquet=kind == "parquet", split="fold")
+    words = ("data.split=given", "data.columns.split=fold")
+    data = prepared.load(prepared.prepare(table(tmp_path, *words, name="parts")))
+    assert three(data)["b"] == [["y", "z"], ["x"], []]
+    with pytest.raises(ValueError, match=r"part-0\.\w+: no column 'split'; found: user, item, time, fold \(set data.columns.split=NAME, or name the files"):  # fmt: skip
+        prepared.prepare(table(tmp_path, "data.split=given", name="parts"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("train-2.csv", r"holds 2 files \(train-2\.csv, train\.csv\) for the part 'train'"),
+        ("Books.train.csv", r"holds 2 files \(Books\.train\.csv, train\.csv\) for the part 'train'"),
+    ],
+)
+def test_files_of_two_names_are_not_put_together(tmp_path, extra, message):
+    put_parts(tmp_path / "parts", {part: f"{part}.csv" for part in ROWS_OF})
+    write_csv(tmp_path / "parts" / extra, "user,item,time", [("a", "q", 1)])
+    with pytest.raises(ValueError, match=message):
+        prepared.prepare(table(tmp_path, "data.split=given", name="parts"))
+
+
+def test_parts_of_two_data_sets_or_with_a_file_too_few_are_refused(tmp_path):
+    put_parts(tmp_path / "two", {"train": "A.train.csv", "valid": "A.valid.csv", "test": "B.test.csv"})
+    with pytest.raises(ValueError, match=r"A\.valid\.csv and B\.test\.csv are of two data sets"):
+        prepared.prepare(table(tmp_path, "data.split=given", name="two"))
+    put_parts(tmp_path / "few", {part: part + "-{n}-of-2.csv" for part in ROWS_OF})
+    (tmp_path / "few/train-1-of-2.csv").unlink()
+    with pytest.raises(ValueError, match=r"train-0-of-2\.csv: 1 of its 2 files are there; fetch the rest"):
+        prepared.prepare(table(tmp_path, "data.split=given", name="few"))
+
+
+def test_what_lies_beside_the_parts_is_told(tmp_path, capsys):
+    put_parts(tmp_path / "parts", {part: f"{part}.csv" for part in ROWS_OF})
+    write_csv(tmp_path / "parts/items.csv", "item,title", [("x", "X"), ("y", "Y"), ("z", "Z"), ("w", "W"), ("v", "V")])
+    words = ("data.split=given", f"data.items={tmp_path}/parts/items.csv")
+    prepared.prepare(table(tmp_path, *words, name="parts"))
+    assert "are read, and not" not in capsys.readouterr().err
+    write_csv(tmp_path / "parts/extra_train.csv", "user,item,time", [("a", "q", 1)])
+    prepared.prepare(table(tmp_path, "data.k_core=1", *words, name="parts"))
+    assert f"{tmp_path}/parts: train, valid and test are read, and not extra_train.csv" in capsys.readouterr().err
 
 
 def test_a_given_split_needs_a_table(tmp_path):

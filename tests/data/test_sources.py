@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shlex
 
 import polars as pl
 import pytest
@@ -69,11 +70,16 @@ def test_movielens_100k_and_1m_layouts(tmp_path):
     (tmp_path / "u.data").write_text("196\t242\t3\t881250949\n186\t302\t3\t891717742\n")
     cells = ["0"] * 19
     cells[1] = cells[5] = "1"
-    (tmp_path / "u.item").write_bytes(f"242|Amélie (2001)|01-Jan-2001||url|{'|'.join(cells)}\n".encode("latin-1"))
+    (tmp_path / "u.item").write_bytes(
+        f"242|Amélie (2001)|01-Jan-2001||url|{'|'.join(cells)}\n302|No genre (1990)||||{'|'.join('0' * 19)}\n".encode(
+            "latin-1"
+        )
+    )
     raw = read("data.source=movielens", f"data.path={tmp_path}")
     assert rows(raw) == [("196", "242", 881250949 * 10**6), ("186", "302", 891717742 * 10**6)]
     assert raw.items.rows(named=True) == [
-        {"item": "242", "title": "Amélie", "year": "2001", "category": "Action|Comedy"}
+        {"item": "242", "title": "Amélie", "year": "2001", "category": "Action|Comedy"},
+        {"item": "302", "title": "No genre", "year": "1990", "category": ""},
     ]
     one_m = tmp_path / "1m"
     one_m.mkdir()
@@ -82,6 +88,21 @@ def test_movielens_100k_and_1m_layouts(tmp_path):
     raw = read("data.source=movielens", f"data.path={one_m}")
     assert rows(raw) == [("1", "1193", 978300760 * 10**6)]
     assert raw.items["title"].to_list() == ["One: Flew"]
+
+
+@pytest.mark.parametrize("name", ["ml-25m", "ml latest", "it's"])
+def test_movielens_in_csv_names_the_words_that_read_it(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,296,5.0,1147880044\n1,306,3.5,1147868817\n")
+    (folder / "movies.csv").write_text('movieId,title,genres\n296,"Fiction, Pulp (1994)",Crime\n306,Red (1994),Drama\n')
+    for place in (folder, folder / "ratings.csv"):
+        message = refused(
+            "data.source=movielens", f"data.path={place}", match=r"MovieLens 20M and later: read it by data"
+        )
+        raw = read(*shlex.split(message.partition("read it by ")[2]))
+        assert sorted(rows(raw)) == [("1", "296", 1147880044 * 10**6), ("1", "306", 1147868817 * 10**6)]
+        assert raw.items["title"].to_list() == ["Fiction, Pulp (1994)", "Red (1994)"]
 
 
 def test_lastfm_keeps_the_first_tag_of_a_user_and_artist_in_seconds(tmp_path):

@@ -8,6 +8,7 @@ from functools import partial
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -110,8 +111,65 @@ def test_case_10_any_separator(tmp_path, separator):
 def test_a_separator_is_one_character(tmp_path, separator):
     path = put(tmp_path, "log.csv", LOG)
     args = {"data.path": str(path), "data.source": "table", "data.separator": separator}
-    if separator:
-        refused(lambda: sources.read(cfg.load([], args).data), "data.separator", "one character")
+    refused(
+        lambda: sources.read(cfg.load([], args).data),
+        "data.separator",
+        "one character" if separator else "is empty; put it in quotes",
+    )
+
+
+def test_a_separator_that_yaml_reads_as_an_empty_block_is_refused(tmp_path):
+    path = put(tmp_path, "log.csv", LOG.replace(",", "|"))
+    config = put(tmp_path, "c.yaml", f"data:\n  source: table\n  path: {path}\n  separator: |\n  seed: 1\n")
+    refused(
+        lambda: sources.read(cfg.load([str(config)]).data), "data.separator='' is empty", "(in YAML separator: '|')"
+    )
+    config.write_text(config.read_text().replace("|\n", "'|'\n"))
+    assert len(sources.read(cfg.load([str(config)]).data).interactions) == 3
+
+
+@pytest.mark.parametrize(("of_log", "of_items"), [(",", ";"), (";", ","), ("|", "\t"), (";", ";")])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "utf-16"])
+def test_the_item_table_may_have_a_separator_and_an_encoding_of_its_own(tmp_path, of_log, of_items, encoding):
+    log = put(tmp_path, "log.csv", LOG.replace(",", of_log).replace("a", "ä").replace("äser", "aser"))
+    items = put(tmp_path, "it.csv", "item,title\nx,Été\ny,Zwei\n".replace(",", of_items).encode(encoding))
+    words = [f"data.items={items}", *([] if of_log == "," else [f"data.separator={of_log}"])]
+    if of_items != of_log:
+        message = refused(
+            lambda: raw(log, *words),
+            "it.csv, line 1",
+            "data.items_" if encoding != "utf-8" else "data.items_separator=",
+        )
+        words.append(f"data.items_separator={of_items}")
+        assert "data.separator" not in message
+    if encoding != "utf-8":
+        refused(lambda: raw(log, *words), "it.csv, line ", "set data.items_encoding")
+        words.append(f"data.items_encoding={encoding}")
+    assert raw(log, *words).items.rows() == [("x", "Été"), ("y", "Zwei")]
+
+
+def test_keys_of_the_item_table_are_checked_by_name_before_anything_is_read(tmp_path):
+    log, items = put(tmp_path, "log.csv", "no table"), put(tmp_path, "it.csv", "item,title\nx,X\n")
+    refused(lambda: raw(log, f"data.items={items}", "data.items_separator=::"), "data.items_separator='::' is not one")
+    refused(lambda: raw(log, f"data.items={items}", "data.items_encoding=klingon"), "data.items_encoding='klingon' is")
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|", ","])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("first", ["sep={}", '"sep={}"', "\ufeffsep={}"])
+def test_the_separator_that_the_first_line_states_for_excel_is_read(tmp_path, mark, end, first):
+    text = f"{first.format(mark)}\n{LOG.replace(',', mark)}".replace("\n", end)
+    path = put(tmp_path, "log.csv", text)
+    assert rows(path) == ROWS
+    assert rows(path, f"data.separator={mark}") == ROWS
+    path.write_bytes((text + f"b{mark}{mark}1600000003{end}").encode())
+    refused(lambda: rows(path), "log.csv, line 6: item", "is missing or empty")
+    path.write_bytes((text + f'b{mark}"x"y{mark}1600000003{end}').encode())
+    refused(lambda: rows(path), "log.csv, line 6: a quote closes a cell that goes on")
+    path.write_bytes(text.replace("item", "thing").encode())
+    refused(lambda: rows(path), "log.csv", "no column 'item'; found: user, thing, time")
+    items = put(tmp_path, "items.csv", f"sep={mark}{end}item{mark}title{end}x{mark}X{end}".encode())
+    assert raw(put(tmp_path, "log2.csv", LOG), f"data.items={items}").items.rows() == [("x", "X")]
 
 
 NAMES = {
@@ -371,6 +429,94 @@ def test_parts_of_other_types_go_together_or_are_refused_by_name(tmp_path):
     assert rows(tmp_path / "p") == [("1", "x", 1_600_000_000), ("2", "y", 1_600_000_001)]
     parquet(tmp_path / "p/2.parquet", user=[2], item=["y"], time=[1_600_000_001.5])
     refused(lambda: rows(tmp_path / "p"), "2.parquet: its time column is Float64, but", "write all parts with one type")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json.gz", "csv.zst"])
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_empty_parts_are_skipped_with_a_word(tmp_path, capsys, kind, place):
+    """Spark writes a part for each partition, also of no row: 0 bytes, or a packing of nothing."""
+    packed = {"gz": gzip.compress, "zst": lambda data: pa.compress(data, "zstd", asbytes=True)}.get(
+        kind.rpartition(".")[2], lambda data: data
+    )
+    records = iter(ROWS)
+    for n in range(5):
+        if n in (place, 3):
+            put(tmp_path, f"p/part-{n}.{kind}", packed(b"") if n == place else b"")
+            continue
+        row = next(records, None)
+        text = "".join(json.dumps(dict(zip(("user", "item", "time"), row, strict=True))) + "\n" for row in [row] if row)
+        text = text if "json" in kind else "user,item,time\n" + ",".join(map(str, row or ())) + "\n"
+        put(tmp_path, f"p/part-{n}.{kind}", packed(text.encode()))
+    items = put(tmp_path, "i/part-1.csv", "item,title\nx,X\ny,Y\n").parent
+    put(tmp_path, "i/part-0.csv", b"")
+    found = raw(tmp_path / "p", f"data.items={items}")
+    assert [row[:2] for row in found.interactions.rows()] == [row[:2] for row in ROWS]
+    assert found.items["title"].to_list() == ["X", "Y"]
+    said = capsys.readouterr().err
+    assert said.count(f"2 of 5 parts are empty files and are skipped (the first: part-{min(place, 3)}.{kind})") == 1
+    assert said.count("1 of 2 parts are empty files and are skipped (the first: part-0.csv)") == 1
+    for path in (tmp_path / "p").iterdir():
+        path.write_bytes(b"")
+    refused(lambda: rows(tmp_path / "p"), f"part-0.{kind}: the file is empty")
+
+
+def test_a_field_may_be_absent_from_parts_of_json_lines_but_not_from_all(tmp_path):
+    """Spark leaves out what is null, so that a part may lack a field altogether."""
+    lines_of = [{"user": user, "item": item, "time": time} for user, item, time in ROWS]
+    lines_of[1]["event"] = "buy"
+    for n, record in enumerate(lines_of):
+        put(tmp_path, f"p/part-{n}.json", json.dumps(record) + "\n")
+    found = raw(tmp_path / "p", "data.where=event = buy")
+    assert found.interactions["item"].to_list() == ["y"]
+    assert found.dropped["dropped by data.where (event is missing)"] == 2
+    refused(lambda: raw(tmp_path / "p", "data.where=kind = buy"), "p: no column 'kind'; found: user, item, time, event")
+    put(tmp_path, "p/part-1.json", json.dumps({"user": "a", "item": "y"}) + "\n")
+    refused(lambda: rows(tmp_path / "p"), "part-1.json, line 1: time None")
+
+
+def test_links_among_parts_that_lead_nowhere_or_in_a_circle_are_named(tmp_path):
+    put(tmp_path, "p/part-0.csv", LOG)
+    (tmp_path / "p/part-1.csv").symlink_to("gone.csv")
+    refused(lambda: rows(tmp_path / "p"), "p/part-1.csv: a link to gone.csv, which is not there; remove it")
+    (tmp_path / "p/part-1.csv").unlink()
+    (tmp_path / "p/day=1").symlink_to(tmp_path / "p")
+    refused(lambda: rows(tmp_path / "p"), "p/day=1: a link to ", "a folder that it lies in; remove it")
+    (tmp_path / "p/day=1").unlink()
+    put(tmp_path, "other/part-2.csv", LOG)
+    (tmp_path / "p/more").symlink_to(tmp_path / "other")
+    assert len(rows(tmp_path / "p")) == 6
+
+
+def test_ids_beyond_int64_go_together_with_those_of_other_parts(tmp_path):
+    parquet(tmp_path / "p/0.parquet", user=pl.Series([2**63 + 5], dtype=pl.UInt64), item=["x"], time=[1_600_000_000])
+    parquet(tmp_path / "p/1.parquet", user=[-7], item=["y"], time=pl.Series([1_600_000_001], dtype=pl.UInt64))
+    assert rows(tmp_path / "p") == [("9223372036854775813", "x", 1_600_000_000), ("-7", "y", 1_600_000_001)]
+    parquet(tmp_path / "p/1.parquet", user=[1], item=["y"], time=pl.Series([2**63 + 9], dtype=pl.UInt64))
+    refused(lambda: rows(tmp_path / "p"), "1.parquet, line 1: time 9223372036854775817 is a future timestamp")
+
+
+def test_a_column_that_stands_twice_in_parquet_is_named_rightly(tmp_path):
+    table = pa.table([pa.array([v]) for v in ("a", "x", 1_600_000_000, 1, 2)], ["user", "item", "time", "n", "n"])
+    pq.write_table(table, tmp_path / "log.parquet")
+    message = refused(
+        lambda: rows(tmp_path / "log.parquet"), "log.parquet: the column 'n' stands twice in it; write the"
+    )
+    assert "damaged" not in message
+
+
+def test_columns_of_a_sheet_without_name_and_value_are_left_out(tmp_path):
+    log = put(tmp_path, "log.csv", LOG)
+    for text, wanted in (
+        ("item,title,,\nx,X,,\ny,Y,,\n", ["item", "title"]),
+        ("item,,title,\nx,,X,\ny,,Y,\n", ["item", "title"]),
+        ("item,title,\nx,X,\ny,Y,\n", ["item", "title"]),
+        (",item,title\n0,x,X\n1,y,Y\n", ["item", "", "title"]),
+    ):
+        found = raw(log, f"data.items={put(tmp_path, 'items.csv', text)}").items
+        assert found.columns == wanted
+        assert found.select("item", "title").rows() == [("x", "X"), ("y", "Y")]
+    items = put(tmp_path, "items.csv", "item,title,,\nx,X,,\ny,Y,,note\n")
+    refused(lambda: raw(log, f"data.items={items}"), "items.csv, line 3: a value in a column without a name", "has 2")
 
 
 @pytest.mark.parametrize(

@@ -344,6 +344,32 @@ def test_prepare_writes_the_ids_in_the_order_that_is_wanted(tmp_path, ids, small
             prepare.main([*words, wrong])
 
 
+@pytest.mark.parametrize("layout", ["part-{}.parquet", "part-{}.pq", "shard={}/part-0.parquet", "{}/x.PQ"])
+def test_a_folder_of_parts_that_say_the_same_in_other_types_and_orders(small, tmp_path, ids, own, layout):
+    """Twelve parts: part-10 comes after part-2, which is nothing to rows that are joined by id."""
+    own, place = own.astype(np.float64) * (1 + 2**-40), tmp_path / "v"
+    kinds = [pl.List(pl.Float32), pl.List(pl.Float64), pl.Array(pl.Float32, own.shape[1]), pl.List(pl.Float16)]
+    for n in range(12):
+        path, rows = place / layout.format(n), slice(n, None, 12)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = kinds[n % 4]
+        number = {0: np.float32, 1: np.float64, 2: np.float32, 3: np.float16}[n % 4]
+        own[rows] = own[rows].astype(number)
+        frame = pl.DataFrame({"item": ids[rows], "vector": own[rows].tolist()}).with_columns(
+            pl.col("item").cast(pl.Categorical if n % 3 == 1 else pl.String), pl.col("vector").cast(kind)
+        )
+        (frame.select("vector", "item") if n % 2 else frame).write_parquet(path)
+    (place / "notes.txt").write_text("x")
+    table, identity = vectors.load(place, small)
+    np.testing.assert_array_equal(table, expected(small, ids, own))
+    assert table.dtype == np.float64
+    assert identity == vectors.identity(place)
+    if layout.endswith("pq"):
+        frame.write_parquet(tmp_path / "one.pq")
+        with pytest.raises(ValueError, match=r"one\.pq"):  # read, and found to lack the other items
+            vectors.load(tmp_path / "one.pq", small)
+
+
 @pytest.mark.parametrize(
     ("second", "message"),
     [

@@ -10,7 +10,7 @@ import io
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,23 +28,33 @@ _UNDECODED = re.compile("[\udc80-\udcff]")  # how Python carries a byte that is 
 
 @dataclass(frozen=True)
 class Style:
-    """How the cells of a text stand in it.   `quoted`: cells may stand in quotes, a quote inside them doubled."""
+    """How the cells of a text stand in it.   `quoted`: cells may stand in quotes, a quote inside them doubled.
+
+    `skipped`: lines before the header.
+    """
 
     separator: str = ","
     encoding: str = "utf-8"
     quoted: bool = True
+    skipped: int = 0
 
 
-def read(path: Path, wanted: Sequence[str] | None, style: Style) -> tuple[pl.DataFrame, pl.Series]:
-    """(the wanted columns, all if None, as String with null for an empty cell; the line in which each row begins).
+def read(
+    path: Path, wanted: Sequence[str] | None, style: Style, needed: Sequence[str] = ()
+) -> tuple[pl.DataFrame, pl.Series]:
+    """(the wanted columns, as String with null for an empty cell; the line in which each row begins).
 
-    Blank lines are no rows.
+    If `wanted` is None they are all, of which `needed` must be there, without those that have neither a name nor a value.
+    Blank lines are no rows.  A first line `sep=;` states the separator, as Excel has it.
 
     Raises: ValueError naming file and line, for a missing or doubled column, a row of too few or too many cells, a
     quote that is not closed or closes too early, bytes of another encoding, a NUL byte, and a cut-off packing.
     """
+    style = _stated(path, style)
     columns, has_rows = _header(path, style)
-    names = _check_header(path, columns, wanted, style)
+    _check_header(path, columns, needed if wanted is None else wanted, style)
+    names = list(wanted) if wanted is not None else _named(path, columns, style)
+    _check_header(path, columns, names, style)
     if not has_rows:
         return pl.DataFrame(schema=dict.fromkeys(names, pl.String)), pl.Series("line", [], pl.UInt32)
     text = Text(path, style.encoding)
@@ -59,8 +69,9 @@ def read(path: Path, wanted: Sequence[str] | None, style: Style) -> tuple[pl.Dat
     table = pl.concat(frames, rechunk=False)
     if style.quoted and text.has_quotes:
         _check_quotes(path, style, len(columns))
-    if text.lines == table.height + 1:
-        line = pl.int_range(2, table.height + 2, dtype=pl.UInt32, eager=True).alias("line")
+    first = style.skipped + 2
+    if text.lines == table.height + first - 1:
+        line = pl.int_range(first, table.height + first, dtype=pl.UInt32, eager=True).alias("line")
     else:
         line = pl.Series("line", np.fromiter((n for n, _ in islice(_records(path, style), 1, None)), np.uint32))
     _check_rows(path, table, line)
@@ -77,24 +88,47 @@ def _is_header(table: pl.DataFrame) -> pl.Expr:
     return pl.all_horizontal(pl.col(name).eq_missing(pl.lit(name)) for name in table.columns).alias("")
 
 
-def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str] | None, style: Style) -> list[str]:
-    """The names that will be read.   Raises: ValueError for one that is missing, or stands twice."""
-    names = list(header if wanted is None else wanted)
+def _check_header(path: Path, header: Sequence[str], names: Sequence[str], style: Style) -> None:
+    """Raises: ValueError for a name that is missing, or stands twice."""
+    place = f"{path}, line {style.skipped + 1}"
     if absent := [name for name in names if name not in header]:
         raise ValueError(
-            f"{path}, line 1: no column {absent[0]!r}; found: {', '.join(header)} ({_remedy(path, header, style)})"
+            f"{place}: no column {absent[0]!r}; found: {', '.join(header)} ({_remedy(path, header, style)})"
         )
     if twice := [name for name in names if header.count(name) > 1]:
         raise ValueError(
-            f"{path}, line 1: the header has {twice[0]!r} {header.count(twice[0])} times, so that it does not say which "
+            f"{place}: the header has {twice[0]!r} {header.count(twice[0])} times, so that it does not say which "
             "one is meant; rename the others"
         )
-    return names
+
+
+def _named(path: Path, header: Sequence[str], style: Style) -> list[str]:
+    """The columns without those that have neither a name nor a value, as a sheet has beside its table.
+
+    Raises: ValueError for a value in one of several columns without a name.
+    """
+    nameless = [place for place, name in enumerate(header) if not name]
+    rows = islice(_records(path, style), 1, None) if nameless else iter(())
+    line = next(
+        (line for line, row in rows if any(row[place : place + 1] not in ([], [""]) for place in nameless)), None
+    )
+    if line and len(nameless) > 1:
+        raise ValueError(
+            f"{path}, line {line}: a value in a column without a name, of which the header has {len(nameless)}; name it there"
+        )
+    return [name for name in header if name or line]
 
 
 def header(path: Path, style: Style) -> list[str]:
     """The names in the first line.   Raises: ValueError for an empty file."""
-    return _header(path, style)[0]
+    return _header(path, _stated(path, style))[0]
+
+
+def _stated(path: Path, style: Style) -> Style:
+    """The style with the separator that a first line `sep=;` states."""
+    with _lines(Text(path, style.encoding)) as lines:
+        stated = re.fullmatch(r'"?sep=([\t -!#-~])"?[\r\n]*', lines.readline(16))
+    return replace(style, separator=stated[1], skipped=1) if stated else style
 
 
 def _remedy(path: Path, header: Sequence[str], style: Style) -> str:
@@ -112,14 +146,14 @@ def _header(path: Path, style: Style) -> tuple[list[str], bool]:
     first = list(islice(_records(path, style), 2))
     if not first:
         raise ValueError(f"{path}: the file is empty; its first line holds the names of the columns")
-    if fault := _undecoded(path, 1, first[0][1]):
+    if fault := _undecoded(path, *first[0]):
         raise ValueError(fault)
     return first[0][1], len(first) > 1
 
 
 def _options(names: Sequence[str], style: Style) -> tuple[arrow.ReadOptions, arrow.ParseOptions, arrow.ConvertOptions]:
     return (
-        arrow.ReadOptions(block_size=LONGEST),
+        arrow.ReadOptions(block_size=LONGEST, skip_rows=style.skipped),
         arrow.ParseOptions(
             delimiter=style.separator, quote_char='"' if style.quoted else False, newlines_in_values=style.quoted
         ),
@@ -145,15 +179,17 @@ def _lines(text: Text, errors: str = "surrogateescape") -> io.TextIOWrapper:
 def _records(path: Path, style: Style) -> Iterator[tuple[int, list[str]]]:
     """(the line in which it begins, its cells) of each row.   Raises: ValueError for quotes that do not match."""
     with _lines(Text(path, style.encoding)) as lines:
+        for _ in range(style.skipped):
+            lines.readline()
         reader = _reader(lines, style)
-        begin = 1
+        begin = style.skipped + 1
         try:
             for cells in reader:
                 if cells:
                     yield begin, cells
-                begin = reader.line_num + 1
+                begin = style.skipped + reader.line_num + 1
         except csv.Error as error:
-            raise ValueError(_quote_fault(path, begin, reader.line_num, error)) from None
+            raise ValueError(_quote_fault(path, begin, style.skipped + reader.line_num, error)) from None
 
 
 def _quote_fault(path: Path, begin: int, line: int, error: csv.Error) -> str:

@@ -1,5 +1,6 @@
 """One door for tables of any kind: (rows, their lines) of a file, with the columns that its hive folder's name gives."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from distrec.runtime import log
 def check(config: Data) -> None:
     """Raises: ValueError naming the key, for a separator or an encoding that is none."""
     text.check_encoding(config.encoding)
-    _one_character(config.separator or ",")
+    _one_character(config.separator)
 
 
 def names(part: Part, config: Data) -> list[str]:
@@ -29,6 +30,8 @@ def names(part: Part, config: Data) -> list[str]:
 def read(part: Part, wanted: Sequence[str], ids: Sequence[str], config: Data) -> tuple[pl.DataFrame, pl.Series]:
     """(the wanted columns, in Parquet with their types and else as text; the line or row of each row).
 
+    A field that JSON lines do not have is null in all rows, since a null may be left out there.
+
     Raises: ValueError naming file and line for a column that is missing or stands twice, for `ids` that are lists,
     objects or truth values, and for a file that is not what its name says.
     """
@@ -38,7 +41,7 @@ def read(part: Part, wanted: Sequence[str], ids: Sequence[str], config: Data) ->
     from_file = [name for name in wanted if name not in from_folder]
     match paths.kind(part.path):
         case "parquet":
-            _refuse_absent(part.path, from_file, known)
+            refuse_absent(part.path, from_file, known)
             _check_ids(part.path, ids)
             table = _collect(part.path, from_file)
             line = _rows(table)
@@ -47,7 +50,6 @@ def read(part: Part, wanted: Sequence[str], ids: Sequence[str], config: Data) ->
             table = lines.read_json_lines(
                 part.path, schema, encoding=config.encoding, ids=[name for name in ids if name in from_file]
             )
-            _refuse_absent(part.path, [name for name in from_file if table[name].null_count() == table.height], known)
             line = table["line"]
         case kind:
             table, line = delimited.read(part.path, from_file, _style(kind, config))
@@ -64,15 +66,15 @@ def read_all(part: Part, key: str, config: Data) -> tuple[pl.DataFrame, pl.Serie
     """
     match paths.kind(part.path):
         case "parquet":
-            _refuse_absent(part.path, [key], [*_schema(part.path), *part.values])
+            refuse_absent(part.path, [key], [*_schema(part.path), *part.values])
             _check_ids(part.path, [key])
             table = _without_bytes(_collect(part.path, None), part.path)
             table, line = table.select(attributes.as_text(column) for column in table.get_columns()), _rows(table)
         case "jsonl":
             table, line = attributes.read_json_table(part.path, key, config.encoding)
         case kind:
-            table, line = delimited.read(part.path, None, _style(kind, config))
-            _refuse_absent(part.path, [key], [*table.columns, *part.values])
+            needed = [] if key in part.values else [key]
+            table, line = delimited.read(part.path, None, _style(kind, config), needed)
     folder = [pl.lit(value, pl.String).alias(name) for name, value in part.values.items() if name not in table.columns]
     return table.with_columns(folder), line
 
@@ -88,11 +90,17 @@ def _inside(path: Path, config: Data) -> list[str]:
 
 
 def _style(kind: str, config: Data) -> Style:
-    separator = "\t" if kind == "tsv" else _one_character(config.separator or ",")
+    separator = "\t" if kind == "tsv" else _one_character(config.separator)
     return Style(separator, config.encoding, config.quoted)
 
 
-def _one_character(separator: str) -> str:
+def _one_character(separator: str | None) -> str:
+    if separator is None:
+        return ","
+    if not separator:
+        raise ValueError(
+            "data.separator='' is empty; put it in quotes (in YAML separator: '|'), or leave it out for a comma"
+        )
     mark = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
     if len(mark) != 1 or not mark.isascii() or mark in '\r\n"':
         raise ValueError(
@@ -101,7 +109,8 @@ def _one_character(separator: str) -> str:
     return mark
 
 
-def _refuse_absent(path: Path, wanted: Sequence[str], known: Sequence[str]) -> None:
+def refuse_absent(path: Path, wanted: Sequence[str], known: Sequence[str]) -> None:
+    """Raises: ValueError naming the first of the wanted columns that is not known."""
     if absent := [name for name in wanted if name not in known]:
         raise ValueError(f"{path}: no column {absent[0]!r}; found: {', '.join(known)} (set data.columns)")
 
@@ -122,6 +131,8 @@ def _collect(path: Path, wanted: Sequence[str] | None) -> pl.DataFrame:
 
 
 def _damaged(path: Path, error: Exception) -> str:
+    if twice := re.search(r"with name '(.*)' has more than one occurrence", str(error)):
+        return f"{path}: the column {twice[1]!r} stands twice in it; write the file again with each name once"
     return f"{path} is damaged, or no Parquet file: {str(error).strip().splitlines()[0]}; fetch the file again"
 
 

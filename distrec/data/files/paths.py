@@ -8,6 +8,9 @@ from urllib.parse import unquote
 
 import polars as pl
 
+from distrec.data.files import text
+from distrec.runtime import log
+
 _KINDS = {
     **dict.fromkeys(("parquet", "pq"), "parquet"),
     **dict.fromkeys(("jsonl", "ndjson", "json"), "jsonl"),
@@ -30,10 +33,14 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a table.  `values` are what a hive folder's name says of all its rows (`day=2024-01-01/`)."""
+    """One file of a table.  `values` are what a hive folder's name says of all its rows (`day=2024-01-01/`).
+
+    `subset`: train, valid or test, where a split comes as files of these names.
+    """
 
     path: Path
     values: dict[str, str | None] = field(default_factory=dict)
+    subset: str | None = None
 
 
 def kind(path: Path) -> str:
@@ -89,10 +96,9 @@ def parts(path: Path, key: str) -> list[Part]:
                 f"{key}={path}: this is {table} table, and only its log knows which parts are alive; "
                 "export it to plain Parquet first"
             )
-    files = [Path(folder, name) for folder, names in _walk(path) for name in names]
+    files = below(path)
     if not files:
         raise ValueError(f"{key}={path}: the folder holds no part (part-0.parquet, day=2024-01-01/part-0.parquet, …)")
-    files.sort(key=lambda file: _natural(file.relative_to(path).as_posix()))
     kinds = {kind(file): file for file in reversed(files)}
     if len(kinds) > 1:
         raise ValueError(
@@ -107,6 +113,28 @@ def parts(path: Path, key: str) -> list[Part]:
                 "folders of the same columns (name=value); move one of them away"
             )
     return members
+
+
+def below(folder: Path) -> list[Path]:
+    """All files of a folder and of those in it, in the natural order of their names, without the hidden ones.
+
+    Raises: ValueError for a link that leads nowhere, or to a folder that it lies in.
+    """
+    files = [Path(place, name) for place, names in _walk(folder) for name in names]
+    if lost := [file for file in files if not file.exists()]:
+        raise ValueError(f"{lost[0]}: a link to {os.readlink(lost[0])}, which is not there; remove it, or mend it")
+    return sorted(files, key=lambda file: _natural(file.relative_to(folder).as_posix()))
+
+
+def filled(members: list[Part], path: Path) -> list[Part]:
+    """The parts of a table that are not empty, with a word on those of no bytes; all of them where none holds any."""
+    empty = {part.path: None for part in members if kind(part.path) != "parquet" and text.is_empty(part.path)}
+    if not 0 < len(empty) < len(members):
+        return members
+    log(
+        f"{path}: {len(empty):,} of {len(members):,} parts are empty files and are skipped (the first: {next(iter(empty)).name})"
+    )
+    return [part for part in members if part.path not in empty]
 
 
 def read_parquet(path: Path) -> pl.DataFrame:
@@ -130,6 +158,9 @@ def _walk(path: Path) -> list[tuple[str, list[str]]]:
     levels = []
     for folder, below, names in os.walk(path, followlinks=True):
         below[:] = [name for name in below if name[0] not in "._"]
+        for link in (Path(folder, name) for name in below if Path(folder, name).is_symlink()):
+            if Path(folder).resolve().is_relative_to(link.resolve()):
+                raise ValueError(f"{link}: a link to {os.readlink(link)}, a folder that it lies in; remove it")
         levels.append((folder, [name for name in names if name[0] not in "._"]))
     return levels
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 LONGEST = 16 << 20  # bytes in one line
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_PACKED_NOTHING = 64  # bytes that no packing of nothing reaches
 _NO_TEXT = {b"PK\x03\x04": "a zip archive or an Excel sheet", b"PAR1": "a Parquet file", b"BZh": "a bzip2 archive"}
 _MARKS = [  # UTF-32's begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8"),
@@ -115,6 +116,14 @@ class Text(io.RawIOBase):
 
     def _line(self, before: bytes) -> int:
         return self._newlines + before.count(b"\n") + 1
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a file of text holds nothing, packed or not."""
+    if path.stat().st_size >= _PACKED_NOTHING:
+        return False
+    with Text(path) as text:
+        return not text._unpack(1)
 
 
 def undecodable(path: Path, line: int, byte: bytes, encoding: str) -> str:

@@ -18,6 +18,7 @@ from distrec.data.files import paths
 from distrec.data.raw import ids as ids_rule
 from distrec.runtime import brief
 
+_PARQUET = (".parquet", ".pq")
 TYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 
 
@@ -94,12 +95,8 @@ def _map_safetensors(path: Path) -> np.ndarray:
 
 
 def parts(source: Path) -> list[Path]:
-    """The files of a source: itself, or the Parquet parts of a folder by name."""
-    if not source.is_dir():
-        return [source]
-    return sorted(
-        path for path in source.iterdir() if path.suffix.lower() == ".parquet" and not path.name.startswith((".", "_"))
-    )
+    """The files of a source: itself, or the Parquet parts of a folder and of those in it, by name."""
+    return [path for path in paths.below(source) if path.suffix.lower() in _PARQUET] if source.is_dir() else [source]
 
 
 def beside(source: Path) -> Path | None:
@@ -114,7 +111,7 @@ def beside(source: Path) -> Path | None:
 
 def read(source: Path) -> tuple[np.ndarray, pl.Series | None]:
     """(the vectors as they stand in files of a user's own, the id of each row as text, None where nothing says it)."""
-    if source.is_dir() or source.suffix.lower() == ".parquet":
+    if source.is_dir() or source.suffix.lower() in _PARQUET:
         return _read_parquet(source)
     if source.suffix.lower() == ".npz":
         return _read_archive(source)
@@ -156,18 +153,16 @@ def _read_parquet(source: Path) -> tuple[np.ndarray, pl.Series]:
     """The only column of lists, and the column `item` or the only other one."""
     files = parts(source)
     frames = [_open_parquet(path) for path in files]
+    item, vector = _roles(frames[0], source)
     for path, part in zip(files, frames, strict=True):
-        if part.schema != frames[0].schema:
+        has_names = set(part.columns) == set(frames[0].columns) and _roles(part, path) == (item, vector)
+        if not has_names or not _go_together(part[vector], frames[0][vector]):
             raise ValueError(f"{path} has {_said(part)}; {files[0].name} has {_said(frames[0])}: write all parts alike")
-    frame = pl.concat(frames)
-    kinds = {name: "lists" if isinstance(kind, pl.List | pl.Array) else "ids" for name, kind in frame.schema.items()}
-    lists, others = ([name for name in kinds if kinds[name] == kind] for kind in ("lists", "ids"))
-    names = ["item"] if "item" in others else others
-    if len(lists) != 1 or len(names) != 1:
-        raise ValueError(
-            f"{source}: wanted are a column of lists of numbers and the column item (or only one other), it has {_said(frame)}"
-        )
-    ids, lists = ids_rule.complete(frame, names[0], source), frame[lists[0]]
+    ids = pl.concat([ids_rule.complete(part, item, path) for path, part in zip(files, frames, strict=True)])
+    columns = [part[vector].alias("") for part in frames]
+    if len({column.dtype for column in columns}) > 1:  # the widest type of floats holds the numbers of all
+        columns = [column.arr.to_list() if isinstance(column.dtype, pl.Array) else column for column in columns]
+    lists = pl.concat([column.to_frame() for column in columns], how="vertical_relaxed").to_series()
     if isinstance(lists.dtype, pl.List):
         lengths = lists.list.len()
         width = lengths.mode().max()
@@ -182,6 +177,24 @@ def _read_parquet(source: Path) -> tuple[np.ndarray, pl.Series]:
     elif lists.has_nulls():
         raise ValueError(f"{source}: item {brief(ids[int(lists.is_null().arg_max() or 0)])} has null for its vector")
     return _numbers(lists.to_numpy(), source), ids
+
+
+def _roles(frame: pl.DataFrame, path: Path) -> tuple[str, str]:
+    """The names of the column of ids and of the column of vectors."""
+    kinds = {name: "lists" if isinstance(kind, pl.List | pl.Array) else "ids" for name, kind in frame.schema.items()}
+    lists, others = ([name for name in kinds if kinds[name] == kind] for kind in ("lists", "ids"))
+    names = ["item"] if "item" in others else others
+    if len(lists) != 1 or len(names) != 1:
+        raise ValueError(
+            f"{path}: wanted are a column of lists of numbers and the column item (or only one other), it has {_said(frame)}"
+        )
+    return names[0], lists[0]
+
+
+def _go_together(*columns: pl.Series) -> bool:
+    """Whether the lists of two parts hold numbers of one type, or floats of two widths."""
+    inner = {column.dtype.inner for column in columns if isinstance(column.dtype, pl.List | pl.Array)}
+    return len(inner) == 1 or all(kind.is_float() for kind in inner)
 
 
 def _said(frame: pl.DataFrame) -> str:

@@ -7,6 +7,8 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int
 
+from distrec.runtime import brief, log
+
 
 def check_template(template: str) -> None:
     """A template fills named fields and does nothing else: no attributes, no indices, no formats."""
@@ -19,8 +21,32 @@ def check_template(template: str) -> None:
             raise ValueError(f"data.text={template!r}: a field is a plain name in braces, got {name!r}")
 
 
+def once(attributes: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """(one row per id: of several the first value of each attribute that is not empty; how many ids have rows that differ)."""
+    names = [name for name in attributes.columns if name != "item"]
+    is_repeated = attributes["item"].is_duplicated()
+    if not names or not is_repeated.any():
+        return attributes.unique("item", keep="first", maintain_order=True), 0
+    filled = [pl.col(name).filter(pl.col(name) != "") for name in names]
+    groups = attributes.filter(is_repeated).group_by("item", maintain_order=True)
+    merged = groups.agg(each.first() for each in filled).with_columns(pl.col(names).fill_null(""))
+    odd = groups.agg(each.n_unique() for each in filled).filter(pl.any_horizontal(pl.col(name) > 1 for name in names))
+    if odd.height:
+        name = next(name for name in names if odd[name][0] > 1)
+        rows = attributes.filter(pl.col("item") == odd["item"][0], pl.col(name) != "")
+        values = rows[name].unique(maintain_order=True)
+        log(
+            f"items whose rows in the item table differ: {odd.height:,}; the first value that is not empty is kept (item "
+            f"{brief(odd['item'][0])}: {name} {brief(values[0])}, not {brief(values[1])})"
+        )
+    return pl.concat([attributes.filter(~is_repeated), merged]), odd.height
+
+
 def table(attributes: pl.DataFrame, names: pl.Series, template: str) -> pl.DataFrame:
-    """One row per item in the order of ids: raw, text, then attributes ("" where the source has none)."""
+    """One row per item in the order of ids: raw, text, then attributes ("" where the source has none).
+
+    `attributes` has one row for each id that it has (see `once`).
+    """
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     known = [name for name in attributes.columns if name != "item"]
     for name in fields:
@@ -28,10 +54,9 @@ def table(attributes: pl.DataFrame, names: pl.Series, template: str) -> pl.DataF
             raise ValueError(
                 f"data.text={template!r}: items have no {name!r}; they have: {', '.join(['item', *known])}"
             )
-    once = attributes.unique("item", keep="first", maintain_order=True)
     rows = (
         names.to_frame("item")
-        .join(once, on="item", how="left", maintain_order="left")
+        .join(attributes, on="item", how="left", maintain_order="left")
         .with_columns(pl.col(known).fill_null(""))
     )
     parts = [

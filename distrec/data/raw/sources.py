@@ -4,6 +4,7 @@ Every reader returns `Raw`.  Users and items are the raw ids as text; `read` giv
 so that nothing is cut off before it is ordered.
 """
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from distrec.data.files import delimited
 from distrec.data.raw import download, ids, lines, synthetic, table, times, where
 from distrec.data.raw.layout import Raw, no_items
 from distrec.data.raw.table import read_items
@@ -58,6 +60,16 @@ def _find(config: Data, *names: str) -> Path:
 
 
 def _movielens_files(config: Data) -> list[Path]:
+    """Raises: ValueError for the CSV files of 20M, 25M, 32M and latest, with the words that read them as a table."""
+    folder = config.path or download.folder(config)
+    folder = folder.parent if folder.is_file() else folder
+    if (folder / "ratings.csv").is_file() and not any((folder / name).is_file() for name in ("u.data", "ratings.dat")):
+        places = shlex.join([f"data.path={folder / 'ratings.csv'}", f"data.items={folder / 'movies.csv'}"])
+        columns = " ".join(f"data.columns.{role}=movieId" for role in ("item", "item_key"))
+        raise ValueError(
+            f"{folder} holds the ratings.csv of MovieLens 20M and later: read it by data.source=table {places} "
+            f"data.columns.user=userId {columns} data.columns.time=timestamp"
+        )
     ratings = _find(config, "u.data", "ratings.dat")
     items = "u.item" if ratings.name.startswith("u.data") else "movies.dat"
     return [ratings, config.items or _find(config, items)]
@@ -75,16 +87,10 @@ def _movielens(config: Data) -> Raw:
     )
     coding = texts.encoding(movies)
     if is_100k:
-        items = lines.read_delimited(
-            movies, ["item", "title", *(f"c{i}" for i in range(22))], "|", encoding=coding, filled=["item"]
-        )
-        genres = pl.concat_str(
-            [
-                pl.when(pl.col(f"c{i + 3}") == "1").then(pl.lit(name + "|")).otherwise(pl.lit(""))
-                for i, name in enumerate(_GENRES)
-            ]
-        ).str.strip_suffix("|")
-        items = items.with_columns(category=genres)
+        names = ["item", "title", *(f"c{i}" for i in range(22))]
+        items = lines.read_delimited(movies, names, "|", encoding=coding, filled=["item"])
+        genres = [pl.when(pl.col(f"c{i + 3}") == "1").then(pl.lit(name)) for i, name in enumerate(_GENRES)]
+        items = items.with_columns(category=pl.concat_str(genres, separator="|", ignore_nulls=True))
     else:
         items = lines.read_delimited(movies, ["item", "title", "category"], "::", encoding=coding, filled=["item"])
     year = pl.col("title").str.extract(r"\((\d{4})\)\s*$").fill_null("")
@@ -135,7 +141,8 @@ def _amazon(config: Data) -> Raw:
     """
     reviews, *metadata = _amazon_files(config)
     is_csv = reviews.name.removesuffix(".gz").endswith(".csv")
-    fields = _header(reviews, ",") if is_csv else next(lines.read_literal_lines(reviews), (1, {}))[1]
+    style = delimited.Style(quoted=config.quoted)
+    fields = delimited.header(reviews, style) if is_csv else next(lines.read_literal_lines(reviews), (1, {}))[1]
     layout = next((layout for layout in _AMAZON.values() if layout[0] in fields), None)
     if layout is None:
         raise ValueError(
@@ -145,7 +152,8 @@ def _amazon(config: Data) -> Raw:
     user, item, when, unit = layout
     names = [user, item, when, *(each.column for each in where.parse(config.where) if each.column in fields)]
     if is_csv:
-        table = lines.read_delimited(reviews, names, ",", header=True, filled=_filled(config, user, item))
+        table, line = delimited.read(reviews, names, style)
+        table = table.with_columns(line)
     else:
         kinds = dict.fromkeys(names, pl.String)
         table = lines.read_json_lines(reviews, kinds, filled=_filled(config, user, item), ids=[user, item])
@@ -190,10 +198,9 @@ def _lastfm(config: Data) -> Raw:
     tagged, artists = _lastfm_files(config)
     names = {"userID": "user", "artistID": "item", "timestamp": "time"}
     table = lines.read_delimited(tagged, list(names), "\t", header=True, filled=_filled(config, "userID", "artistID"))
-    table = table.rename(names)
     items = lines.read_delimited(artists, ["id", "name"], "\t", header=True, filled=["id"])
     items = items.select(item="id", title=pl.col("name").fill_null(""))
-    timed = times.read(table, tagged, config, unit="ms")
+    timed = times.read(table.rename(names), tagged, config, unit="ms")
     return Raw(timed.table, items, [tagged, artists], timed.dropped, timed.ticks)
 
 
@@ -208,23 +215,16 @@ def _sequences_files(config: Data) -> list[Path]:
 def _sequences(config: Data) -> Raw:
     """One user a line: user_id, raw_user, item_ids and timestamps separated by blanks; taken as it is."""
     path, *rest = _sequences_files(config)
-    table = lines.read_delimited(
-        path, ["user_id", "item_ids", "timestamps"], "\t", header=True, filled=["user_id", "item_ids"]
-    )
+    names = ["user_id", "item_ids", "timestamps"]
+    table = lines.read_delimited(path, names, "\t", header=True, filled=names[:2])
     lists = table.with_columns(pl.col("item_ids").str.split(" "), pl.col("timestamps").str.split(" "))
     has_time = table["timestamps"].is_not_null().any()
     lines.require(table, "user_id", pl.col("user_id").is_duplicated(), path, "stands on several lines")
     if has_time:
-        lines.require(
-            table, "timestamps", pl.col("timestamps").is_null(), path, "are missing, while other users have theirs"
-        )
-        lines.require(
-            lists,
-            "user_id",
-            pl.col("item_ids").list.len() != pl.col("timestamps").list.len(),
-            path,
-            "has not as many timestamps as items",
-        )
+        absent = pl.col("timestamps").is_null()
+        lines.require(table, "timestamps", absent, path, "are missing, while other users have theirs")
+        differ = pl.col("item_ids").list.len() != pl.col("timestamps").list.len()
+        lines.require(lists, "user_id", differ, path, "has not as many timestamps as items")
     else:
         lists = lists.drop("timestamps")
     long = lists.explode(["item_ids", "timestamps"] if has_time else ["item_ids"])
@@ -275,11 +275,6 @@ def _synthetic(config: Data) -> Raw:
 def _filled(config: Data, *names: str) -> list[str]:
     """The fields whose lack is refused under the name that the file gives them; else the rows are dropped later."""
     return list(names) if config.missing_ids == "refuse" else []
-
-
-def _header(path: Path, separator: str) -> list[str]:
-    first = next(lines.blocks(path), (1, b""))[1]
-    return first.partition(b"\n")[0].decode().strip("\r\ufeff").split(separator)
 
 
 def _text(value: object) -> str:

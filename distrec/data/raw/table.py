@@ -1,6 +1,8 @@
 """Any table with named columns (`data.columns`): CSV, TSV, Parquet or JSON lines, packed or not, a file or its parts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -24,8 +26,10 @@ def files(config: Data) -> list[Path]:
         raise ValueError(
             "data.path: a table source needs one CSV, TSV, Parquet or JSONL file, or a folder of its parts"
         )
+    with _keys_of_items():
+        opening.check(_as_items(config))
     items = paths.parts(config.items, "data.items") if config.items else []
-    return [part.path for part in (*_members(config)[0], *items)]
+    return [part.path for part in (*_members(config), *items)]
 
 
 def read(config: Data) -> Raw:
@@ -35,9 +39,11 @@ def read(config: Data) -> Raw:
     """
     files(config)
     assert config.path is not None
-    members, subsets = _members(config)
+    members = _members(config)
     path = members[0].path if len(members) == 1 else config.path
-    table, dropped = _interactions(members, subsets, path, config)
+    if members[0].subset:
+        given.tell_unread(path, members, config.items)
+    table, dropped = _interactions(paths.filled(members, path), path, config)
     raw = Raw(table, no_items(), dropped=dropped)
     if config.columns.time is not None:
         timed = times.read(raw.interactions, path, config)
@@ -54,8 +60,9 @@ def read_items(path: Path, key: str, config: Data) -> pl.DataFrame:
     Raises: ValueError naming file and line.
     """
     frames = []
-    for part in paths.parts(path, "data.items"):
-        table, line = opening.read_all(part, key, config)
+    for part in paths.filled(paths.parts(path, "data.items"), path):
+        with _keys_of_items():
+            table, line = opening.read_all(part, key, _as_items(config))
         if config.missing_ids == "refuse":
             ids = table.select(pl.col(key).alias("item"))
             ids = ids if paths.kind(part.path) == "parquet" else ids.with_columns(line)
@@ -77,13 +84,27 @@ def read_items(path: Path, key: str, config: Data) -> pl.DataFrame:
     )
 
 
-def _members(config: Data) -> tuple[list[Part], list[str]]:
-    """(the files of a log in order, the subset that each one holds where a split comes as three files, else nothing)."""
+def _as_items(config: Data) -> Data:
+    """The keys with which the item table is read."""
+    separator = config.separator if config.items_separator is None else config.items_separator
+    return replace(config, separator=separator, encoding=config.items_encoding or config.encoding)
+
+
+@contextmanager
+def _keys_of_items() -> Iterator[None]:
+    """Let an error of the item table name the keys that are about it alone."""
+    try:
+        yield
+    except ValueError as error:
+        told = str(error).replace("data.separator", "data.items_separator")
+        raise ValueError(told.replace("data.encoding", "data.items_encoding")) from None
+
+
+def _members(config: Data) -> list[Part]:
+    """The files of a log in order, with the subset that each one holds where a split comes as files."""
     assert config.path is not None
-    if config.split == "given" and config.path.is_dir():
-        files = given.files(config.path)
-        return [Part(path) for path in files.values()], list(files)
-    return paths.parts(config.path, "data.path"), []
+    subsets = given.members(config.path) if config.split == "given" and config.path.is_dir() else []
+    return subsets or paths.parts(config.path, "data.path")
 
 
 def _roles(config: Data, has_subsets: bool) -> dict[str, str]:
@@ -99,23 +120,30 @@ def _roles(config: Data, has_subsets: bool) -> dict[str, str]:
     return roles
 
 
-def _interactions(
-    members: Sequence[Part], subsets: Sequence[str], path: Path, config: Data
-) -> tuple[pl.DataFrame, dict[str, int]]:
+def _check_roles(part: Part, roles: dict[str, str], known: Sequence[str]) -> None:
+    """Raises: ValueError for a column of times or of parts that the first file lacks, with what else may say it."""
+    remedies = {
+        "time": "set data.columns.time=NAME, or data.columns.time=null if the rows are in order",
+        "split": "set data.columns.split=NAME, or name the files of a folder train, valid and test",
+    }
+    for role, remedy in remedies.items():
+        is_absent = role in roles and roles[role] not in known and paths.kind(part.path) != "jsonl"
+        if is_absent and roles["item"] in known:
+            raise ValueError(f"{part.path}: no column {roles[role]!r}; found: {', '.join(known)} ({remedy})")
+
+
+def _interactions(members: Sequence[Part], path: Path, config: Data) -> tuple[pl.DataFrame, dict[str, int]]:
     """(user, item and time as they stand in the file, `split` as numbers, `line`, and `part` if there are several; what was dropped)."""
     columns, conditions = config.columns, where.parse(config.where)
-    roles = _roles(config, bool(subsets))
+    roles = _roles(config, members[0].subset is not None)
     wanted = list(dict.fromkeys([*roles.values(), *(condition.column for condition in conditions)]))
     known = opening.names(members[0], config)
-    if columns.time not in (None, *known) and paths.kind(members[0].path) != "jsonl" and columns.item in known:
-        raise ValueError(
-            f"{members[0].path}: no column {columns.time!r}; found: {', '.join(known)} (set data.columns.time=NAME, or "
-            "data.columns.time=null if the rows are in order)"
-        )
+    _check_roles(members[0], roles, known)
     where.tell_unused(known, wanted, path)
-    frames, dropped, seen = [], {}, set()
-    for place, part in enumerate(members):
+    frames, dropped, seen, empty = [], {}, set(), set(wanted)
+    for part in members:
         table, line = opening.read(part, wanted, [columns.user, columns.item], config)
+        empty -= {name for name in empty if table[name].null_count() < table.height}
         table = table.select(
             **{role: pl.col(name) for role, name in roles.items()},
             **{_WHERE + condition.column: pl.col(condition.column) for condition in conditions},
@@ -123,8 +151,11 @@ def _interactions(
         table, counts, values = where.keep(table, conditions, part.path, _WHERE)
         seen |= values
         dropped = {rule: dropped.get(rule, 0) + counts.get(rule, 0) for rule in {**dropped, **counts}}
-        subset = [pl.lit(subsets[place]).alias("split")] if subsets else []
+        subset = [pl.lit(part.subset).alias("split")] if part.subset else []
         frames.append(table.select(*roles, *subset, "line"))
+    if empty:  # JSON lines leave out what is null: a field is absent where no part has it
+        fields = dict.fromkeys(name for part in members for name in opening.names(part, config))
+        opening.refuse_absent(path, [name for name in wanted if name in empty], list(fields))
     table = _joined(frames, members) if len(members) > 1 else frames[0]
     where.tell_absent(conditions, seen, path)
     where.require_some(table.height, conditions, dropped, path)
@@ -144,7 +175,8 @@ def _joined(frames: Sequence[pl.DataFrame], members: Sequence[Part]) -> pl.DataF
                 f"{kinds[odd]}: its {name} column is {odd}, but {first} in {kinds[first].name}; write all parts with one type"
             )
         if len(kinds) > 1:
-            frames = [frame.with_columns(pl.col(name).cast(pl.Int64)) for frame in frames]
+            wide = pl.Int128 if pl.UInt64 in kinds else pl.Int64
+            frames = [frame.with_columns(pl.col(name).cast(wide)) for frame in frames]
     parts = [
         frame.with_columns(part=pl.lit(str(part.path), dtype=place))
         for frame, part in zip(frames, members, strict=True)
