@@ -70,7 +70,7 @@ def read(
 
     Raises: ValueError, one line, naming the file, and the user and item that are wrong.
     """
-    parts = paths.parts(path, "histories")
+    parts = paths.filled(paths.parts(path, "histories"), path)
     if _is_log(parts[0], config):
         table = _open_log(path, parts[0], config)
     else:

@@ -37,6 +37,9 @@ _SCRATCH = ".item_table.tmp"
 def train(work: Work) -> Path | None:
     """The folder of a finished run; None when a signal stopped it after it had saved."""
     config, data, ranks, accelerator = work.config, work.data, work.ranks, work.accelerator
+    origin = warm_start.begun(work)
+    if not origin:
+        warm_start.check(work)
     if config.out:
         data = data_of(config.out, config, data)
         work = replace(work, data=data)
@@ -45,7 +48,6 @@ def train(work: Work) -> Path | None:
     compatibility.check(stage(accelerator), compiled, getattr(config.model, "backbone", None))
     if not isinstance(config.model, COUNTING):
         batches.learners(data)
-    origin = warm_start.begun(work)
     parent = None if origin else warm_start.parent_of(work)
     parts = parts_of(work, train)
     if parts is None:

@@ -84,12 +84,11 @@ def _identity(run: Path) -> str | None:
 def parent_of(work: Work) -> Parent | None:
     """The run that this one starts from, all its bytes checked, before anything is made.
 
-    Raises: ValueError when the config's model cannot start from it, when its data or those of a run that it started from
-    are not at hand, when it knows no item of these data, or knows what they hold out.
+    Raises: ValueError when its data or those of a run that it started from are not at hand, when it knows no item of these
+    data, or knows what they hold out.
     """
     if work.parent is None:
         return None
-    _check_model(work, work.parent)
     run, root = work.parent, work.config.data.root
     if (run / store.STAMP).exists():
         store.verify_stamped(run)
@@ -131,8 +130,11 @@ def _data(root: Path, stamp: str, run: Path) -> Prepared:
     return prepared.load(folder)
 
 
-def _check_model(work: Work, run: Path) -> None:
-    model = work.config.model
+def check(work: Work) -> None:
+    """Raise ValueError, before anything is read, when the config's model cannot start from the run that is named."""
+    if work.parent is None:
+        return
+    model, run = work.config.model, work.parent
     if not isinstance(model, knobs.SasRec | knobs.CodeModel):
         why = "joins item vectors that are made anew with the data" if model.name == "frellm" else "only counts"
         raise ValueError(
