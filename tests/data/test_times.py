@@ -295,6 +295,10 @@ def test_case_04_slash_dates_need_their_format(tmp_path):
         ("%d.%m.%Y %H:%M:%S%.f", "31.01.2024 00:00:00.000000001", "0.000000001"),
         ("%Y%m%d%H%M%S", "20240131000001", 1),
         ("%d/%m/%y %H:%M %z", "31/01/24 02:00 +0200", 0),
+        ("%Y-%m-%d %H", "2024-01-31 02", 7200),
+        ("%Y-%m-%d %I %p %z", "2024-01-31 02 PM +0100", 13 * 3600),
+        ("%Y%m%d%H%M%S%3f", "20240131000000025", "0.025"),
+        ("%d%m%Y", "31012024", 0),
         ("iso", "2024-01-31", 0),
         ("iso", "20240131", 0),
     ],
@@ -308,7 +312,7 @@ def test_days_as_whole_numbers_follow_a_format_too(dtype):
     assert ticks(pl.Series([20240131, 20240201]).cast(dtype), form="%Y%m%d") == [Fraction(DAY), Fraction(DAY) + 86_400]
 
 
-@pytest.mark.parametrize("form", ["day", "%H:%M:%f", "%s", "%Y-%m-%d %Z", "%Y-%m-%d %H"])
+@pytest.mark.parametrize("form", ["day", "%H:%M:%f", "%s", "%Y-%m-%d %Z"])
 def test_a_format_that_is_none_is_refused(tmp_path, form):
     refused(tmp_path, ["2024-01-31"], f"data.columns.time_format={form}", match=r"time_format='[^']*'")
 
@@ -342,6 +346,70 @@ def test_case_05_days_written_as_numbers_are_refused_with_their_format(tmp_path,
     told = refused(tmp_path, times, f"data.columns.time_unit={unit}", match=f"line [12]: time .?{value}")
     assert f"data.columns.time_format={form} " in told
     assert read(tmp_path, times.cast(pl.Int64), f"data.columns.time_format={form}")
+
+
+DAYS = [  # in order of the file; the same days in the layout of a number
+    ("%Y%m%d", ["20240131", "20240201", "20240301"], "20240131", 0),
+    ("%d%m%Y", ["31012024", "1022024", "01032024"], "31012024", 0),
+    ("%m%d%Y", ["1312024", "2012024", "03012024"], "1312024", 0),
+    ("%d%m%y", ["310124", "10224", "010324"], "310124", 0),
+    ("%y%m%d", ["240131", "240201", "240301"], "240131", 0),
+    ("%Y%m%d%H", ["2024013110", "2024020110", "2024030110"], "2024013110", 36_000),
+    (
+        "%Y%m%d%H%M%S%3f",
+        ["20240131100000123", "20240201100000123", "20240301100000123"],
+        "20240131100000123",
+        36_000.123,
+    ),
+]
+
+
+@pytest.mark.parametrize(("form", "values", "first", "seconds"), DAYS)
+@pytest.mark.parametrize("odd", [None, "0", "99991231", "20240001", "12", "", "2024"])
+@pytest.mark.parametrize("dtype", [pl.String, pl.Int64])
+def test_days_written_as_numbers_are_refused_whatever_stands_among_them(
+    tmp_path, form, values, first, seconds, odd, dtype
+):
+    times = pl.Series([*([odd] if odd == "0" else []), *values, *([odd] if odd not in (None, "0") else [])])
+    times = times.cast(pl.Int64, strict=False) if dtype == pl.Int64 else times
+    told = refused(
+        tmp_path, times, match=f"time '?0?{first}'? is .*, as most of them are; set data.columns.time_format="
+    )
+    assert form in told
+    days = pl.Series(values).cast(dtype)
+    exact = [Fraction(DAY) + 86_400 * n + Fraction(str(seconds)) for n in (0, 1, 30)]
+    assert ticks(days, form=form) == exact
+
+
+def test_order_numbers_are_no_days(tmp_path):
+    for start in (1, 10_000, 100_101, 200_101, 10_010_000, 31_012_000, 20_240_080):
+        assert len(read(tmp_path, list(range(start, start + 400)))) == 400
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize(("origin", "name"), [(621_355_968_000_000_000, "NET"), (116_444_736_000_000_000, "Windows")])
+def test_counts_of_100_nanoseconds_are_told_with_what_makes_them_microseconds(tmp_path, unit, origin, name):
+    times = [origin + (NOW + n) * 10**7 for n in range(3)]
+    told = refused(tmp_path, times, f"data.columns.time_unit={unit}", match=f"{name} .*subtract {origin}, divide by 10")
+    assert "set data.columns.time_unit=us" in told
+    assert read(tmp_path, [(time - origin) // 10 for time in times], "data.columns.time_unit=us")[0] == NOW * 10**6
+    assert "drop" not in told
+    if unit == "ns":
+        assert read(tmp_path, times, "data.columns.time_unit=ns", "data.columns.time_format=epoch")
+
+
+def test_where_nearly_all_times_cannot_be_they_are_not_to_be_dropped(tmp_path):
+    form = "data.columns.time_format=%d/%m/%Y"
+    told = refused(
+        tmp_path,
+        ["31/01/24", "01/02/24"],
+        form,
+        match=r"a year of two digits; set data.columns.time_format=%d/%m/%y \(and 1",
+    )
+    assert "drop" not in told
+    assert read(tmp_path, ["31/01/24"], "data.columns.time_format=%d/%m/%y") == [int(DAY) * 10**6]
+    told = refused(tmp_path, [9 * 10**9] * 20, match="is a future timestamp, as nearly all are")
+    assert "drop" not in told
 
 
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}

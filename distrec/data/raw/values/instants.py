@@ -118,9 +118,14 @@ def _formatted(text: pl.Series, form: str) -> tuple[pl.Series, int, Faults]:
             f"data.columns.time_format={form!r} is no format; give strptime marks, such as %d/%m/%Y %H:%M:%S "
             "(.%f is a fraction of a second, %z a zone in figures; %Z and %s are not read), or epoch, or iso"
         )
+    if re.fullmatch(r"%[dmyHI](?:%[YmdyHMS])*", form):  # a number has lost the zero of 01022024
+        text = text.str.zfill(2 * len(re.findall("%[^Y]", form)) + 4 * form.count("%Y"))
+    marks = form
+    if re.search("%[HI]", form) and not re.search("%[MRTrcX]", form):  # no hour is read without its minute
+        marks, text = f"%M {form}", "00 " + text
     try:
-        micro = text.str.to_datetime(form, strict=False, time_unit="us").to_physical()
-        nano = text.str.to_datetime(form, strict=False, time_unit="ns").to_physical() % 1000 if "f" in form else None
+        micro = text.str.to_datetime(marks, strict=False, time_unit="us").to_physical()
+        nano = text.str.to_datetime(marks, strict=False, time_unit="ns").to_physical() % 1000 if "f" in form else None
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"data.columns.time_format={form!r}: {str(error).splitlines()[0]}") from None
     faults = [(micro.is_null() & text.is_not_null(), f"does not follow data.columns.time_format={form}")]
