@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from fractions import Fraction
 from functools import partial
 
 import polars as pl
@@ -15,7 +16,7 @@ from distrec import config as cfg
 from distrec.data import prepared
 from distrec.data.files import attributes, paths
 from distrec.data.files.delimited import Style, read
-from distrec.data.raw import lines, sources
+from distrec.data.raw import lines, sources, table
 
 LOG = "user,item,time\na,x,1600000000\na,y,1600000001\nb,x,1600000002\n"
 ROWS = [("a", "x", 1_600_000_000), ("a", "y", 1_600_000_001), ("b", "x", 1_600_000_002)]
@@ -759,3 +760,77 @@ def test_case_26_the_ratings_of_amazon(tmp_path, names, kind):
     assert found.interactions["item"].to_list() == ["i0", "i2"]
     assert found.n_read == 3
     refused(lambda: sources.read(cfg.load([*args, "data.where=stars >= 4"]).data), "no column 'stars'")
+
+
+LONG = ["{}.123456789", "{}.123456788", "{}.123456787", "{}.123456786"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{{"user": "u", "item": "i{n}", "time": {t}}}',
+        '{{"user":"u","item":"i{n}","time":{t},"more":{{"time":2}}}}',
+        '{{"more":{{"time":1.25}},"note":"\\"time\\":7.5,","user":"u","item":"i{n}","time" : {t} }}',
+        '{{"user":"u","item":"i{n}","t\\u0069me":{t}}}',
+        '{{"user":"u","item":"i{n}","time":"{t}"}}',
+    ],
+)
+@pytest.mark.parametrize(
+    "times", [LONG, ["{}.500000004", "{}.500000003", "{}.500000002", "{}.5"], ["{}", "{}.1", *LONG]]
+)
+def test_numbers_of_json_with_more_digits_than_a_double_are_exact(tmp_path, line, times):
+    times = [time.format(1_700_000_000) for time in times]
+    path = put(tmp_path, "log.jsonl", "\n".join(line.format(n=n, t=time) for n, time in enumerate(times)))
+    raw = table.read(cfg.load(["data.source=table", f"data.path={path}"]).data)
+    seconds = [Fraction(tick, raw.ticks) for tick in raw.interactions["time"]]
+    assert seconds == [Fraction(time) for time in times]
+
+
+def test_one_long_number_of_json_far_below_shorter_ones_is_exact(tmp_path):
+    rows = [f'{{"user":"u","item":"i","time":{1_700_000_000 + n}.5}}' for n in range(3000)]
+    path = put(tmp_path, "log.jsonl", "\n".join([*rows, '{"user":"u","item":"i","time":1700009999.123456789}']))
+    raw = table.read(cfg.load(["data.source=table", f"data.path={path}"]).data)
+    assert Fraction(raw.interactions["time"][-1], raw.ticks) == Fraction("1700009999.123456789")
+
+
+@pytest.mark.parametrize("row", [1, 3])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"user":"a","user":"b","item":"x","time":1600000000}',
+        '{"user":"a","item":"x","user":null,"time":1600000000,"url":"http://a:1"}',
+        '{"user":"a","item":"x","time":1600000000, "user" : "b"}',
+    ],
+)
+def test_a_key_that_stands_twice_in_json_is_refused(tmp_path, row, line):
+    good = '{"kind":"user","user":"a","item":"x","time":1600000000,"of":{"user":1},"note":"\\"user\\":"}'
+    lines_ = [good] * 4
+    assert len(rows(put(tmp_path, "log.jsonl", "\n".join(lines_)))) == 4
+    lines_[row - 1] = line
+    path = put(tmp_path, "log.jsonl", "\n".join(lines_))
+    refused(lambda: rows(path), f"log.jsonl, line {row}: has 'user' 2 times")
+    items = put(tmp_path, "items.jsonl", "\n".join(lines_).replace('"user"', '"title"'))
+    log = put(tmp_path, "log.csv", "user,item,time\na,x,1600000000\n")
+    refused(lambda: rows(log, f"data.items={items}"), f"items.jsonl, line {row}: has 'title' 2 times")
+
+
+@pytest.mark.parametrize("word", ["NaN", "-Infinity", "Infinity"])
+@pytest.mark.parametrize("name", ["user", "time", "price"])
+def test_words_for_no_number_in_json_are_refused_in_plain_words(tmp_path, word, name):
+    good = {"user": "a", "item": "x", "time": 1600000000, "price": 1.5}
+    bad = json.dumps(good | {name: 0}).replace(f'"{name}": 0', f'"{name}": {word}')
+    path = put(tmp_path, "log.jsonl", "\n".join([json.dumps(good)] * 2 + [bad]))
+    refused(lambda: rows(path), f"log.jsonl, line 3: malformed JSON ({word} is no JSON; write null)")
+
+
+def test_a_number_beyond_a_double_is_named_with_its_line(tmp_path):
+    path = put(tmp_path, "log.jsonl", '{"user":"a","item":"x","time":1}\n{"user":"a","item":"x","time":1e400}')
+    refused(lambda: rows(path), "log.jsonl, line 2: malformed JSON (1e400 is beyond")
+
+
+def test_nan_in_the_metadata_of_amazon_is_no_text(tmp_path):
+    log = '{"reviewerID":"u","asin":"a","unixReviewTime":1600000000}\n'
+    put(tmp_path, "Toys.json", log)
+    put(tmp_path, "meta_Toys.json", '{"asin":"a","title":NaN,"brand":"B"}\n')
+    found = sources.read(cfg.load(["data.source=amazon", f"data.path={tmp_path}"]).data)
+    assert found.items.select("title", "brand").rows() == [("", "B")]

@@ -7,12 +7,13 @@ import ast
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from distrec.data.files import json_text
 from distrec.data.files.text import LONGEST, Text, undecodable
 from distrec.runtime import brief
 
@@ -122,7 +123,8 @@ def read_json_lines(
         frame = parsed(path, first, block, schema).with_row_index("line", offset=first)
         for name in dict.fromkeys([*filled, *ids]):
             check_ids(path, first, block, frame[name])
-        frames.append(frame)
+        texts = [name for name in schema if name not in (*filled, *ids)]
+        frames.append(frame.with_columns(json_text.exact(block, frame[name]) for name in texts))
     table = pl.concat(frames, rechunk=False)
     for name in filled:
         require(table, name, pl.col(name).is_null(), path, "is missing")
@@ -185,13 +187,12 @@ def parsed(path: Path, first: int, block: bytes, schema: Mapping[str, Any]) -> p
     try:
         frame = pl.read_ndjson(io.BytesIO(block), schema=dict(schema))
     except pl.exceptions.PolarsError as error:
-        raise ValueError(
-            _bad_line(path, first, block, json.loads) or f"{path}, from line {first}: {_first(error)}"
-        ) from None
+        raise ValueError(_bad_line(path, first, block) or f"{path}, from line {first}: {_first(error)}") from None
     if frame.height != block.count(b"\n") + 1:
-        raise ValueError(
-            _bad_line(path, first, block, json.loads) or f"{path}, from line {first}: not one JSON object a line"
-        )
+        raise ValueError(_bad_line(path, first, block) or f"{path}, from line {first}: not one JSON object a line")
+    if found := json_text.doubled(block, frame):
+        row, what = found
+        raise ValueError(f"{path}, line {first + row}: {what}; mend the line")
     return frame
 
 
@@ -205,6 +206,7 @@ def check_ids(path: Path, first: int, block: bytes, column: pl.Series) -> None:
             continue
         what = {list: "a list", dict: "an object", bool: "a truth value", float: "a fraction"}.get(type(value))
         more = "; write one row for each item of a list, or use data.source=sequences" if what == "a list" else ""
+        more = f"; write the value of {next(iter(value))!r} alone" if what == "an object" and len(value) == 1 else more
         raise ValueError(
             f"{path}, line {first + row}: {column.name} {json.dumps(value)[:60]} is {what or 'broken text'}; an id is a text "
             f"or a whole number{more}"
@@ -212,7 +214,10 @@ def check_ids(path: Path, first: int, block: bytes, column: pl.Series) -> None:
 
 
 def literal(text: bytes) -> Any:
-    for parse in (json.loads, lambda raw: ast.literal_eval(raw.decode())):
+    for parse in (
+        lambda raw: json.loads(raw, parse_constant=lambda _: None),
+        lambda raw: ast.literal_eval(raw.decode()),
+    ):
         try:
             return parse(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -220,10 +225,10 @@ def literal(text: bytes) -> Any:
     return None
 
 
-def _bad_line(path: Path, first: int, block: bytes, parse: Callable[[bytes], Any]) -> str | None:
+def _bad_line(path: Path, first: int, block: bytes) -> str | None:
     for offset, text in enumerate(block.splitlines()):
         try:
-            if not isinstance(parse(text), dict):
+            if not isinstance(json_text.parse(text), dict):
                 return f"{path}, line {first + offset}: not a JSON object: {text[:60].decode(errors='replace')!r}"
         except ValueError as error:
             return f"{path}, line {first + offset}: malformed JSON ({error}): {text[:60].decode(errors='replace')!r}"
