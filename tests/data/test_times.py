@@ -56,6 +56,11 @@ DAY = dt.datetime(2024, 1, 31, tzinfo=dt.UTC).timestamp()
     [
         ("2024-01-31", 0),
         ("20240131T100000Z", 36_000),
+        *(
+            (text, 86_400)
+            for text in ("2024-01-31 24:00:00", "2024-01-31T24:00", "20240131T240000Z", "2024-01-31T24:00:00.000")
+        ),
+        ("2024-01-31T24:00:00+02:00", 79_200),
         ("2024-01-31T10:00", 36_000),
         ("2024-01-31T10:00Z", 36_000),
         ("2024-01-31 10:00:00", 36_000),
@@ -84,7 +89,7 @@ def test_an_iso_text_is_its_instant_alone_and_among_others(text, seconds):
 @pytest.mark.parametrize(
     "text",
     [
-        *("2024-02-30", "2024-01-31T24:00:00", "2024-01-31T10:60:00", "2024-13-01", "2024-01", "2024-1-2"),
+        *("2024-02-30", "2024-01-31T10:60:00", "2024-13-01", "2024-01", "2024-1-2"),
         *(
             "2024-0131",
             "202401-31",
@@ -94,6 +99,7 @@ def test_an_iso_text_is_its_instant_alone_and_among_others(text, seconds):
         ),
         *("2024-01-31T10:00:00.", "2024-01-31T10:00:00.+12", "2024-01-31T10:00:00x", "2024-01-31Z", "2024-W05-3"),
         *("01/02/2024", "2024.01.02", "2024/01/02", "Jan 2 2024", "2 January 2024", "2024-01-31 10:00:00 PM", "soon"),
+        *("2024-01-31T24:00:01", "2024-01-31T24:01", "2024-01-31T24:00:00.1", "2024-01-31T25:00:00"),
         *("1,600,000,000", "1 600 000 000", "0x10", "16e", "1_000", "１６００００００００", "12:30"),
     ],
 )
@@ -517,6 +523,62 @@ def test_numbers_that_cannot_be_are_shown_as_they_stand(tmp_path):
     refused(tmp_path, [NOW, 2**64 - 1], match=f"line 2: time {2**64 - 1} is a future", dtype=pl.UInt64)
     refused(tmp_path, [None, None], match="line 1: time None is a missing", dtype=pl.Null)
     assert read(tmp_path, [nan, NOW + 0.5, None], "data.bad_times=drop") == [NOW * 10**6 + 500_000]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns", "order"])
+@pytest.mark.parametrize("others", [0, 3])
+def test_numbers_that_a_spreadsheet_has_shortened_are_refused(tmp_path, capsys, unit, others):
+    size = UNITS.get(unit, 1)
+    short = f"{NOW * size:.2E}"  # 1.70E+12
+    times = [str((NOW + n) * size) for n in range(others)] + [short, short]
+    keys = f"data.columns.time_unit={unit}"
+    told = refused(tmp_path, times, keys, match=f"line {2 + others}: time .* is a number shortened to a power of ten")
+    assert repr(short) in told
+    raw = sources.read(cfg.load([*log(tmp_path, times), keys, "data.columns.time_format=epoch"]).data)
+    assert raw.interactions.height == len(times)
+    assert f"2 times such as {short!r}: each is a number shortened" in capsys.readouterr().err
+
+
+def test_exponents_that_reach_their_unit_are_no_shortened_numbers(tmp_path, capsys):
+    java = [f"1.70000000{n}E9" for n in range(1, 9)] + ["1.7E9"]  # it writes doubles as short as may be
+    assert read(tmp_path, java) == [(NOW + n) * 10**6 for n in (*range(1, 9), 0)]
+    assert read(tmp_path, [f"{NOW + 0.25:.18e}", f"{NOW:.9e}"]) == [NOW * 10**6 + 250_000, NOW * 10**6]
+    assert "shortened" not in capsys.readouterr().err
+    nano = [f"1.70000000012345{n}e+18" for n in (10, 13)]  # Python's floats: to 100 ns
+    read(tmp_path, nano, "data.columns.time_unit=ns")
+    assert "one for 10^2 ns or more" in capsys.readouterr().err
+
+
+WORDS_FOR_NOTHING = ["undefined", "(null)", "<null>", "NULL", "#N/A N/A", "NaT"]
+
+
+@pytest.mark.parametrize("word", WORDS_FOR_NOTHING)
+@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("good", [str(NOW), "2023-11-14T22:13:20"])
+def test_every_word_for_no_id_is_one_for_no_time(tmp_path, word, place, good):
+    times = [good] * 3
+    times.insert(place, word)
+    refused(tmp_path, times, match=f"line {place + 2}: time .* is a missing timestamp")
+    assert read(tmp_path, times, "data.bad_times=drop") == [NOW * 10**6] * 3
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_the_fewer_of_numbers_and_texts_are_blamed(tmp_path, place):
+    times = [str(NOW)] * 3
+    for text in ("2024-01-31", "\uff11\uff16\uff10\uff10", "soon"):
+        mixed = times.copy()
+        mixed.insert(place, text)
+        assert repr(text) in refused(tmp_path, mixed, match=f"line {place + 2}: time .* is not a number")
+    mixed = ["2024-01-31"] * 3
+    mixed.insert(place, str(NOW))
+    refused(tmp_path, mixed, match=f"line {place + 2}: time '{NOW}' is a number, while most times are texts")
+
+
+@pytest.mark.parametrize("text", ["1700000000,5", "-1,5", "1,70E+12"])
+@pytest.mark.parametrize("others", [[], [str(NOW)] * 2])
+def test_a_decimal_comma_is_named(tmp_path, text, others):
+    told = refused(tmp_path, [*others, text], match=f"line {len(others) + 2}: time .* has a comma, and so is no number")
+    assert repr(text) in told
 
 
 def test_case_33_float32_seconds_are_told_and_not_made_worse(tmp_path, capsys):

@@ -21,6 +21,7 @@ from distrec.runtime import brief, log
 
 _MODERN = 631_152_000  # seconds; 1990-01-01: what a log is likely to be later than
 _DAY, _YEAR = 86_400, 366 * 86_400
+_SAMPLE = 1000  # times that are looked at for a look at all
 _YEAR_100 = -59_011_459_200  # seconds; what a year of two digits is before
 
 
@@ -44,6 +45,8 @@ def read(table: pl.DataFrame, path: Path, config: Data, unit: str | None = None)
     columns = config.columns
     form = columns.time_format if unit is None else None
     scale = unit or columns.time_unit
+    if form in (None, "epoch") and table["time"].dtype == pl.String:
+        _tell_shortened(table, path, scale, form)
     try:
         if scale == "order":
             return _in_order(table, path, form)
@@ -94,6 +97,36 @@ def _tell_coarse(column: pl.Series, path: Path, unit: str) -> None:
             f"{path}: times near {most:.0f} are {step:.0f} {unit} apart, as {column.dtype} holds them: events between "
             "two of them are equal and keep the order of the file; write the column as int64"
         )
+
+
+def _tell_shortened(table: pl.DataFrame, path: Path, unit: str, form: str | None) -> None:
+    """Tell of 1.70E+12 and the like, where most such numbers have fewer digits than their unit needs.
+
+    Raises: ValueError where they are more than a second apart, unless `form` says that they are exact.
+    """
+    step = _steps(table["time"].gather_every(table.height // _SAMPLE + 1)).drop_nulls()
+    if not int((step > 0).sum()) > 0.5 * len(step):
+        return
+    rows = _steps(table["time"]) > 0
+    low = min(step.filter(step > 0))
+    first = table["time"].filter(rows)[0]
+    what = f"is a number shortened to a power of ten, one for 10^{low} {unit} or more, as spreadsheets write long ones"
+    if form is None and 10**low > PER_SECOND.get(unit, 1):
+        _require_read(
+            table,
+            path,
+            [(rows, f"{what}; write all of its digits (or set data.columns.time_format=epoch, if it is exact)")],
+        )
+    log(f"{path}: {int(rows.sum()):,} times such as {brief(first)}: each {what}; equal ones keep the order of the file")
+
+
+def _steps(text: pl.Series) -> pl.Series:
+    """The power of ten of the last digit of large numbers that have an exponent, null for all others."""
+    parts = text.str.extract_groups(r"^\s*[+-]?[0-9](?:[.]([0-9]*))?[eE][+]?([0-9]{1,4})\s*$").struct.unnest()
+    power = parts["2"].cast(pl.Int64)
+    return power.set(~power.is_between(6, 18).fill_null(True), None) - parts["1"].str.len_bytes().cast(
+        pl.Int64
+    ).fill_null(0)
 
 
 @dataclass(frozen=True)

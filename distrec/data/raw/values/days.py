@@ -1,5 +1,6 @@
-"""Numbers that are no epoch times although they look like some: days such as 20240131, and counts of 100 nanoseconds."""
+"""Times in notations that are not read as they stand: days such as 20240131, counts of 100 nanoseconds, objects, commas."""
 
+import re
 from datetime import UTC, datetime
 
 import polars as pl
@@ -50,6 +51,18 @@ def hundreds_of_nanoseconds(number: pl.Series) -> tuple[str, str, pl.Series] | N
             remedy = f"subtract {origin}, divide by 10, and set data.columns.time_unit=us"
             return f"a count of 100 nanoseconds since {since}, as {who} writes it", remedy, rows
     return None
+
+
+def reason(text: pl.Series, unread: pl.Series, what: str) -> str:
+    """Return what is wrong with the first text that cannot be read, `what` if it is nothing known."""
+    first = text.filter(unread).first() if unread.any() else None
+    if isinstance(first, str) and first.startswith("{"):
+        return (
+            'is an object, and no time; write its value alone (of MongoDB\'s {"$date": …}, an ISO text or milliseconds)'
+        )
+    if isinstance(first, str) and re.fullmatch(r"[+-]?[0-9]+,[0-9]+(?:[eE][+-]?[0-9]+)?", first):
+        return "has a comma, and so is no number; write a point before its fraction"
+    return what
 
 
 def _follows(number: pl.Series, digits: int, form: str) -> pl.Series:

@@ -9,6 +9,9 @@ import re
 
 import polars as pl
 
+from distrec.data.raw import ids
+from distrec.data.raw.values import days
+
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 NANO = 10**9
 MOST = 2**63 - 1
@@ -29,8 +32,8 @@ _NOT_READ = (
     "is neither a number nor an ISO date such as 2024-01-31T10:00:00; say its format, "
     "e.g. data.columns.time_format=%d/%m/%Y or =%m/%d/%Y"
 )
-# what stands for nothing.  Source: the words that pandas.read_csv takes for missing, and those of SQL dumps
-_NOTHING = ["", "nan", "-nan", "null", "none", "<na>", "nat", "na", "n/a", "#n/a", "\\n"]
+# what stands for nothing: the words that no id is, and those of dates and floats
+_NOTHING = ["", *dict.fromkeys(word.lower() for word in ids.WORDS)]
 _NOTHING += ["inf", "-inf", "+inf", "infinity", "-infinity", "0000-00-00", "0000-00-00 00:00:00"]
 
 
@@ -139,22 +142,27 @@ def _iso(text: pl.Series) -> tuple[pl.Series, int, Faults]:
     names = ["year", "hyphen", "month", "other", "day", "hour", "minute", "second", "fraction", "zone"]
     parts = text.str.extract_groups(_ISO).struct.rename_fields(names).struct.unnest()
     hour, minute, second = (pl.col(name).fill_null("00") for name in ("hour", "minute", "second"))
+    fraction = pl.col("fraction").fill_null("")
+    is_midnight = (hour == "24") & (minute == "00") & (second == "00") & (fraction.str.strip_chars("0") == "")
+    hour = pl.when(is_midnight).then(pl.lit("00")).otherwise(hour)  # 24:00 ends the day
     base = pl.concat_str(
         "year", pl.lit("-"), "month", pl.lit("-"), "day", pl.lit("T"), hour, pl.lit(":"), minute, pl.lit(":"), second
     )
     zone = pl.col("zone").str.replace(":", "", literal=True)
     east = zone.str.extract(r"([0-9]+)").str.pad_end(4, "0").cast(pl.Int64).fill_null(0)
     east = (east // 100 * 3600 + east % 100 * 60) * pl.when(zone.str.starts_with("-")).then(-1).otherwise(1)
-    fraction = pl.col("fraction").fill_null("")
     read = parts.select(
         micro=base.str.to_datetime("%Y-%m-%dT%H:%M:%S", strict=False, time_unit="us").dt.epoch("us")
-        - east.fill_null(0) * 10**6,
+        + (is_midnight.cast(pl.Int64) * 86_400 - east.fill_null(0)) * 10**6,
         nano=fraction.str.pad_end(9, "0").str.head(9).cast(pl.Int64),
         finer=fraction.str.slice(9).str.strip_chars("0") != "",
         wrong=(pl.col("hyphen") != pl.col("other")).fill_null(True),
     )
     unread = (read["micro"].is_null() | read["wrong"]) & text.is_not_null()
-    return *_joined(read["micro"], read["nano"]), [(unread, _NOT_READ), (read["finer"], _FINER)]
+    return *_joined(read["micro"], read["nano"]), [
+        (unread, days.reason(text, unread, _NOT_READ)),
+        (read["finer"], _FINER),
+    ]
 
 
 def _iso_of_one_shape(text: pl.Series) -> tuple[pl.Series, int] | None:
@@ -206,15 +214,20 @@ def _texts(column: pl.Series, unit: str, form: str | None) -> tuple[pl.Series, i
     if form is None and (quick := _iso_of_one_shape(column)):
         return *quick, []
     text = _bare(column)
-    first = text.first(ignore_nulls=True)
-    if form is None and isinstance(first, str) and not re.fullmatch(_NUMBER_ALONE, first):
+    is_number = text.str.contains(f"^{_NUMBER_ALONE}$")
+    if form is None and not is_number.all():
         value, per_second, faults = _iso(text)
-        mixed = text.str.contains(f"^{_NUMBER_ALONE}$") & value.is_null()
-        return value, per_second, [(mixed, "is a number, while the first time is a text"), *faults]
+        numbers, dates = int(is_number.sum()), int((value.is_not_null() & ~faults[0][0] & ~is_number).sum())
+        if dates > numbers or (dates == numbers and not is_number.drop_nulls().head(1).any()):
+            mixed = is_number & value.is_null()
+            return value, per_second, [(mixed, "is a number, while most times are texts"), *faults]
     places = len(str(NANO // PER_SECOND[unit])) - 1
     value, finer = _decimals(text, places)
-    faults = [(value.is_null() & text.is_not_null(), "is not a number, as those above it are"), (finer, _FINER)]
-    return *_coarse(value, 10**places, unit), faults
+    unread = value.is_null() & text.is_not_null()
+    return *_coarse(value, 10**places, unit), [
+        (unread, days.reason(text, unread, "is not a number, as most are")),
+        (finer, _FINER),
+    ]
 
 
 def _numbers(column: pl.Series, unit: str) -> tuple[pl.Series, int, Faults]:
