@@ -1,6 +1,7 @@
 """Tables of any name, packing, encoding and quoting; each is read as it stands, or refused by file and line."""
 
 import csv
+import datetime as dt
 import gzip
 import io
 import json
@@ -834,3 +835,52 @@ def test_nan_in_the_metadata_of_amazon_is_no_text(tmp_path):
     put(tmp_path, "meta_Toys.json", '{"asin":"a","title":NaN,"brand":"B"}\n')
     found = sources.read(cfg.load(["data.source=amazon", f"data.path={tmp_path}"]).data)
     assert found.items.select("title", "brand").rows() == [("", "B")]
+
+
+@pytest.mark.parametrize("quoted", ["user_id", "parent_asin", "timestamp"])
+def test_quoted_cells_of_an_amazon_csv_are_no_ids(tmp_path, quoted):
+    row = {"user_id": "u", "parent_asin": "a", "rating": "5.0", "timestamp": "1600000000000"}
+    odd = {name: f'"{value}"' if name == quoted else value for name, value in row.items()}
+    text = "\n".join(",".join(each) for each in (row, row.values(), odd.values(), odd.values()))
+    path = put(tmp_path, "Toys.csv", text)
+    told = refused(
+        lambda: sources.read(cfg.load(["data.source=amazon", f"data.path={path}"]).data), "Toys.csv, line 3: "
+    )
+    assert f"{quoted} {odd[quoted]!r} stands in quotes" in told
+    assert "data.source=table" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("user", {"$oid": "5f"}, "is an object; an id is a text or a whole number; write the value of '$oid' alone"),
+        ("item", {"$numberLong": "7"}, "write the value of '$numberLong' alone"),
+        ("time", {"$date": "2024-01-31T00:00:00Z"}, "is an object, and no time; write its value alone"),
+        ("time", {"$date": {"$numberLong": "1700000000000"}}, "is an object, and no time; write its value alone"),
+    ],
+)
+@pytest.mark.parametrize("others", [0, 2])
+def test_the_objects_that_mongodb_writes_are_named(tmp_path, name, value, why, others):
+    good = {"user": "a", "item": "x", "time": 1600000000}
+    path = put(tmp_path, "log.jsonl", "\n".join(map(json.dumps, [good] * others + [good | {name: value}])))
+    refused(lambda: rows(path), f"log.jsonl, line {others + 1}: {name} ", why)
+
+
+DAY = dt.timedelta(days=1, seconds=5)
+
+
+@pytest.mark.parametrize(
+    ("values", "right"),
+    [
+        (pl.Series([1.5, float("nan"), None]), ["1.5", "", ""]),
+        (pl.Series([1.5, float("nan"), None], dtype=pl.Float32), ["1.5", "", ""]),
+        (pl.Series([[1.5, float("nan"), 2.0], [float("nan")], None]), ["1.5|2.0", "", ""]),
+        (pl.Series([[[float("nan")]], [], None]), ["[[null]]", "[]", ""]),
+        (pl.Series([DAY, dt.timedelta(0), None], dtype=pl.Duration("ms")), ["P1DT5S", "PT0S", ""]),
+        (pl.Series([[DAY, DAY], [], None], dtype=pl.List(pl.Duration("ns"))), ["P1DT5S|P1DT5S", "", ""]),
+    ],
+)
+def test_nan_of_an_attribute_is_nothing_and_a_duration_iso(tmp_path, values, right):
+    items = parquet(tmp_path / "items.parquet", **{"item": pl.Series(["x", "y", "z"]), "a": values})
+    log = put(tmp_path, "log.csv", "user,item,time\na,x,1600000000\n")
+    assert raw(log, f"data.items={items}", "data.min_joined=0").items["a"].to_list() == right
