@@ -390,6 +390,8 @@ def test_days_written_as_numbers_are_refused_whatever_stands_among_them(
 def test_order_numbers_are_no_days(tmp_path):
     for start in (1, 10_000, 100_101, 200_101, 10_010_000, 31_012_000, 20_240_080):
         assert len(read(tmp_path, list(range(start, start + 400)))) == 400
+    assert len(read(tmp_path, [101, 102, 103])) == 3
+    assert len(read(tmp_path, [1101, 1102, 1103])) == 3
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])

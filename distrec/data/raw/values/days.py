@@ -68,7 +68,8 @@ def reason(text: pl.Series, unread: pl.Series, what: str) -> str:
 def _follows(number: pl.Series, digits: int, form: str) -> pl.Series:
     whole = number.cast(pl.Int64, strict=False)
     text = whole.cast(pl.String)
-    text = text if form.startswith("%Y") else text.str.zfill(digits)  # a number has lost the zero of 01022024
+    if not form.startswith("%Y"):  # a number has lost the zero of 01022024
+        text = text.str.zfill(digits).zip_with(text.str.len_bytes() == digits - 1, text)
     fits = ((whole == number) & (text.str.len_bytes() == digits)).fill_null(False)
     if not fits.any():
         return fits
