@@ -45,12 +45,25 @@ def exact(block: bytes, column: pl.Series) -> pl.Series:
     if not isinstance(longest, int):
         return column
     if not column.str.contains(".", literal=True).any():
-        floats = rf"{re.escape(_key(column.name))}\s*:\s*-?[0-9]+[.]".encode()
-        return _exact(block, column) if longest >= _DIGITS and re.search(floats, block) else column
+        return _exact(block, column) if longest >= _DIGITS and _has_floats(block, column.name) else column
     first = column.head(_SAMPLE)
     sample = _exact(b"\n".join(block.split(b"\n", _SAMPLE)[: len(first)]), first)
     has_more = longest > max(_DIGITS + 1, sample.str.len_bytes().max() or 0)  # pyright: ignore[reportOperatorIssue]
     return _exact(block, column) if has_more or not sample.equals(first, null_equal=True) else column
+
+
+def long_floats(block: bytes, column: pl.Series) -> pl.Series:
+    """Return the rows of a field of whole numbers in which a number with a point or an exponent is beyond 2^53."""
+    is_long = (column.str.len_bytes() >= _DIGITS).fill_null(False)
+    if not is_long.any() or not _has_floats(block, column.name):
+        return is_long & False
+    written = _rows(block).str.contains(rf"{_pattern(_key(column.name))}\s*:\s*-?[0-9]+[.eE]")
+    return is_long & written & (column.cast(pl.Float64, strict=False).abs() > 2**53).fill_null(False)
+
+
+def _has_floats(block: bytes, name: str) -> bool:
+    floats = rf"{_pattern(_key(name))}\s*:\s*-?[0-9]+[.eE]"
+    return bool(pl.Series([block]).cast(pl.String).str.contains(floats).item())
 
 
 def _exact(block: bytes, column: pl.Series) -> pl.Series:

@@ -208,15 +208,20 @@ def parsed(path: Path, first: int, block: bytes, schema: Mapping[str, Any]) -> p
 
 def check_ids(path: Path, first: int, block: bytes, column: pl.Series) -> None:
     """Refuse what polars turns into text although it is none: lists, objects, truth values, fractions."""
-    odd = column.str.contains(_NO_ID).arg_true()
+    odd = (column.str.contains(_NO_ID) | json_text.long_floats(block, column)).arg_true()
     texts = block.split(b"\n") if len(odd) else []
     for row in odd:
         value = json.loads(texts[row])[column.name]
+        if isinstance(value, int) and not isinstance(value, bool):
+            continue
         if isinstance(value, str) and "\0" not in value and not _HALF.search(value):
             continue
-        what = {list: "a list", dict: "an object", bool: "a truth value", float: "a fraction"}.get(type(value))
+        what = {list: "a list", dict: "an object", bool: "a truth value", float: "a float"}.get(type(value))
+        what = "a fraction" if isinstance(value, float) and value % 1 else what
         more = "; write one row for each item of a list, or use data.source=sequences" if what == "a list" else ""
-        more = f"; write the value of {next(iter(value))!r} alone" if what == "an object" and len(value) == 1 else more
+        more = "; write all of its digits" if what == "a float" else more
+        key = next(iter(value), "") if isinstance(value, dict) else ""
+        more = f"; write the value of {key!r} alone" if key.startswith("$") else more
         raise ValueError(
             f"{path}, line {first + row}: {column.name} {json.dumps(value)[:60]} is {what or 'broken text'}; an id is a text "
             f"or a whole number{more}"
