@@ -789,7 +789,7 @@ def test_numbers_of_json_with_more_digits_than_a_double_are_exact(tmp_path, line
 
 def test_one_long_number_of_json_far_below_shorter_ones_is_exact(tmp_path):
     rows = [f'{{"user":"u","item":"i","time":{1_700_000_000 + n}.5}}' for n in range(3000)]
-    path = put(tmp_path, "log.jsonl", "\n".join([*rows, '{"user":"u","item":"i","time":1700009999.123456789}']))
+    path = put(tmp_path, "log.jsonl", "\n".join([*rows, '{"user":"u","item":"i","time":1700009999.123456789}\n']))
     raw = table.read(cfg.load(["data.source=table", f"data.path={path}"]).data)
     assert Fraction(raw.interactions["time"][-1], raw.ticks) == Fraction("1700009999.123456789")
 
@@ -813,6 +813,12 @@ def test_a_key_that_stands_twice_in_json_is_refused(tmp_path, row, line):
     items = put(tmp_path, "items.jsonl", "\n".join(lines_).replace('"user"', '"title"'))
     log = put(tmp_path, "log.csv", "user,item,time\na,x,1600000000\n")
     refused(lambda: rows(log, f"data.items={items}"), f"items.jsonl, line {row}: has 'title' 2 times")
+
+
+def test_a_key_that_stands_twice_in_every_row_of_json_is_refused(tmp_path):
+    row = '{"user":"a","item":"x","item":"y","time":1600000000}'
+    path = put(tmp_path, "log.jsonl", f"{row}\n{row}\n")
+    refused(lambda: rows(path), "log.jsonl, line 1: has 'item' 2 times ('x', 'y'); a key stands once")
 
 
 @pytest.mark.parametrize("word", ["NaN", "-Infinity", "Infinity"])

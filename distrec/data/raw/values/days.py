@@ -5,6 +5,10 @@ from datetime import UTC, datetime
 
 import polars as pl
 
+NOT_READ = (
+    "is neither a number nor an ISO date such as 2024-01-31T10:00:00; say its format, "
+    "e.g. data.columns.time_format=%d/%m/%Y or =%m/%d/%Y"
+)
 _SAMPLE = 100_000  # times that are looked at; a notation is that of most of them
 _FIRST_YEAR = 1990
 # a date and what a clock may add to it, as people name it and as strptime does

@@ -28,10 +28,6 @@ _ONE_SHAPE = re.compile(
 _NUMBER = r"^([+-]?)([0-9]*)(?:[.]([0-9]*))?(?:[eE]([+-]?[0-9]{1,4}))?$"
 _NUMBER_ALONE = r"[+-]?(?:[0-9]+[.]?[0-9]*|[.][0-9]+)(?:[eE][+-]?[0-9]{1,4})?"
 _FINER = "is finer than a nanosecond; round it, or set data.columns.time_unit=order, which keeps the order alone"
-_NOT_READ = (
-    "is neither a number nor an ISO date such as 2024-01-31T10:00:00; say its format, "
-    "e.g. data.columns.time_format=%d/%m/%Y or =%m/%d/%Y"
-)
 # what stands for nothing: the words that no id is, and those of dates and floats
 _NOTHING = ["", *dict.fromkeys(word.lower() for word in ids.WORDS)]
 _NOTHING += ["inf", "-inf", "+inf", "infinity", "-infinity", "0000-00-00", "0000-00-00 00:00:00"]
@@ -160,7 +156,7 @@ def _iso(text: pl.Series) -> tuple[pl.Series, int, Faults]:
     )
     unread = (read["micro"].is_null() | read["wrong"]) & text.is_not_null()
     return *_joined(read["micro"], read["nano"]), [
-        (unread, days.reason(text, unread, _NOT_READ)),
+        (unread, days.reason(text, unread, days.NOT_READ)),
         (read["finer"], _FINER),
     ]
 
@@ -214,20 +210,27 @@ def _texts(column: pl.Series, unit: str, form: str | None) -> tuple[pl.Series, i
     if form is None and (quick := _iso_of_one_shape(column)):
         return *quick, []
     text = _bare(column)
+    first = text.first(ignore_nulls=True)
+    has_number_first = not isinstance(first, str) or re.fullmatch(_NUMBER_ALONE, first) is not None
+    if form is not None or has_number_first:
+        read = _number_texts(text, unit)
+        if form is not None or not read[2][0][0].any():
+            return read
     is_number = text.str.contains(f"^{_NUMBER_ALONE}$")
-    if form is None and not is_number.all():
-        value, per_second, faults = _iso(text)
-        numbers, dates = int(is_number.sum()), int((value.is_not_null() & ~faults[0][0] & ~is_number).sum())
-        if dates > numbers or (dates == numbers and not is_number.drop_nulls().head(1).any()):
-            mixed = is_number & value.is_null()
-            return value, per_second, [(mixed, "is a number, while most times are texts"), *faults]
+    value, per_second, faults = _iso(text)
+    numbers, dates = int(is_number.sum()), int((value.is_not_null() & ~faults[0][0] & ~is_number).sum())
+    if dates > numbers or (dates == numbers and not has_number_first):
+        mixed = is_number & value.is_null()
+        return value, per_second, [(mixed, "is a number, while most times are texts"), *faults]
+    return _number_texts(text, unit)
+
+
+def _number_texts(text: pl.Series, unit: str) -> tuple[pl.Series, int, Faults]:
     places = len(str(NANO // PER_SECOND[unit])) - 1
     value, finer = _decimals(text, places)
     unread = value.is_null() & text.is_not_null()
-    return *_coarse(value, 10**places, unit), [
-        (unread, days.reason(text, unread, "is not a number, as most are")),
-        (finer, _FINER),
-    ]
+    why = days.reason(text, unread, "is not a number, as most are")
+    return *_coarse(value, 10**places, unit), [(unread, why), (finer, _FINER)]
 
 
 def _numbers(column: pl.Series, unit: str) -> tuple[pl.Series, int, Faults]:
