@@ -181,3 +181,77 @@ def test_sequences_follow_the_same_rule(tmp_path):
     args = ["data.source=sequences", f"data.path={tmp_path}/sequences.tsv"]
     refused(*args, match="line 2: item 'nan' is a word for a missing value")
     assert sources.read(cfg.load([*args, "data.missing_ids=drop"]).data).interactions.height == 2
+
+
+def parts(folder, *files):
+    for n, users in enumerate(files):
+        rows = [f"{user},i{n}{k},{NOW + 100 * n + k}" for k, user in enumerate(users)]
+        (folder / f"part-{n}.csv").write_text("\n".join(["user,item,time", *rows]))
+    return "data.source=table", f"data.path={folder}", "data.negatives=0"
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([["1.0", "1.0", "2.0"], ["1", "2"]], "(3 of 5 values): 7.0 is read as 7"),
+        ([["1", "2"], ["1.0", "1.0", "2.0"]], "(3 of 5 values): 7.0 is read as 7"),
+        ([["7.0", "7", "7.00", "8.0"]], "(3 of 4 values): 7.0 is read as 7"),
+        ([["3", "4", "5.0"]], "(1 of 3 values): 7.0 is read as 7"),
+        ([["1.0", "2.0"]], "holds whole numbers written as floats: 7.0 is read as 7"),
+    ],
+)
+def test_whole_numbers_written_as_floats_in_some_rows_or_parts_are_one_id(tmp_path, capsys, files, said):
+    found = sources.read(cfg.load(parts(tmp_path, *files)).data).interactions["user"].to_list()
+    assert found == [user.partition(".")[0] for users in files for user in users]
+    assert said in capsys.readouterr().err
+
+
+def test_floats_among_texts_are_told_where_they_may_be_another(tmp_path, capsys):
+    users = ["1.0", "1", "beta", "2.0"]
+    assert read(tmp_path, users, kind="csv") == users
+    assert "column 'user' has '1' and '1.0', taken as two ids" in capsys.readouterr().err
+    read(tmp_path, ["1.0", "2", "beta"], kind="csv")
+    assert "taken as two ids" not in capsys.readouterr().err
+
+
+def test_a_given_split_of_floats_and_whole_numbers_keeps_its_users(tmp_path):
+    for name, row in (
+        ("train", "1.0,a,1700000000\n1.0,b,1700000001"),
+        ("valid", "1,c,1700000002"),
+        ("test", "1,d,1700000003"),
+    ):
+        (tmp_path / f"{name}.csv").write_text(f"user,item,time\n{row}\n")
+    raw = sources.read(cfg.load(["data.source=table", f"data.path={tmp_path}", "data.split=given"]).data)
+    assert raw.interactions["user"].to_list() == ["1"] * 4
+
+
+@pytest.mark.parametrize("value", ["1.23457E+11", "1e+16", "1.0E+05", "1,23457E+11", "1.23457E11", "-1.5e+20", "2E+09"])
+@pytest.mark.parametrize("others", [["7", "8"], ["7.0", "8.0"], [], ["7.0", "8"]])
+def test_numbers_shortened_to_a_power_of_ten_are_no_ids(tmp_path, capsys, value, others):
+    told = refused(
+        *log(tmp_path, [*others, value]), match=f"line {len(others) + 1}: user .* is shortened to a power of ten"
+    )
+    assert repr(value) in told
+    users = [*others, value, "SKU-1"]
+    assert read(tmp_path, users) == users
+    assert f"has 1 values such as {value!r}, to which a spreadsheet may have shortened" in capsys.readouterr().err
+
+
+def test_floats_as_text_beyond_2_to_the_53_are_refused(tmp_path):
+    assert read(tmp_path, ["1.0", f"{2**53}.0"]) == ["1", str(2**53)]
+    refused(*log(tmp_path, ["1.0", f"{2**53 + 2}.0"]), match="line 2: user .* is too large for a float")
+    refused(*log(tmp_path, ["1.0", f"{2**130}.0"]), match="line 2: user .* is too large for a float")
+
+
+@pytest.mark.parametrize("mark", [*"\u200e\u200f\u202a\u202e\u2060\u00ad\u061c\u2066\x07\x7f\u200c\u200d"])
+def test_marks_that_nobody_sees_are_told(tmp_path, capsys, mark):
+    users = ["u1", f"{mark}u1", f"u1{mark}"]
+    assert read(tmp_path, users) == users
+    said = capsys.readouterr().err
+    assert f"column 'user' has marks that nobody sees in 2 values ({users[1]!r} …)" in said
+    assert mark not in said
+    inside = [f"u{mark}1"]
+    assert read(tmp_path, inside) == inside
+    assert ("nobody sees" in capsys.readouterr().err) == (mark not in "\u200c\u200d")
+    read(tmp_path, ["\ufeffu1", "\u200bu2", "é.x", "名前"])
+    assert "nobody sees" not in capsys.readouterr().err

@@ -1,9 +1,11 @@
 """Tables of any name, packing, encoding and quoting; each is read as it stands, or refused by file and line."""
 
 import csv
+import datetime as dt
 import gzip
 import io
 import json
+from fractions import Fraction
 from functools import partial
 
 import polars as pl
@@ -16,7 +18,7 @@ from distrec import config as cfg
 from distrec.data import prepared
 from distrec.data.files import attributes, paths
 from distrec.data.files.delimited import Style, read
-from distrec.data.raw import lines, sources
+from distrec.data.raw import lines, sources, table
 
 LOG = "user,item,time\na,x,1600000000\na,y,1600000001\nb,x,1600000002\n"
 ROWS = [("a", "x", 1_600_000_000), ("a", "y", 1_600_000_001), ("b", "x", 1_600_000_002)]
@@ -922,3 +924,149 @@ def test_case_26_the_ratings_of_amazon(tmp_path, names, kind):
     assert found.interactions["item"].to_list() == ["i0", "i2"]
     assert found.n_read == 3
     refused(lambda: sources.read(cfg.load([*args, "data.where=stars >= 4"]).data), "no column 'stars'")
+
+
+LONG = ["{}.123456789", "{}.123456788", "{}.123456787", "{}.123456786"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{{"user": "u", "item": "i{n}", "time": {t}}}',
+        '{{"user":"u","item":"i{n}","time":{t},"more":{{"time":2}}}}',
+        '{{"more":{{"time":1.25}},"note":"\\"time\\":7.5,","user":"u","item":"i{n}","time" : {t} }}',
+        '{{"user":"u","item":"i{n}","t\\u0069me":{t}}}',
+        '{{"user":"u","item":"i{n}","time":"{t}"}}',
+    ],
+)
+@pytest.mark.parametrize(
+    "times", [LONG, ["{}.500000004", "{}.500000003", "{}.500000002", "{}.5"], ["{}", "{}.1", *LONG]]
+)
+def test_numbers_of_json_with_more_digits_than_a_double_are_exact(tmp_path, line, times):
+    times = [time.format(1_700_000_000) for time in times]
+    path = put(tmp_path, "log.jsonl", "\n".join(line.format(n=n, t=time) for n, time in enumerate(times)))
+    raw = table.read(cfg.load(["data.source=table", f"data.path={path}"]).data)
+    seconds = [Fraction(tick, raw.ticks) for tick in raw.interactions["time"]]
+    assert seconds == [Fraction(time) for time in times]
+
+
+def test_one_long_number_of_json_far_below_shorter_ones_is_exact(tmp_path):
+    rows = [f'{{"user":"u","item":"i","time":{1_700_000_000 + n}.5}}' for n in range(3000)]
+    path = put(tmp_path, "log.jsonl", "\n".join([*rows, '{"user":"u","item":"i","time":1700009999.123456789}\n']))
+    raw = table.read(cfg.load(["data.source=table", f"data.path={path}"]).data)
+    assert Fraction(raw.interactions["time"][-1], raw.ticks) == Fraction("1700009999.123456789")
+
+
+@pytest.mark.parametrize("row", [1, 3])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"user":"a","user":"b","item":"x","time":1600000000}',
+        '{"user":"a","item":"x","user":null,"time":1600000000,"url":"http://a:1"}',
+        '{"user":"a","item":"x","time":1600000000, "user" : "b"}',
+    ],
+)
+def test_a_key_that_stands_twice_in_json_is_refused(tmp_path, row, line):
+    good = '{"kind":"user","user":"a","item":"x","time":1600000000,"of":{"user":1},"note":"\\"user\\":"}'
+    lines_ = [good] * 4
+    assert len(rows(put(tmp_path, "log.jsonl", "\n".join(lines_)))) == 4
+    lines_[row - 1] = line
+    path = put(tmp_path, "log.jsonl", "\n".join(lines_))
+    refused(lambda: rows(path), f"log.jsonl, line {row}: has 'user' 2 times")
+    items = put(tmp_path, "items.jsonl", "\n".join(lines_).replace('"user"', '"title"'))
+    log = put(tmp_path, "log.csv", "user,item,time\na,x,1600000000\n")
+    refused(lambda: rows(log, f"data.items={items}"), f"items.jsonl, line {row}: has 'title' 2 times")
+
+
+def test_a_key_that_stands_twice_in_every_row_of_json_is_refused(tmp_path):
+    row = '{"user":"a","item":"x","item":"y","time":1600000000}'
+    path = put(tmp_path, "log.jsonl", f"{row}\n{row}\n")
+    refused(lambda: rows(path), "log.jsonl, line 1: has 'item' 2 times ('x', 'y'); a key stands once")
+
+
+@pytest.mark.parametrize("word", ["NaN", "-Infinity", "Infinity"])
+@pytest.mark.parametrize("name", ["user", "time", "price"])
+def test_words_for_no_number_in_json_are_refused_in_plain_words(tmp_path, word, name):
+    good = {"user": "a", "item": "x", "time": 1600000000, "price": 1.5}
+    bad = json.dumps(good | {name: 0}).replace(f'"{name}": 0', f'"{name}": {word}')
+    path = put(tmp_path, "log.jsonl", "\n".join([json.dumps(good)] * 2 + [bad]))
+    refused(lambda: rows(path), f"log.jsonl, line 3: malformed JSON ({word} is no JSON; write null)")
+
+
+def test_a_number_beyond_a_double_is_named_with_its_line(tmp_path):
+    path = put(tmp_path, "log.jsonl", '{"user":"a","item":"x","time":1}\n{"user":"a","item":"x","time":1e400}')
+    refused(lambda: rows(path), "log.jsonl, line 2: malformed JSON (1e400 is beyond")
+
+
+def test_nan_in_the_metadata_of_amazon_is_no_text(tmp_path):
+    log = '{"reviewerID":"u","asin":"a","unixReviewTime":1600000000}\n'
+    put(tmp_path, "Toys.json", log)
+    put(tmp_path, "meta_Toys.json", '{"asin":"a","title":NaN,"brand":"B"}\n')
+    found = sources.read(cfg.load(["data.source=amazon", f"data.path={tmp_path}"]).data)
+    assert found.items.select("title", "brand").rows() == [("", "B")]
+
+
+@pytest.mark.parametrize("quoted", ["user_id", "parent_asin", "timestamp"])
+def test_quoted_cells_of_an_amazon_csv_are_no_ids(tmp_path, quoted):
+    row = {"user_id": "u", "parent_asin": "a", "rating": "5.0", "timestamp": "1600000000000"}
+    odd = {name: f'"{value}"' if name == quoted else value for name, value in row.items()}
+    text = "\n".join(",".join(each) for each in (row, row.values(), odd.values(), odd.values()))
+    path = put(tmp_path, "Toys.csv", text)
+    told = refused(
+        lambda: sources.read(cfg.load(["data.source=amazon", f"data.path={path}"]).data), "Toys.csv, line 3: "
+    )
+    assert f"{quoted} {odd[quoted]!r} stands in quotes" in told
+    assert "data.source=table" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("user", {"$oid": "5f"}, "is an object; an id is a text or a whole number; write the value of '$oid' alone"),
+        ("item", {"$numberLong": "7"}, "write the value of '$numberLong' alone"),
+        ("time", {"$date": "2024-01-31T00:00:00Z"}, "is an object, and no time; write its value alone"),
+        ("time", {"$date": {"$numberLong": "1700000000000"}}, "is an object, and no time; write its value alone"),
+    ],
+)
+@pytest.mark.parametrize("others", [0, 2])
+def test_the_objects_that_mongodb_writes_are_named(tmp_path, name, value, why, others):
+    good = {"user": "a", "item": "x", "time": 1600000000}
+    path = put(tmp_path, "log.jsonl", "\n".join(map(json.dumps, [good] * others + [good | {name: value}])))
+    refused(lambda: rows(path), f"log.jsonl, line {others + 1}: {name} ", why)
+
+
+DAY = dt.timedelta(days=1, seconds=5)
+
+
+@pytest.mark.parametrize(
+    ("values", "right"),
+    [
+        (pl.Series([1.5, float("nan"), None]), ["1.5", "", ""]),
+        (pl.Series([1.5, float("nan"), None], dtype=pl.Float32), ["1.5", "", ""]),
+        (pl.Series([[1.5, float("nan"), 2.0], [float("nan")], None]), ["1.5|2.0", "", ""]),
+        (pl.Series([[[float("nan")]], [], None]), ["[[null]]", "[]", ""]),
+        (pl.Series([DAY, dt.timedelta(0), None], dtype=pl.Duration("ms")), ["P1DT5S", "PT0S", ""]),
+        (pl.Series([[DAY, DAY], [], None], dtype=pl.List(pl.Duration("ns"))), ["P1DT5S|P1DT5S", "", ""]),
+    ],
+)
+def test_nan_of_an_attribute_is_nothing_and_a_duration_iso(tmp_path, values, right):
+    items = parquet(tmp_path / "items.parquet", item=pl.Series(["x", "y", "z"]), a=values)
+    log = put(tmp_path, "log.csv", "user,item,time\na,x,1600000000\n")
+    assert raw(log, f"data.items={items}", "data.min_joined=0").items["a"].to_list() == right
+
+
+@pytest.mark.parametrize("number", ["12345678901234567.0", "1e300", "9007199254740994.0", "-1.2345678901234567e20"])
+@pytest.mark.parametrize("name", ["user", "item"])
+def test_ids_that_json_writes_as_floats_beyond_2_to_the_53_are_refused(tmp_path, name, number):
+    good = '{"user": 123456789012345678, "item": "1234567890123456.0", "time": 1600000000, "user_": 1.5}'
+    assert rows(put(tmp_path, "log.jsonl", good))[0][:2] == ("123456789012345678", "1234567890123456")
+    same = {"user": "7.0", "item": "9007199254740992.0"}
+    exact = good.replace("123456789012345678", "7.0").replace('"1234567890123456.0"', "9007199254740992.0")
+    assert rows(put(tmp_path, "log.jsonl", exact))[0][:2] == tuple(value[:-2] for value in same.values())
+    bad = {"user": good.replace("123456789012345678", number), "item": good.replace('"1234567890123456.0"', number)}[
+        name
+    ]
+    path = put(tmp_path, "log.jsonl", f"{good}\n{bad}")
+    refused(
+        lambda: rows(path), f"log.jsonl, line 2: {name} ", "is a float; an id is a text or a whole number; write all"
+    )

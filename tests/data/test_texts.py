@@ -129,3 +129,14 @@ def test_ascii_needs_no_word_and_one_latin_byte_makes_a_file_latin(tmp_path, cap
     assert capsys.readouterr().err == ""
     path.write_bytes("1::Café\n".encode() + b"2::Caf\xe9\n")
     assert texts.encoding(path) == "latin-1"
+
+
+def test_words_for_nothing_in_attributes_are_counted_and_told(capsys):
+    items = pl.DataFrame({"item": ["nan", "b", "c"], "title": ["nan", "None", "nan"], "brand": ["NULL", "Nancy", ""]})
+    clean, counts = texts.clean(items)
+    assert clean.equals(items)
+    assert counts == {"texts that are a word for nothing": 4}
+    said = capsys.readouterr().err.splitlines()
+    assert "items: title is 'nan' in 2 rows, 'None' in 1 rows: words for a missing value, kept as texts" in said[0]
+    assert "items: brand is 'NULL' in 1 rows" in said[1]
+    assert len(said) == 2

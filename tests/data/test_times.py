@@ -56,6 +56,11 @@ DAY = dt.datetime(2024, 1, 31, tzinfo=dt.UTC).timestamp()
     [
         ("2024-01-31", 0),
         ("20240131T100000Z", 36_000),
+        *(
+            (text, 86_400)
+            for text in ("2024-01-31 24:00:00", "2024-01-31T24:00", "20240131T240000Z", "2024-01-31T24:00:00.000")
+        ),
+        ("2024-01-31T24:00:00+02:00", 79_200),
         ("2024-01-31T10:00", 36_000),
         ("2024-01-31T10:00Z", 36_000),
         ("2024-01-31 10:00:00", 36_000),
@@ -84,7 +89,7 @@ def test_an_iso_text_is_its_instant_alone_and_among_others(text, seconds):
 @pytest.mark.parametrize(
     "text",
     [
-        *("2024-02-30", "2024-01-31T24:00:00", "2024-01-31T10:60:00", "2024-13-01", "2024-01", "2024-1-2"),
+        *("2024-02-30", "2024-01-31T10:60:00", "2024-13-01", "2024-01", "2024-1-2"),
         *(
             "2024-0131",
             "202401-31",
@@ -94,6 +99,7 @@ def test_an_iso_text_is_its_instant_alone_and_among_others(text, seconds):
         ),
         *("2024-01-31T10:00:00.", "2024-01-31T10:00:00.+12", "2024-01-31T10:00:00x", "2024-01-31Z", "2024-W05-3"),
         *("01/02/2024", "2024.01.02", "2024/01/02", "Jan 2 2024", "2 January 2024", "2024-01-31 10:00:00 PM", "soon"),
+        *("2024-01-31T24:00:01", "2024-01-31T24:01", "2024-01-31T24:00:00.1", "2024-01-31T25:00:00"),
         *("1,600,000,000", "1 600 000 000", "0x10", "16e", "1_000", "１６００００００００", "12:30"),
     ],
 )
@@ -295,6 +301,10 @@ def test_case_04_slash_dates_need_their_format(tmp_path):
         ("%d.%m.%Y %H:%M:%S%.f", "31.01.2024 00:00:00.000000001", "0.000000001"),
         ("%Y%m%d%H%M%S", "20240131000001", 1),
         ("%d/%m/%y %H:%M %z", "31/01/24 02:00 +0200", 0),
+        ("%Y-%m-%d %H", "2024-01-31 02", 7200),
+        ("%Y-%m-%d %I %p %z", "2024-01-31 02 PM +0100", 13 * 3600),
+        ("%Y%m%d%H%M%S%3f", "20240131000000025", "0.025"),
+        ("%d%m%Y", "31012024", 0),
         ("iso", "2024-01-31", 0),
         ("iso", "20240131", 0),
     ],
@@ -308,7 +318,7 @@ def test_days_as_whole_numbers_follow_a_format_too(dtype):
     assert ticks(pl.Series([20240131, 20240201]).cast(dtype), form="%Y%m%d") == [Fraction(DAY), Fraction(DAY) + 86_400]
 
 
-@pytest.mark.parametrize("form", ["day", "%H:%M:%f", "%s", "%Y-%m-%d %Z", "%Y-%m-%d %H"])
+@pytest.mark.parametrize("form", ["day", "%H:%M:%f", "%s", "%Y-%m-%d %Z"])
 def test_a_format_that_is_none_is_refused(tmp_path, form):
     refused(tmp_path, ["2024-01-31"], f"data.columns.time_format={form}", match=r"time_format='[^']*'")
 
@@ -342,6 +352,72 @@ def test_case_05_days_written_as_numbers_are_refused_with_their_format(tmp_path,
     told = refused(tmp_path, times, f"data.columns.time_unit={unit}", match=f"line [12]: time .?{value}")
     assert f"data.columns.time_format={form} " in told
     assert read(tmp_path, times.cast(pl.Int64), f"data.columns.time_format={form}")
+
+
+DAYS = [  # in order of the file; the same days in the layout of a number
+    ("%Y%m%d", ["20240131", "20240201", "20240301"], "20240131", 0),
+    ("%d%m%Y", ["31012024", "1022024", "01032024"], "31012024", 0),
+    ("%m%d%Y", ["1312024", "2012024", "03012024"], "1312024", 0),
+    ("%d%m%y", ["310124", "10224", "010324"], "310124", 0),
+    ("%y%m%d", ["240131", "240201", "240301"], "240131", 0),
+    ("%Y%m%d%H", ["2024013110", "2024020110", "2024030110"], "2024013110", 36_000),
+    (
+        "%Y%m%d%H%M%S%3f",
+        ["20240131100000123", "20240201100000123", "20240301100000123"],
+        "20240131100000123",
+        36_000.123,
+    ),
+]
+
+
+@pytest.mark.parametrize(("form", "values", "first", "seconds"), DAYS)
+@pytest.mark.parametrize("odd", [None, "0", "99991231", "20240001", "12", "", "2024"])
+@pytest.mark.parametrize("dtype", [pl.String, pl.Int64])
+def test_days_written_as_numbers_are_refused_whatever_stands_among_them(
+    tmp_path, form, values, first, seconds, odd, dtype
+):
+    times = pl.Series([*([odd] if odd == "0" else []), *values, *([odd] if odd not in (None, "0") else [])])
+    times = times.cast(pl.Int64, strict=False) if dtype == pl.Int64 else times
+    told = refused(
+        tmp_path, times, match=f"time '?0?{first}'? is .*, as most of them are; set data.columns.time_format="
+    )
+    assert form in told
+    days = pl.Series(values).cast(dtype)
+    exact = [Fraction(DAY) + 86_400 * n + Fraction(str(seconds)) for n in (0, 1, 30)]
+    assert ticks(days, form=form) == exact
+
+
+def test_order_numbers_are_no_days(tmp_path):
+    for start in (1, 10_000, 100_101, 200_101, 10_010_000, 31_012_000, 20_240_080):
+        assert len(read(tmp_path, list(range(start, start + 400)))) == 400
+    assert len(read(tmp_path, [101, 102, 103])) == 3
+    assert len(read(tmp_path, [1101, 1102, 1103])) == 3
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize(("origin", "name"), [(621_355_968_000_000_000, "NET"), (116_444_736_000_000_000, "Windows")])
+def test_counts_of_100_nanoseconds_are_told_with_what_makes_them_microseconds(tmp_path, unit, origin, name):
+    times = [origin + (NOW + n) * 10**7 for n in range(3)]
+    told = refused(tmp_path, times, f"data.columns.time_unit={unit}", match=f"{name} .*subtract {origin}, divide by 10")
+    assert "set data.columns.time_unit=us" in told
+    assert read(tmp_path, [(time - origin) // 10 for time in times], "data.columns.time_unit=us")[0] == NOW * 10**6
+    assert "drop" not in told
+    if unit == "ns":
+        assert read(tmp_path, times, "data.columns.time_unit=ns", "data.columns.time_format=epoch")
+
+
+def test_where_nearly_all_times_cannot_be_they_are_not_to_be_dropped(tmp_path):
+    form = "data.columns.time_format=%d/%m/%Y"
+    told = refused(
+        tmp_path,
+        ["31/01/24", "01/02/24"],
+        form,
+        match=r"a year of two digits; set data.columns.time_format=%d/%m/%y \(and 1",
+    )
+    assert "drop" not in told
+    assert read(tmp_path, ["31/01/24"], "data.columns.time_format=%d/%m/%y") == [int(DAY) * 10**6]
+    told = refused(tmp_path, [9 * 10**9] * 20, match="is a future timestamp, as nearly all are")
+    assert "drop" not in told
 
 
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -449,6 +525,62 @@ def test_numbers_that_cannot_be_are_shown_as_they_stand(tmp_path):
     refused(tmp_path, [NOW, 2**64 - 1], match=f"line 2: time {2**64 - 1} is a future", dtype=pl.UInt64)
     refused(tmp_path, [None, None], match="line 1: time None is a missing", dtype=pl.Null)
     assert read(tmp_path, [nan, NOW + 0.5, None], "data.bad_times=drop") == [NOW * 10**6 + 500_000]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns", "order"])
+@pytest.mark.parametrize("others", [0, 3])
+def test_numbers_that_a_spreadsheet_has_shortened_are_refused(tmp_path, capsys, unit, others):
+    size = UNITS.get(unit, 1)
+    short = f"{NOW * size:.2E}"  # 1.70E+12
+    times = [str((NOW + n) * size) for n in range(others)] + [short, short]
+    keys = f"data.columns.time_unit={unit}"
+    told = refused(tmp_path, times, keys, match=f"line {2 + others}: time .* is a number shortened to a power of ten")
+    assert repr(short) in told
+    raw = sources.read(cfg.load([*log(tmp_path, times), keys, "data.columns.time_format=epoch"]).data)
+    assert raw.interactions.height == len(times)
+    assert f"2 times such as {short!r}: each is a number shortened" in capsys.readouterr().err
+
+
+def test_exponents_that_reach_their_unit_are_no_shortened_numbers(tmp_path, capsys):
+    java = [f"1.70000000{n}E9" for n in range(1, 9)] + ["1.7E9"]  # it writes doubles as short as may be
+    assert read(tmp_path, java) == [(NOW + n) * 10**6 for n in (*range(1, 9), 0)]
+    assert read(tmp_path, [f"{NOW + 0.25:.18e}", f"{NOW:.9e}"]) == [NOW * 10**6 + 250_000, NOW * 10**6]
+    assert "shortened" not in capsys.readouterr().err
+    nano = [f"1.70000000012345{n}e+18" for n in (10, 13)]  # Python's floats: to 100 ns
+    read(tmp_path, nano, "data.columns.time_unit=ns")
+    assert "one for 10^2 ns or more" in capsys.readouterr().err
+
+
+WORDS_FOR_NOTHING = ["undefined", "(null)", "<null>", "NULL", "#N/A N/A", "NaT"]
+
+
+@pytest.mark.parametrize("word", WORDS_FOR_NOTHING)
+@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("good", [str(NOW), "2023-11-14T22:13:20"])
+def test_every_word_for_no_id_is_one_for_no_time(tmp_path, word, place, good):
+    times = [good] * 3
+    times.insert(place, word)
+    refused(tmp_path, times, match=f"line {place + 2}: time .* is a missing timestamp")
+    assert read(tmp_path, times, "data.bad_times=drop") == [NOW * 10**6] * 3
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_the_fewer_of_numbers_and_texts_are_blamed(tmp_path, place):
+    times = [str(NOW)] * 3
+    for text in ("2024-01-31", "\uff11\uff16\uff10\uff10", "soon"):
+        mixed = times.copy()
+        mixed.insert(place, text)
+        assert repr(text) in refused(tmp_path, mixed, match=f"line {place + 2}: time .* is not a number")
+    mixed = ["2024-01-31"] * 3
+    mixed.insert(place, str(NOW))
+    refused(tmp_path, mixed, match=f"line {place + 2}: time '{NOW}' is a number, while most times are texts")
+
+
+@pytest.mark.parametrize("text", ["1700000000,5", "-1,5", "1,70E+12"])
+@pytest.mark.parametrize("others", [[], [str(NOW)] * 2])
+def test_a_decimal_comma_is_named(tmp_path, text, others):
+    told = refused(tmp_path, [*others, text], match=f"line {len(others) + 2}: time .* has a comma, and so is no number")
+    assert repr(text) in told
 
 
 def test_case_33_float32_seconds_are_told_and_not_made_worse(tmp_path, capsys):

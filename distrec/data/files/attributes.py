@@ -41,17 +41,23 @@ def first_fields(path: Path, encoding: str = "utf-8") -> list[str]:
 
 
 def as_text(column: pl.Series) -> pl.Series:
-    """Any attribute as text: a list of plain values joined by a bar, what is nested deeper as JSON."""
+    """Any attribute as text: a list of plain values joined by a bar, what is nested deeper as JSON; NaN is no value."""
     kind = column.dtype
     if isinstance(kind, pl.Array):
         column, kind = column.arr.to_list(), pl.List(kind.inner)
     if isinstance(kind, pl.List) and not kind.inner.is_nested():
-        return column.list.eval(pl.element().cast(pl.String)).list.join("|")
+        return column.list.eval(_plain(pl.element(), kind.inner)).list.join("|")
     if not kind.is_nested():
-        return column.cast(pl.String)
+        return column.to_frame().select(_plain(pl.first(), kind)).to_series()
     boxed = pl.DataFrame({"": column}).to_struct(column.name).struct.json_encode()  # {"":…}
     inside = boxed.str.slice(4).str.strip_suffix("}")
     return inside.zip_with(column.is_not_null(), pl.Series([None], dtype=pl.String)).alias(column.name)
+
+
+def _plain(value: pl.Expr, kind: Any) -> pl.Expr:
+    if kind == pl.Duration:
+        return value.dt.to_string("iso")
+    return (value.fill_nan(None) if kind.is_float() else value).cast(pl.String)
 
 
 def _kinds(block: bytes) -> dict[str, Any]:

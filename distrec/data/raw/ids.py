@@ -21,6 +21,14 @@ WORDS = [
 _SPACES = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff\u200b" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
+# what nobody sees and another id holds: marks of direction, soft hyphens, joiners, control characters
+_UNSEEN = r"\x01-\x08\x0e-\x1f\x7f\x{ad}\x{61c}\x{180e}\x{200b}\x{200e}\x{200f}\x{202a}-\x{202e}\x{2060}-\x{2064}\x{2066}-\x{2069}\x{feff}"
+_MARKED = rf"[{_UNSEEN}]|^[\x{{200c}}\x{{200d}}]|[\x{{200c}}\x{{200d}}]$"  # joiners stand within words, too
+# a value without any of them is an id as it stands
+_ODD = [*_SPACES, ".", "E+", "e+", *map(chr, (*range(1, 9), *range(14, 32), 0x7F, 0xAD, 0x61C, 0x180E))]
+_ODD += [*map(chr, (*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A)))]
+_FLOAT, _WHOLE = r"^-?[0-9]+\.0+$", "^-?[0-9]+$"
+_POWER = r"^-?[0-9](?:[.,][0-9]+[eE]\+?|[eE]\+)[0-9]+$"  # 1.23457E+11
 Faults = list[tuple[pl.Series, str]]  # (which rows, what is wrong with them)
 
 
@@ -52,21 +60,59 @@ def as_text(column: pl.Series) -> tuple[pl.Series, Faults, list[str]]:
 
 
 def _texts(text: pl.Series) -> tuple[pl.Series, Faults, list[str]]:
-    changes = []
-    if text.str.contains_any(list(_SPACES)).any():
+    faults, changes = [], []
+    odd = text.filter(text.str.contains_any(_ODD))
+    if len(odd) and odd.str.contains_any(list(_SPACES)).any():
         bare = text.str.strip_chars(_SPACES)
         if changed := int((bare != text).sum()):
             example = text.filter((bare != text).fill_null(False)).item(0)
             changes.append(f"has blanks around {changed:,} values ({brief(example)} …), which are no part of an id")
-        text = bare
+        text, odd = bare, odd.str.strip_chars(_SPACES)
     text = text.set((text == "").fill_null(False), None) if (text == "").any() else text
-    first = text.first(ignore_nulls=True)
-    if isinstance(first, str) and (first.endswith(".0") or first in WORDS):
-        is_float = text.str.contains(r"^-?[0-9]+\.0+$")
-        if is_float.any() and (is_float | text.is_in(WORDS)).all():
-            changes.append("holds whole numbers written as floats: 7.0 is read as 7")
-            text = text.str.replace(r"\.0+$", "")
-    return text, [], changes
+    if len(marked := odd.filter(odd.str.contains(_MARKED))):
+        changes.append(
+            f"has marks that nobody sees in {len(marked):,} values ({brief(marked[0])} …), which are other ids than "
+            "the same without them: remove them from the file, if they are no part of the ids"
+        )
+    if odd.str.contains(f"{_FLOAT}|{_POWER}").any():
+        text, faults, more = _numbers(text)
+        changes += more
+    return text, faults, changes
+
+
+def _numbers(text: pl.Series) -> tuple[pl.Series, Faults, list[str]]:
+    """Read 7.0 as 7 where all of a column are numbers; tell of what may be one id in two spellings, or several in one."""
+    is_float, is_power, is_whole = (text.str.contains(kind).fill_null(False) for kind in (_FLOAT, _POWER, _WHOLE))
+    is_all = (is_float | is_power | is_whole | text.is_in(WORDS)).all()
+    faults, changes = [], []
+    if is_all:
+        what = "is shortened to a power of ten, as spreadsheets and floats write long numbers: several ids may have become this one; write them as text or whole numbers"
+        faults.append((is_power, what))
+    elif is_power.any():
+        changes.append(
+            f"has {int(is_power.sum()):,} values such as {brief(text.filter(is_power)[0])}, to which a spreadsheet may "
+            "have shortened longer numbers: several ids may have become one; write the column as text"
+        )
+    if not is_float.any():
+        return text, faults, changes
+    bare = text.str.replace(r"\.0+$", "").zip_with(is_float, text)
+    if is_all:
+        large = is_float & (bare.cast(pl.Int128, strict=False).abs() > 2**53).fill_null(True)
+        faults.append(
+            (
+                large,
+                "is too large for a float, which has one value for several such numbers; write ids as whole numbers",
+            )
+        )
+        part = f" ({int(is_float.sum()):,} of {len(text):,} values)" if is_whole.any() else ""
+        return bare, faults, [*changes, f"holds whole numbers written as floats{part}: 7.0 is read as 7"]
+    both = bare.filter(is_float & bare.is_in(text.filter(is_whole).unique().implode()))
+    if len(both):
+        changes.append(
+            f"has {brief(both[0])} and {brief(text.filter(is_float & (bare == both[0]))[0])}, taken as two ids, as texts "
+            "stand among them: write them alike, if they are one"
+        )
+    return text, faults, changes
 
 
 def read(table: pl.DataFrame, names: list[str], path: Path, config: Data) -> tuple[pl.DataFrame, int]:

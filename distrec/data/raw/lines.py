@@ -7,12 +7,13 @@ import ast
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from distrec.data.files import json_text
 from distrec.data.files.text import LONGEST, Text, undecodable
 from distrec.runtime import brief
 
@@ -92,7 +93,10 @@ def read_delimited(
             raise ValueError(
                 f"{path}, line {first}: no column {absent[0]!r} (only {len(frame.columns)} columns found); is the separator {separator!r}?"
             )
-        frames.append(frame.select(*names).with_row_index("line", offset=first))
+        frame = frame.select(*names).with_row_index("line", offset=first)
+        if separator == "," and b'"' in block:
+            _refuse_quotes(frame, names, path)
+        frames.append(frame)
     if not frames:
         raise ValueError(f"{path}: the file is empty")
     table = pl.concat(frames, rechunk=False)
@@ -102,6 +106,13 @@ def read_delimited(
     for name in filled:
         require(table, name, pl.col(name).is_null() | (pl.col(name) == ""), path, "is empty")
     return table
+
+
+def _refuse_quotes(frame: pl.DataFrame, names: Sequence[str], path: Path) -> None:
+    for name in names:
+        is_quoted = pl.col(name).str.starts_with('"') & pl.col(name).str.ends_with('"')
+        what = "stands in quotes, which this source does not read; take them off, or set data.source=table and data.columns"
+        require(frame, name, is_quoted, path, what)
 
 
 def read_json_lines(
@@ -122,7 +133,8 @@ def read_json_lines(
         frame = parsed(path, first, block, schema).with_row_index("line", offset=first)
         for name in dict.fromkeys([*filled, *ids]):
             check_ids(path, first, block, frame[name])
-        frames.append(frame)
+        texts = [name for name in schema if name not in (*filled, *ids)]
+        frames.append(frame.with_columns(json_text.exact(block, frame[name]) for name in texts))
     table = pl.concat(frames, rechunk=False)
     for name in filled:
         require(table, name, pl.col(name).is_null(), path, "is missing")
@@ -185,26 +197,31 @@ def parsed(path: Path, first: int, block: bytes, schema: Mapping[str, Any]) -> p
     try:
         frame = pl.read_ndjson(io.BytesIO(block), schema=dict(schema))
     except pl.exceptions.PolarsError as error:
-        raise ValueError(
-            _bad_line(path, first, block, json.loads) or f"{path}, from line {first}: {_first(error)}"
-        ) from None
+        raise ValueError(_bad_line(path, first, block) or f"{path}, from line {first}: {_first(error)}") from None
     if frame.height != block.count(b"\n") + 1:
-        raise ValueError(
-            _bad_line(path, first, block, json.loads) or f"{path}, from line {first}: not one JSON object a line"
-        )
+        raise ValueError(_bad_line(path, first, block) or f"{path}, from line {first}: not one JSON object a line")
+    if found := json_text.doubled(block, frame):
+        row, what = found
+        raise ValueError(f"{path}, line {first + row}: {what}; mend the line")
     return frame
 
 
 def check_ids(path: Path, first: int, block: bytes, column: pl.Series) -> None:
     """Refuse what polars turns into text although it is none: lists, objects, truth values, fractions."""
-    odd = column.str.contains(_NO_ID).arg_true()
+    odd = (column.str.contains(_NO_ID) | json_text.long_floats(block, column)).arg_true()
     texts = block.split(b"\n") if len(odd) else []
     for row in odd:
         value = json.loads(texts[row])[column.name]
+        if isinstance(value, int) and not isinstance(value, bool):
+            continue
         if isinstance(value, str) and "\0" not in value and not _HALF.search(value):
             continue
-        what = {list: "a list", dict: "an object", bool: "a truth value", float: "a fraction"}.get(type(value))
+        what = {list: "a list", dict: "an object", bool: "a truth value", float: "a float"}.get(type(value))
+        what = "a fraction" if isinstance(value, float) and value % 1 else what
         more = "; write one row for each item of a list, or use data.source=sequences" if what == "a list" else ""
+        more = "; write all of its digits" if what == "a float" else more
+        key = next(iter(value), "") if isinstance(value, dict) else ""
+        more = f"; write the value of {key!r} alone" if key.startswith("$") else more
         raise ValueError(
             f"{path}, line {first + row}: {column.name} {json.dumps(value)[:60]} is {what or 'broken text'}; an id is a text "
             f"or a whole number{more}"
@@ -212,7 +229,10 @@ def check_ids(path: Path, first: int, block: bytes, column: pl.Series) -> None:
 
 
 def literal(text: bytes) -> Any:
-    for parse in (json.loads, lambda raw: ast.literal_eval(raw.decode())):
+    for parse in (
+        lambda raw: json.loads(raw, parse_constant=lambda _: None),
+        lambda raw: ast.literal_eval(raw.decode()),
+    ):
         try:
             return parse(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -220,10 +240,10 @@ def literal(text: bytes) -> Any:
     return None
 
 
-def _bad_line(path: Path, first: int, block: bytes, parse: Callable[[bytes], Any]) -> str | None:
+def _bad_line(path: Path, first: int, block: bytes) -> str | None:
     for offset, text in enumerate(block.splitlines()):
         try:
-            if not isinstance(parse(text), dict):
+            if not isinstance(json_text.parse(text), dict):
                 return f"{path}, line {first + offset}: not a JSON object: {text[:60].decode(errors='replace')!r}"
         except ValueError as error:
             return f"{path}, line {first + offset}: malformed JSON ({error}): {text[:60].decode(errors='replace')!r}"

@@ -14,20 +14,15 @@ from typing import Any
 import polars as pl
 
 from distrec.data.raw import lines
-from distrec.data.raw.values import instants
+from distrec.data.raw.values import days, instants
 from distrec.data.raw.values.instants import PER_SECOND
 from distrec.knobs import Data
 from distrec.runtime import brief, log
 
 _MODERN = 631_152_000  # seconds; 1990-01-01: what a log is likely to be later than
 _DAY, _YEAR = 86_400, 366 * 86_400
-# days and minutes written as whole numbers: smallest and largest of them, the format, what it is called
-_DAYS = [
-    (1990_01, 2099_12, 1, "%Y%m", "a month written as YYYYMM"),
-    (1990_01_01, 2099_12_31, 100, "%Y%m%d", "a day written as YYYYMMDD"),
-    (1990_01_01_0000, 2099_12_31_2359, 10**6, "%Y%m%d%H%M", "a minute written as YYYYMMDDhhmm"),
-    (1990_01_01_000000, 2099_12_31_235959, 10**8, "%Y%m%d%H%M%S", "a second written as YYYYMMDDhhmmss"),
-]
+_SAMPLE = 1000  # times that are looked at for a look at all
+_YEAR_100 = -59_011_459_200  # seconds; what a year of two digits is before
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,8 @@ def read(table: pl.DataFrame, path: Path, config: Data, unit: str | None = None)
     columns = config.columns
     form = columns.time_format if unit is None else None
     scale = unit or columns.time_unit
+    if form in (None, "epoch") and table["time"].dtype == pl.String:
+        _tell_shortened(table, path, scale, form)
     try:
         if scale == "order":
             return _in_order(table, path, form)
@@ -59,12 +56,18 @@ def read(table: pl.DataFrame, path: Path, config: Data, unit: str | None = None)
     _require_read(table, path, faults)
     _tell_coarse(table["time"], path, scale)
     ahead = int(time.time()) + _DAY
-    if value.is_between(_MODERN * ticks, ahead * ticks).all(ignore_nulls=False):  # the usual case, in one pass
+    is_usual = value.is_between(_MODERN * ticks, ahead * ticks).all(ignore_nulls=False)  # in one pass
+    if is_usual and not (scale == "ns" and form is None and _is_before(value, days.LAST_TICK)):
         return Timed(table.with_columns(value.alias("time")), ticks, {"bad timestamps": 0})
     judged = _Judged(table.with_columns(tick=value), path, scale, ticks, ahead, unit is None, form)
     kept = judged.rows(drop=config.bad_times == "drop")
     kept = kept.drop("time").rename({"tick": "time"}).select(table.columns)
     return Timed(kept, ticks, {"bad timestamps": table.height - kept.height})
+
+
+def _is_before(value: pl.Series, limit: int) -> bool:
+    high = value.max()
+    return isinstance(high, int) and high < limit
 
 
 def _in_order(table: pl.DataFrame, path: Path, form: str | None) -> Timed:
@@ -96,6 +99,36 @@ def _tell_coarse(column: pl.Series, path: Path, unit: str) -> None:
         )
 
 
+def _tell_shortened(table: pl.DataFrame, path: Path, unit: str, form: str | None) -> None:
+    """Tell of 1.70E+12 and the like, where most such numbers have fewer digits than their unit needs.
+
+    Raises: ValueError where they are more than a second apart, unless `form` says that they are exact.
+    """
+    step = _steps(table["time"].gather_every(table.height // _SAMPLE + 1)).drop_nulls()
+    if not int((step > 0).sum()) > 0.5 * len(step):
+        return
+    rows = _steps(table["time"]) > 0
+    low = min(step.filter(step > 0))
+    first = table["time"].filter(rows)[0]
+    what = f"is a number shortened to a power of ten, one for 10^{low} {unit} or more, as spreadsheets write long ones"
+    if form is None and 10**low > PER_SECOND.get(unit, 1):
+        _require_read(
+            table,
+            path,
+            [(rows, f"{what}; write all of its digits (or set data.columns.time_format=epoch, if it is exact)")],
+        )
+    log(f"{path}: {int(rows.sum()):,} times such as {brief(first)}: each {what}; equal ones keep the order of the file")
+
+
+def _steps(text: pl.Series) -> pl.Series:
+    """The power of ten of the last digit of large numbers that have an exponent, null for all others."""
+    parts = text.str.extract_groups(r"^\s*[+-]?[0-9](?:[.]([0-9]*))?[eE][+]?([0-9]{1,4})\s*$").struct.unnest()
+    power = parts["2"].cast(pl.Int64)
+    return power.set(~power.is_between(6, 18).fill_null(True), None) - parts["1"].str.len_bytes().cast(
+        pl.Int64
+    ).fill_null(0)
+
+
 @dataclass(frozen=True)
 class _Judged:
     """A log some of whose times may be wrong: `time` as it stands, `tick` as it was read (i64)."""
@@ -113,7 +146,9 @@ class _Judged:
         number, is_number = self._numbers()
         modern = self._share(self.table["tick"] / self.ticks)
         if is_number and self.form is None:
-            self._refuse_days(number)
+            self._refuse_hundreds(number)
+            if modern < 0.5:
+                self._refuse_days(number)
         if self.form != "epoch" and modern < 0.5:
             self._refuse_unit(number, is_number)
         tick = pl.col("tick")
@@ -124,9 +159,8 @@ class _Judged:
             "is a future timestamp": tick > self.ahead * self.ticks,
             "is in 1970, in a log of later years, and so is no known time": unknown,
         }
-        remedy = "; mend the file, or set data.bad_times=drop"
         for what, wrong in {} if drop else faults.items():
-            lines.require(self.table, "time", wrong, self.path, what + self._advice(number, wrong, is_number) + remedy)
+            lines.require(self.table, "time", wrong, self.path, what + self._advice(number, wrong, is_number))
         wrong = pl.any_horizontal(wrong.fill_null(False) for wrong in faults.values())
         kept = self.table.filter(~wrong)
         high = kept["tick"].max()
@@ -178,29 +212,48 @@ class _Judged:
                 raise ValueError(f"{place}: {said} in {unit}, as most are, but {good}; {remedy}")
 
     def _refuse_days(self, number: pl.Series) -> None:
-        known = number.drop_nulls().filter(number.drop_nulls() != 0)
-        for low, high, month, form, name in _DAYS:
-            if not len(known) or not known.is_between(low, high).all() or not (known % 1 == 0).all():
-                continue
-            whole = known.cast(pl.Int64)
-            day = whole // (month // 100) % 100 if month > 1 else pl.Series([1])
-            if (whole // month % 100).is_between(1, 12).all() and day.is_between(1, 31).all():
-                row, place = self._first(number != 0)
-                remedy = f"set data.columns.time_format={form} (or =epoch, if it counts {self.unit})"
-                if not self.is_named:
-                    remedy = f"read it by data.source=table with data.columns.time_format={form}"
-                said = f"time {brief(row['time'])} is {_when(row['tick'] / self.ticks)} in {self.unit}, but {name}"
-                raise ValueError(f"{place}: {said}, as all of them are; {remedy}")
+        found = days.layouts(number)
+        if found is None:
+            return
+        names, forms, rows = found
+        row, place = self._first(rows)
+        remedy = f"set data.columns.time_format={' or ='.join(forms)} (or =epoch, if it counts {self.unit})"
+        if not self.is_named:
+            remedy = f"read it by data.source=table with data.columns.time_format={' or ='.join(forms)}"
+        said = (
+            f"time {brief(row['time'])} is {_when(row['tick'] / self.ticks)} in {self.unit}, but {', or '.join(names)}"
+        )
+        raise ValueError(f"{place}: {said}, as most of them are; {remedy}")
+
+    def _refuse_hundreds(self, number: pl.Series) -> None:
+        found = days.hundreds_of_nanoseconds(number)
+        if found is None:
+            return
+        what, remedy, rows = found
+        row, place = self._first(rows)
+        said = f"time {brief(row['time'])} is {_when(row['tick'] / self.ticks)} in {self.unit}, but {what}"
+        more = f" (or data.columns.time_format=epoch, if it counts {self.unit})" if self.is_named else ""
+        raise ValueError(f"{place}: {said}, as most of them are; {remedy}{more}")
 
     def _advice(self, number: pl.Series, wrong: pl.Expr, is_number: bool) -> str:
-        """Where one value would be plausible in another unit, that unit."""
-        if not is_number or not self.is_named:
+        """What the first wrong value may be instead, and what to do."""
+        rows = self.table.select(wrong.fill_null(False)).to_series()
+        if not rows.any():
             return ""
-        value = self.table.select(number=number).filter(self.table.select(wrong.fill_null(False)).to_series())["number"]
-        for other, per_second in PER_SECOND.items():
-            if other != self.unit and len(value) and value.is_between(_MODERN * per_second, self.ahead * per_second)[0]:
-                return f" in {self.unit} ({_when(value[0] / per_second)} if data.columns.time_unit={other})"
-        return ""
+        value = number.filter(rows)[0]
+        seconds = self.table["tick"].filter(rows)[0]
+        for other, per_second in PER_SECOND.items() if is_number and self.is_named else ():
+            if other == self.unit or value is None:
+                continue
+            if _MODERN * per_second <= value <= self.ahead * per_second:
+                said = f" in {self.unit} ({_when(value / per_second)} if data.columns.time_unit={other})"
+                return f"{said}; mend the file, or set data.bad_times=drop"
+        if "%Y" in (self.form or "") and seconds is not None and seconds < _YEAR_100 * self.ticks:
+            form = (self.form or "").replace("%Y", "%y")
+            return f": a year of two digits; set data.columns.time_format={form}"
+        if int(rows.sum()) > 0.9 * self.table.height and seconds is not None:
+            return ", as nearly all are: say what they count, by data.columns.time_unit or data.columns.time_format"
+        return "; mend the file, or set data.bad_times=drop"
 
 
 def _when(seconds: float) -> str:

@@ -9,6 +9,9 @@ import re
 
 import polars as pl
 
+from distrec.data.raw import ids
+from distrec.data.raw.values import days
+
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 NANO = 10**9
 MOST = 2**63 - 1
@@ -25,12 +28,8 @@ _ONE_SHAPE = re.compile(
 _NUMBER = r"^([+-]?)([0-9]*)(?:[.]([0-9]*))?(?:[eE]([+-]?[0-9]{1,4}))?$"
 _NUMBER_ALONE = r"[+-]?(?:[0-9]+[.]?[0-9]*|[.][0-9]+)(?:[eE][+-]?[0-9]{1,4})?"
 _FINER = "is finer than a nanosecond; round it, or set data.columns.time_unit=order, which keeps the order alone"
-_NOT_READ = (
-    "is neither a number nor an ISO date such as 2024-01-31T10:00:00; say its format, "
-    "e.g. data.columns.time_format=%d/%m/%Y or =%m/%d/%Y"
-)
-# what stands for nothing.  Source: the words that pandas.read_csv takes for missing, and those of SQL dumps
-_NOTHING = ["", "nan", "-nan", "null", "none", "<na>", "nat", "na", "n/a", "#n/a", "\\n"]
+# what stands for nothing: the words that no id is, and those of dates and floats
+_NOTHING = ["", *dict.fromkeys(word.lower() for word in ids.WORDS)]
 _NOTHING += ["inf", "-inf", "+inf", "infinity", "-infinity", "0000-00-00", "0000-00-00 00:00:00"]
 
 
@@ -118,9 +117,14 @@ def _formatted(text: pl.Series, form: str) -> tuple[pl.Series, int, Faults]:
             f"data.columns.time_format={form!r} is no format; give strptime marks, such as %d/%m/%Y %H:%M:%S "
             "(.%f is a fraction of a second, %z a zone in figures; %Z and %s are not read), or epoch, or iso"
         )
+    if re.fullmatch(r"%[dmyHI](?:%[YmdyHMS])*", form):  # a number has lost the zero of 01022024
+        text = text.str.zfill(2 * len(re.findall("%[^Y]", form)) + 4 * form.count("%Y"))
+    marks = form
+    if re.search("%[HI]", form) and not re.search("%[MRTrcX]", form):  # no hour is read without its minute
+        marks, text = f"%M {form}", "00 " + text
     try:
-        micro = text.str.to_datetime(form, strict=False, time_unit="us").to_physical()
-        nano = text.str.to_datetime(form, strict=False, time_unit="ns").to_physical() % 1000 if "f" in form else None
+        micro = text.str.to_datetime(marks, strict=False, time_unit="us").to_physical()
+        nano = text.str.to_datetime(marks, strict=False, time_unit="ns").to_physical() % 1000 if "f" in form else None
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"data.columns.time_format={form!r}: {str(error).splitlines()[0]}") from None
     faults = [(micro.is_null() & text.is_not_null(), f"does not follow data.columns.time_format={form}")]
@@ -134,22 +138,27 @@ def _iso(text: pl.Series) -> tuple[pl.Series, int, Faults]:
     names = ["year", "hyphen", "month", "other", "day", "hour", "minute", "second", "fraction", "zone"]
     parts = text.str.extract_groups(_ISO).struct.rename_fields(names).struct.unnest()
     hour, minute, second = (pl.col(name).fill_null("00") for name in ("hour", "minute", "second"))
+    fraction = pl.col("fraction").fill_null("")
+    is_midnight = (hour == "24") & (minute == "00") & (second == "00") & (fraction.str.strip_chars("0") == "")
+    hour = pl.when(is_midnight).then(pl.lit("00")).otherwise(hour)  # 24:00 ends the day
     base = pl.concat_str(
         "year", pl.lit("-"), "month", pl.lit("-"), "day", pl.lit("T"), hour, pl.lit(":"), minute, pl.lit(":"), second
     )
     zone = pl.col("zone").str.replace(":", "", literal=True)
     east = zone.str.extract(r"([0-9]+)").str.pad_end(4, "0").cast(pl.Int64).fill_null(0)
     east = (east // 100 * 3600 + east % 100 * 60) * pl.when(zone.str.starts_with("-")).then(-1).otherwise(1)
-    fraction = pl.col("fraction").fill_null("")
     read = parts.select(
         micro=base.str.to_datetime("%Y-%m-%dT%H:%M:%S", strict=False, time_unit="us").dt.epoch("us")
-        - east.fill_null(0) * 10**6,
+        + (is_midnight.cast(pl.Int64) * 86_400 - east.fill_null(0)) * 10**6,
         nano=fraction.str.pad_end(9, "0").str.head(9).cast(pl.Int64),
         finer=fraction.str.slice(9).str.strip_chars("0") != "",
         wrong=(pl.col("hyphen") != pl.col("other")).fill_null(True),
     )
     unread = (read["micro"].is_null() | read["wrong"]) & text.is_not_null()
-    return *_joined(read["micro"], read["nano"]), [(unread, _NOT_READ), (read["finer"], _FINER)]
+    return *_joined(read["micro"], read["nano"]), [
+        (unread, days.reason(text, unread, days.NOT_READ)),
+        (read["finer"], _FINER),
+    ]
 
 
 def _iso_of_one_shape(text: pl.Series) -> tuple[pl.Series, int] | None:
@@ -202,14 +211,26 @@ def _texts(column: pl.Series, unit: str, form: str | None) -> tuple[pl.Series, i
         return *quick, []
     text = _bare(column)
     first = text.first(ignore_nulls=True)
-    if form is None and isinstance(first, str) and not re.fullmatch(_NUMBER_ALONE, first):
-        value, per_second, faults = _iso(text)
-        mixed = text.str.contains(f"^{_NUMBER_ALONE}$") & value.is_null()
-        return value, per_second, [(mixed, "is a number, while the first time is a text"), *faults]
+    has_number_first = not isinstance(first, str) or re.fullmatch(_NUMBER_ALONE, first) is not None
+    if form is not None or has_number_first:
+        read = _number_texts(text, unit)
+        if form is not None or not read[2][0][0].any():
+            return read
+    is_number = text.str.contains(f"^{_NUMBER_ALONE}$")
+    value, per_second, faults = _iso(text)
+    numbers, dates = int(is_number.sum()), int((value.is_not_null() & ~faults[0][0] & ~is_number).sum())
+    if dates > numbers or (dates == numbers and not has_number_first):
+        mixed = is_number & value.is_null()
+        return value, per_second, [(mixed, "is a number, while most times are texts"), *faults]
+    return _number_texts(text, unit)
+
+
+def _number_texts(text: pl.Series, unit: str) -> tuple[pl.Series, int, Faults]:
     places = len(str(NANO // PER_SECOND[unit])) - 1
     value, finer = _decimals(text, places)
-    faults = [(value.is_null() & text.is_not_null(), "is not a number, as those above it are"), (finer, _FINER)]
-    return *_coarse(value, 10**places, unit), faults
+    unread = value.is_null() & text.is_not_null()
+    why = days.reason(text, unread, "is not a number, as most are")
+    return *_coarse(value, 10**places, unit), [(unread, why), (finer, _FINER)]
 
 
 def _numbers(column: pl.Series, unit: str) -> tuple[pl.Series, int, Faults]:

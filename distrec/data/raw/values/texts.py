@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from distrec.data.raw import lines
+from distrec.data.raw import ids, lines
 from distrec.runtime import log
 
 # Names of HTML elements: "<Untitled>", "<3" and "a < b" are no markup.
@@ -43,6 +43,12 @@ def clean(items: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
         if name == "item" or items.schema[name] != pl.String:
             continue
         text = items[name]
+        if len(words := text.filter(text.is_in(ids.WORDS))):
+            counts[_WORDS] = counts.get(_WORDS, 0) + len(words)
+            most = ", ".join(f"{word!r} in {n:,} rows" for word, n in words.value_counts(sort=True).head(3).rows())
+            log(
+                f"items: {name} is {most}: words for a missing value, kept as texts; empty those cells if nothing is meant"
+            )
         for rule, change in _RULES.items():
             changed = change(text)
             if n := int((changed != text).sum()):
@@ -70,6 +76,7 @@ def encoding(path: Path) -> str:
     return "utf-8"
 
 
+_WORDS = "texts that are a word for nothing"
 _LOST = "texts with lost characters (U+FFFD)"
 
 
