@@ -819,6 +819,21 @@ def test_a_header_between_the_rows_is_refused(tmp_path, ending):
     text = "user,item\na,x\nuser,y\nuser,item\nb,x\n".replace(",", "," if ending == "csv" else "\t")
     path = put(tmp_path, f"log.{ending}", text)
     refused(lambda: raw(path, "data.columns.time=null"), f"log.{ending}, line 4: the header again (user, item)")
+    path.write_text(text.replace("\nuser", "\n\ufeffuser"))
+    refused(lambda: raw(path, "data.columns.time=null"), f"log.{ending}, line 4: the header again (user, item)")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_name_that_reads_like_a_pattern_is_refused(tmp_path, kind):
+    frame = pl.DataFrame({"user": ["a"], "item": ["x"], "time": [1_600_000_000], "^user$": ["b"]})
+    content = io.BytesIO()
+    {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[kind](content)
+    path = put(tmp_path, f"log.{kind}", content.getvalue())
+    assert raw(path).interactions["user"].to_list() == ["a"]
+    refused(
+        lambda: raw(path, "data.columns.user=^user$"), f"log.{kind}: the column '^user$' begins with ^ and ends with $"
+    )
+    refused(lambda: raw(path, f"data.items={path}"), "'^user$'")
 
 
 # --- case 27: a log without times --------------------------------------------------------------

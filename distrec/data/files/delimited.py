@@ -85,7 +85,11 @@ def _check_rows(path: Path, table: pl.DataFrame, line: pl.Series) -> None:
 
 
 def _is_header(table: pl.DataFrame) -> pl.Expr:
-    return pl.all_horizontal(pl.col(name).eq_missing(pl.lit(name)) for name in table.columns).alias("")
+    """A mark of the second file's beginning may stand before its first name."""
+    names = [(pl.col(name), name) for name in table.columns]
+    return pl.all_horizontal(((col == name) | (col == f"\ufeff{name}")).fill_null(False) for col, name in names).alias(
+        ""
+    )
 
 
 def _check_header(path: Path, header: Sequence[str], names: Sequence[str], style: Style) -> None:

@@ -36,6 +36,7 @@ def read(part: Part, wanted: Sequence[str], ids: Sequence[str], config: Data) ->
     objects or truth values, and for a file that is not what its name says.
     """
     inside = _inside(part.path, config)
+    _refuse_patterns(part.path, wanted)
     known = [*inside, *part.values]
     from_folder = [name for name in wanted if name in part.values and name not in inside]
     from_file = [name for name in wanted if name not in from_folder]
@@ -64,6 +65,7 @@ def read_all(part: Part, key: str, config: Data) -> tuple[pl.DataFrame, pl.Serie
 
     Raises: ValueError as `read` does.
     """
+    _refuse_patterns(part.path, _inside(part.path, config))
     match paths.kind(part.path):
         case "parquet":
             refuse_absent(part.path, [key], [*_schema(part.path), *part.values])
@@ -113,6 +115,14 @@ def refuse_absent(path: Path, wanted: Sequence[str], known: Sequence[str]) -> No
     """Raises: ValueError naming the first of the wanted columns that is not known."""
     if absent := [name for name in wanted if name not in known]:
         raise ValueError(f"{path}: no column {absent[0]!r}; found: {', '.join(known)} (set data.columns)")
+
+
+def _refuse_patterns(path: Path, names: Sequence[str]) -> None:
+    """Raises: ValueError for a name that polars takes for a pattern of names."""
+    if odd := [name for name in names if name.startswith("^") and name.endswith("$")]:
+        raise ValueError(
+            f"{path}: the column {odd[0]!r} begins with ^ and ends with $, which stands for a pattern: rename it"
+        )
 
 
 def _schema(path: Path) -> dict[str, Any]:
