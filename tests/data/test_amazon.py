@@ -126,6 +126,21 @@ def test_prepared_data_of_2023(tmp_path):
     assert sorted(data.items["text"]) == [f"T{i}" for i in range(5)]
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+def test_case_25_items_that_nobody_reviewed_are_counted_or_kept(tmp_path, keeps):
+    reviews = [review(f"U{u}", f"B0{i + 1}", NOW - 60_000 * i) for u in range(6) for i in range(5)]
+    meta = [{"title": f"T{i}", "parent_asin": f"B0{i + 1}", "store": "S"} for i in range(8)]
+    words = ["data.cold_items=keep"] * keeps
+    data = prepared.load(
+        prepared.prepare(
+            cfg.load([*folder(tmp_path, reviews, meta), f"data.root={tmp_path}", "data.negatives=0", *words]).data
+        )
+    )
+    assert sorted(data.items["text"]) == [f"T{i}" for i in range(8 if keeps else 5)]
+    report = json.loads((data.folder / "statistics.json").read_text())
+    assert report["removed"]["item rows that join with nothing"] == (0 if keeps else 3)
+
+
 def test_the_catalogues_of_2023_lie_where_they_are_published():
     reviews, meta = download.official("amazon-2023/All_Beauty")
     root = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/raw"

@@ -158,13 +158,16 @@ def _amazon(config: Data) -> Raw:
         kinds = dict.fromkeys(names, pl.String)
         table = lines.read_json_lines(reviews, kinds, filled=_filled(config, user, item), ids=[user, item])
     table = table.rename({user: "user", item: "item", when: "time"})
-    items = _amazon_items(metadata[0], item, set(table["item"].unique())) if metadata else no_items()
+    wanted = None if config.cold_items == "keep" else set(table["item"].unique())
+    items, others = _amazon_items(metadata[0], item, wanted) if metadata else (no_items(), 0)
     timed = times.read(table, reviews, config, unit=unit)
-    return Raw(timed.table, items, [reviews, *metadata], timed.dropped, timed.ticks)
+    of_items = {"item rows that join with nothing": others} if others else {}
+    return Raw(timed.table, items, [reviews, *metadata], timed.dropped, timed.ticks, of_items=of_items)
 
 
-def _amazon_items(path: Path, key: str, wanted: set[str]) -> pl.DataFrame:
-    rows = []
+def _amazon_items(path: Path, key: str, wanted: set[str] | None) -> tuple[pl.DataFrame, int]:
+    """(the items that are wanted, all if None, as most of a catalogue's are in no log; how many others there are)."""
+    rows, others = [], 0
     for line, record in lines.read_literal_lines(path):
         if key not in record:
             raise ValueError(
@@ -177,7 +180,9 @@ def _amazon_items(path: Path, key: str, wanted: set[str]) -> pl.DataFrame:
             groups = [groups]
         if not isinstance(record[key], str) or not isinstance(groups, list):
             raise ValueError(f"{path}, line {line}: {key!r} is a text and 'category' a list; got {brief(record[key])}")
-        if record[key] in wanted:
+        if wanted is not None and record[key] not in wanted:
+            others += 1
+        else:
             rows.append(
                 {
                     "item": record[key],
@@ -186,7 +191,7 @@ def _amazon_items(path: Path, key: str, wanted: set[str]) -> pl.DataFrame:
                     "category": "|".join(_text(name) for name in groups),
                 }
             )
-    return pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String, "brand": pl.String, "category": pl.String})
+    return pl.DataFrame(rows, schema=dict.fromkeys(("item", "title", "brand", "category"), pl.String)), others
 
 
 def _lastfm_files(config: Data) -> list[Path]:
