@@ -66,8 +66,8 @@ def report(
         if neighbours.any()
         else 0.0,
         "repeats of an earlier item": int(repeats.sum()),
-        "repeat_interactions": float(repeats.mean()),
-        "repeat_targets": {"valid": again(train_end, valid_end), "test": again(valid_end, start[1:])},
+        "repeats, of all interactions": float(repeats.mean()),
+        "targets that are repeats": {"valid": again(train_end, valid_end), "test": again(valid_end, start[1:])},
     }
 
 

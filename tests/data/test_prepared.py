@@ -129,7 +129,7 @@ def test_the_report_counts_what_was_removed(tmp_path):
     }
     assert report["interactions"] == 5
     assert report["repeats of an earlier item"] == 1
-    assert report["repeat_interactions"] == 1 / 5
+    assert report["repeats, of all interactions"] == 1 / 5
 
 
 def test_global_time_needs_times(tmp_path):
@@ -176,12 +176,12 @@ def test_repeated_targets_are_those_that_their_user_had_before(tmp_path):
     for user, item, _ in rows:
         items.setdefault(user, []).append(item)
     long = [each for each in items.values() if len(each) >= 3]
-    assert report["repeat_targets"] == {
+    assert report["targets that are repeats"] == {
         "valid": sum(each[-2] in each[:-2] for each in long) / len(long),
         "test": sum(each[-1] in each[:-1] for each in long) / len(long),
     }
     again = sum(item in each[:n] for each in items.values() for n, item in enumerate(each))
-    assert report["repeat_interactions"] == again / len(rows) > 0
+    assert report["repeats, of all interactions"] == again / len(rows) > 0
 
 
 SPLIT = [
