@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from distrec.data.files import json_text
-from distrec.data.files.text import LONGEST, Text, undecodable
+from distrec.data.files.text import LONGEST, Text, odd_row, undecodable
 from distrec.runtime import brief
 
 BLOCK = 32 << 20
@@ -60,23 +60,30 @@ def read_delimited(
 
     With `header`, `names` are looked up in the first line; without, they name the columns from the left.
 
-    Raises: ValueError naming file and line for a missing column or an empty cell of a `filled` column.
+    Raises: ValueError naming file and line for a missing or doubled column, a row of too few or too many cells, and an
+    empty cell of a `filled` column.
     """
     frames, mark = [], separator
     if len(separator) > 1:
         mark = "\x01"  # polars separates at one byte
     columns: Sequence[str] = names
     for first, block in blocks(path, encoding):
-        if len(separator) > 1:
-            block = block.replace(separator.encode(), mark.encode())
         if header and first == 1:
             head, _, block = block.partition(b"\n")
-            columns = head.decode().strip("\r\n\ufeff").split(mark)
+            columns = head.decode().strip("\r\n\ufeff").split(separator)
             first = 2
             if absent := [name for name in names if name not in columns]:
                 raise ValueError(f"{path}, line 1: no column {absent[0]!r}; found: {', '.join(columns)}")
+            if twice := [name for name in names if columns.count(name) > 1]:
+                raise ValueError(f"{path}, line 1: the header has {twice[0]!r} twice; rename the other")
         if not block.strip():
             continue
+        least = max(columns.index(name) for name in names) + 1
+        if odd := odd_row(block, separator, least, len(columns) if header else None):
+            row, what = odd
+            raise ValueError(f"{path}, line {first + row}: {what}; mend the line: {separator!r} separates its cells")
+        if len(separator) > 1:
+            block = block.replace(separator.encode(), mark.encode())
         try:
             frame = pl.read_csv(
                 block.replace(b"\r\n", b"\n"),
