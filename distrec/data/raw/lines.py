@@ -101,8 +101,6 @@ def read_delimited(
                 f"{path}, line {first}: no column {absent[0]!r} (only {len(frame.columns)} columns found); is the separator {separator!r}?"
             )
         frame = frame.select(*names).with_row_index("line", offset=first)
-        if separator == "," and b'"' in block:
-            _refuse_quotes(frame, names, path)
         frames.append(frame)
     if not frames:
         raise ValueError(f"{path}: the file is empty")
@@ -113,13 +111,6 @@ def read_delimited(
     for name in filled:
         require(table, name, pl.col(name).is_null() | (pl.col(name) == ""), path, "is empty")
     return table
-
-
-def _refuse_quotes(frame: pl.DataFrame, names: Sequence[str], path: Path) -> None:
-    for name in names:
-        is_quoted = pl.col(name).str.starts_with('"') & pl.col(name).str.ends_with('"')
-        what = "stands in quotes, which this source does not read; take them off, or set data.source=table and data.columns"
-        require(frame, name, is_quoted, path, what)
 
 
 def read_json_lines(
