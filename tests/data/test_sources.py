@@ -475,3 +475,89 @@ def test_case_08_attributes_of_sequences_may_have_any_name(tmp_path):
     assert items["title"].to_list() == ['17" lamp', '"cup"', "mug"]  # quotes are characters like others
     assert items["line"].to_list() == ["pro", "lite", ""]
     assert items["item_"].to_list() == ["x", "y", "z"]
+
+
+# --- rows and records that are not as the others -------------------------------------------------
+
+FLAGS = "|".join(["0"] * 18 + ["1"])
+FILMS = [f"{k}|Film {k} (1995)|01-Jan-1995||http|{FLAGS}" for k in range(1, 4)]
+DRAMAS = [f"{k}::Film {k} (1995)::Drama|War" for k in range(1, 4)]
+RATED = [f"1\t{k}\t4\t{1_600_000_000 + k}" for k in range(1, 4)]
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("name", "lines_", "change", "what"),
+    [
+        ("u.item", FILMS, ("Film", "Fi|lm"), "25 cells, but most lines have 24"),
+        ("u.item", FILMS, (f"|01-Jan-1995||http|{FLAGS}", ""), "2 cells, but most lines have 24"),
+        ("movies.dat", DRAMAS, ("Film", "Fi::lm"), "4 cells, but most lines have 3"),
+        ("movies.dat", DRAMAS, ("::Drama|War", ""), "2 cells, but most lines have 3"),
+        ("u.data", RATED, ("\t4\t", "\t4\t5\t"), "5 cells, but most lines have 4"),
+        ("u.data", RATED, ("\t4\t", "\t"), "3 cells, but most lines have 4"),
+    ],
+)
+def test_a_row_whose_cells_are_shifted_is_refused_wherever_it_stands(tmp_path, name, lines_, change, what, row):
+    is_1m = name == "movies.dat"
+    ratings = [line.replace("\t", "::") for line in RATED] if is_1m else RATED
+    files = {"ratings.dat": ratings, "movies.dat": DRAMAS} if is_1m else {"u.data": RATED, "u.item": FILMS}
+    files[name] = [line.replace(*change) if n == row else line for n, line in enumerate(lines_)]
+    for place, content in files.items():
+        (tmp_path / place).write_text("\n".join(content) + "\n")
+    told = refused("data.source=movielens", f"data.path={tmp_path}", match=f"{name}, line {row + 1}: {what}")
+    assert repr(files[name][row])[:40] in told
+
+
+def test_movielens_files_with_columns_more_and_blank_lines_are_read(tmp_path):
+    (tmp_path / "u.data").write_text("\n\n".join(f"{line}\tx" for line in RATED))
+    (tmp_path / "u.item").write_text("\r\n".join(f"{line}|0" for line in FILMS) + "\r\n")
+    raw = read("data.source=movielens", f"data.path={tmp_path}")
+    assert raw.interactions["item"].to_list() == ["1", "2", "3"]
+    assert raw.items.rows() == [(str(k), f"Film {k}", "1995", "Western") for k in range(1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("lines_", "what"),
+    [
+        (["1\ta\t1 2\t1600000000 1600000001", "1.0\tb\t3 4\t1600000000 1600000001"], "user_id '1' stands on several"),
+        (["u\ta\t1 2\t1600000000 1600000001", "u \tb\t3 4\t1600000000 1600000001"], "user_id 'u' stands on several"),
+        (["1\ta\t1 2 3\t4 5 6\t1600000000 1600000001 1600000002"], "line 2: 5 cells, but the header has 4"),
+        (["1\ta\t1 2\t1600000000 1600000001", "2\tb\t3 4"], "line 3: 3 cells, but the header has 4"),
+    ],
+)
+def test_sequences_with_a_tab_more_or_a_user_in_two_spellings_are_refused(tmp_path, lines_, what):
+    path = tmp_path / "sequences.tsv"
+    path.write_text("\n".join(["user_id\traw_user\titem_ids\ttimestamps", *lines_, ""]))
+    refused("data.source=sequences", f"data.path={path}", match=what)
+
+
+def test_a_header_that_names_a_column_twice_is_refused_by_its_file(tmp_path):
+    path = tmp_path / "sequences.tsv"
+    path.write_text("user_id\titem_ids\titem_ids\ttimestamps\nu\t1 2\t3 4\t1600000000 1600000001\n")
+    refused(
+        "data.source=sequences", f"data.path={path}", match="sequences.tsv, line 1: the header has 'item_ids' twice"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "right"),
+    [
+        ("title", ["Ink", "Pen"], "Ink|Pen"),
+        ("title", None, ""),
+        ("brand", ["A", "", None, "B"], "A|B"),
+        ("category", [None, "Toys", ["Kites"]], "Toys|Kites"),
+        ("category", [], ""),
+        ("categories", [["A", "B"], ["C"]], "A|B"),
+        ("categories", [[None, "B"]], "B"),
+        ("categories", [[]], ""),
+    ],
+)
+def test_amazon_records_with_lists_are_texts_without_brackets(tmp_path, field, value, right):
+    meta = {"asin": "I", "title": "T", field: value}
+    raw = read(*amazon(tmp_path, review(), review(time=2000), meta=[json.dumps(meta)]))
+    assert raw.items["category" if field == "categories" else field].to_list() == [right]
+
+
+def test_an_amazon_category_that_is_no_list_is_shown(tmp_path):
+    where = amazon(tmp_path, review(), meta=[json.dumps({"asin": "I", "category": "Toys"})])
+    refused(*where, match="meta_Toys.json, line 1: 'asin' is a text and 'category' a list; got 'Toys'")

@@ -1021,6 +1021,16 @@ def test_nan_in_the_metadata_of_amazon_is_no_text(tmp_path):
     assert found.items.select("title", "brand").rows() == [("", "B")]
 
 
+@pytest.mark.parametrize("quoted", ["user_id", "parent_asin", "timestamp"])
+def test_quoted_cells_of_an_amazon_csv_are_read_without_their_quotes(tmp_path, quoted):
+    row = {"user_id": "u", "parent_asin": "a", "rating": "5.0", "timestamp": "1600000000000"}
+    odd = {name: f'"{value}"' if name == quoted else value for name, value in row.items()}
+    text = "\n".join(",".join(each) for each in (row, row.values(), odd.values()))
+    path = put(tmp_path, "Toys.csv", text)
+    found = sources.read(cfg.load(["data.source=amazon", f"data.path={path}"]).data)
+    assert found.interactions.rows() == [("u", "a", 1_600_000_000 * 10**6)] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [

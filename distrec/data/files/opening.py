@@ -59,7 +59,7 @@ def read(part: Part, wanted: Sequence[str], ids: Sequence[str], config: Data) ->
 
 
 def read_all(part: Part, key: str, config: Data) -> tuple[pl.DataFrame, pl.Series]:
-    """(all columns as text, the line or row of each row); `key` holds ids.
+    """(all columns as text, the line or row of each row); `key` holds ids, which may be numbers of any type.
 
     Lists of plain values are joined by a bar, what is nested deeper is JSON; bytes that are no text are left out, with a word.
 
@@ -70,8 +70,11 @@ def read_all(part: Part, key: str, config: Data) -> tuple[pl.DataFrame, pl.Serie
         case "parquet":
             refuse_absent(part.path, [key], [*_schema(part.path), *part.values])
             _check_ids(part.path, [key])
-            table = _without_bytes(_collect(part.path, None), part.path)
-            table, line = table.select(attributes.as_text(column) for column in table.get_columns()), _rows(table)
+            table = _without_bytes(_collect(part.path, None), part.path, key)
+            line, typed = _rows(table), [key] if table.schema.get(key, pl.String()).is_numeric() else []
+            table = table.select(
+                column if column.name in typed else attributes.as_text(column) for column in table.get_columns()
+            )
         case "jsonl":
             table, line = attributes.read_json_table(part.path, key, config.encoding)
         case kind:
@@ -119,6 +122,8 @@ def refuse_absent(path: Path, wanted: Sequence[str], known: Sequence[str]) -> No
 
 def _refuse_patterns(path: Path, names: Sequence[str]) -> None:
     """Raises: ValueError for a name that polars takes for a pattern of names."""
+    if "*" in names:
+        raise ValueError(f"{path}: the column '*' is called as all of them together: rename it")
     if odd := [name for name in names if name.startswith("^") and name.endswith("$")]:
         raise ValueError(
             f"{path}: the column {odd[0]!r} begins with ^ and ends with $, which stands for a pattern: rename it"
@@ -155,10 +160,14 @@ def _check_ids(path: Path, ids: Sequence[str]) -> None:
             raise ValueError(f"{path}: column {name!r} holds {what}; an id is a text or a whole number{more}")
 
 
-def _without_bytes(table: pl.DataFrame, path: Path) -> pl.DataFrame:
+def _without_bytes(table: pl.DataFrame, path: Path, key: str) -> pl.DataFrame:
     for name, kind in table.schema.items():
         if kind == pl.Binary and _is_text(table[name]):
             continue  # older writers do not mark their texts as texts
+        if name == key and kind == pl.Binary:
+            raise ValueError(
+                f"{path}: column {name!r} holds bytes, which are no text; an id is a text or a whole number: write it so"
+            )
         if "Binary" in str(kind):
             log(f"{path}: column {name!r} holds bytes, which are no text: left out")
             table = table.drop(name)

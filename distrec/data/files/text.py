@@ -4,6 +4,7 @@ import codecs
 import io
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 from tqdm import tqdm
 
@@ -124,6 +125,30 @@ def is_empty(path: Path) -> bool:
         return False
     with Text(path) as text:
         return not text._unpack(1)
+
+
+def odd_row(block: bytes, separator: str, least: int, most: int | None) -> tuple[int, str] | None:
+    """Return the first row of plain delimited text with fewer or more cells than it may have, and what is wrong with it.
+
+    `most`: None for as many as most rows have, if that is `least` or more.
+    """
+    body = block.rstrip(b"\r\n")
+    n, marks = body.count(b"\n") + 1, body.count(separator.encode())
+    width = body.split(b"\n", 1)[0].count(separator.encode()) + 1
+    if marks == n * (width - 1) and least <= width <= (most or width):
+        return None  # the usual case: as many in each row
+    rows = pl.Series([body]).cast(pl.String).str.split("\n").explode().str.strip_chars_end("\r")
+    cells = rows.str.count_matches(separator, literal=True) + 1
+    usual = int(cells.filter(rows != "").mode().max())  # pyright: ignore[reportArgumentType]  (a number)
+    if usual < least:
+        return None  # another separator, which is told where the columns are looked up
+    limit = usual if most is None else most
+    odd = ((rows != "") & ~cells.is_between(least, limit)).arg_true()
+    if not len(odd):
+        return None
+    row = int(odd[0])
+    expected = f"most lines have {usual}" if most is None else f"the header has {most}"
+    return row, f"{cells[row]} cells, but {expected}: {rows[row][:80]!r}"
 
 
 def undecodable(path: Path, line: int, byte: bytes, encoding: str) -> str:

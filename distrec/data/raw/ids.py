@@ -124,14 +124,7 @@ def read(table: pl.DataFrame, names: list[str], path: Path, config: Data) -> tup
     """
     missing = pl.repeat(False, table.height, dtype=pl.Boolean, eager=True)
     for name in names:
-        try:
-            text, faults, changes = as_text(table[name])
-        except ValueError as error:
-            raise ValueError(f"{path}: column {name!r} {error}") from None
-        for rows, what in faults:
-            _refuse(table, name, rows, path, what)
-        for change in changes:
-            log(f"{path}: column {name!r} {change}")
+        text = read_column(table, name, path)
         without = text.is_null()
         words = text.is_in(WORDS).fill_null(False)
         if words.any():
@@ -146,11 +139,18 @@ def read(table: pl.DataFrame, names: list[str], path: Path, config: Data) -> tup
 
 def complete(table: pl.DataFrame, name: str, path: Path) -> pl.Series:
     """Return the ids of a column as text, where each row has to have one.   Raises: ValueError naming the first that has none."""
+    text = read_column(table, name, path)
+    _refuse(table, name, text.is_null(), path, "is no id")
+    return text
+
+
+def read_column(table: pl.DataFrame, name: str, path: Path) -> pl.Series:
+    """Return the ids of a column as text, null where one is missing.   Raises: ValueError naming the first that is no id."""
     try:
         text, faults, changes = as_text(table[name])
     except ValueError as error:
         raise ValueError(f"{path}: column {name!r} {error}") from None
-    for rows, what in (*faults, (text.is_null(), "is no id")):
+    for rows, what in faults:
         _refuse(table, name, rows, path, what)
     for change in changes:
         log(f"{path}: column {name!r} {change}")

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from distrec.data.files import json_text
-from distrec.data.files.text import LONGEST, Text, undecodable
+from distrec.data.files.text import LONGEST, Text, odd_row, undecodable
 from distrec.runtime import brief
 
 BLOCK = 32 << 20
@@ -60,23 +60,30 @@ def read_delimited(
 
     With `header`, `names` are looked up in the first line; without, they name the columns from the left.
 
-    Raises: ValueError naming file and line for a missing column or an empty cell of a `filled` column.
+    Raises: ValueError naming file and line for a missing or doubled column, a row of too few or too many cells, and an
+    empty cell of a `filled` column.
     """
     frames, mark = [], separator
     if len(separator) > 1:
         mark = "\x01"  # polars separates at one byte
     columns: Sequence[str] = names
     for first, block in blocks(path, encoding):
-        if len(separator) > 1:
-            block = block.replace(separator.encode(), mark.encode())
         if header and first == 1:
             head, _, block = block.partition(b"\n")
-            columns = head.decode().strip("\r\n\ufeff").split(mark)
+            columns = head.decode().strip("\r\n\ufeff").split(separator)
             first = 2
             if absent := [name for name in names if name not in columns]:
                 raise ValueError(f"{path}, line 1: no column {absent[0]!r}; found: {', '.join(columns)}")
+            if twice := [name for name in names if columns.count(name) > 1]:
+                raise ValueError(f"{path}, line 1: the header has {twice[0]!r} twice; rename the other")
         if not block.strip():
             continue
+        least = max(columns.index(name) for name in names) + 1
+        if odd := odd_row(block, separator, least, len(columns) if header else None):
+            row, what = odd
+            raise ValueError(f"{path}, line {first + row}: {what}; mend the line: {separator!r} separates its cells")
+        if len(separator) > 1:
+            block = block.replace(separator.encode(), mark.encode())
         try:
             frame = pl.read_csv(
                 block.replace(b"\r\n", b"\n"),
@@ -94,8 +101,6 @@ def read_delimited(
                 f"{path}, line {first}: no column {absent[0]!r} (only {len(frame.columns)} columns found); is the separator {separator!r}?"
             )
         frame = frame.select(*names).with_row_index("line", offset=first)
-        if separator == "," and b'"' in block:
-            _refuse_quotes(frame, names, path)
         frames.append(frame)
     if not frames:
         raise ValueError(f"{path}: the file is empty")
@@ -106,13 +111,6 @@ def read_delimited(
     for name in filled:
         require(table, name, pl.col(name).is_null() | (pl.col(name) == ""), path, "is empty")
     return table
-
-
-def _refuse_quotes(frame: pl.DataFrame, names: Sequence[str], path: Path) -> None:
-    for name in names:
-        is_quoted = pl.col(name).str.starts_with('"') & pl.col(name).str.ends_with('"')
-        what = "stands in quotes, which this source does not read; take them off, or set data.source=table and data.columns"
-        require(frame, name, is_quoted, path, what)
 
 
 def read_json_lines(

@@ -179,16 +179,17 @@ def _amazon_items(path: Path, key: str, wanted: set[str] | None) -> tuple[pl.Dat
         elif isinstance(groups, str) and key == "parent_asin":
             groups = [groups]
         if not isinstance(record[key], str) or not isinstance(groups, list):
-            raise ValueError(f"{path}, line {line}: {key!r} is a text and 'category' a list; got {brief(record[key])}")
+            wrong = groups if isinstance(record[key], str) else record[key]
+            raise ValueError(f"{path}, line {line}: {key!r} is a text and 'category' a list; got {brief(wrong)}")
         if wanted is not None and record[key] not in wanted:
             others += 1
         else:
             rows.append(
                 {
                     "item": record[key],
-                    "title": _text(record.get("title")),
-                    "brand": _text(record.get("brand") or record.get("store")),
-                    "category": "|".join(_text(name) for name in groups),
+                    "title": texts.of(record.get("title")),
+                    "brand": texts.of(record.get("brand") or record.get("store")),
+                    "category": texts.of(groups),
                 }
             )
     return pl.DataFrame(rows, schema=dict.fromkeys(("item", "title", "brand", "category"), pl.String)), others
@@ -224,7 +225,8 @@ def _sequences(config: Data) -> Raw:
     table = lines.read_delimited(path, names, "\t", header=True, filled=names[:2])
     lists = table.with_columns(pl.col("item_ids").str.split(" "), pl.col("timestamps").str.split(" "))
     has_time = table["timestamps"].is_not_null().any()
-    lines.require(table, "user_id", pl.col("user_id").is_duplicated(), path, "stands on several lines")
+    users = table.with_columns(repeated=ids.as_text(table["user_id"])[0].is_duplicated())
+    lines.require(users, "user_id", pl.col("repeated"), path, "stands on several lines")
     if has_time:
         absent = pl.col("timestamps").is_null()
         lines.require(table, "timestamps", absent, path, "are missing, while other users have theirs")
@@ -280,10 +282,6 @@ def _synthetic(config: Data) -> Raw:
 def _filled(config: Data, *names: str) -> list[str]:
     """The fields whose lack is refused under the name that the file gives them; else the rows are dropped later."""
     return list(names) if config.missing_ids == "refuse" else []
-
-
-def _text(value: object) -> str:
-    return " ".join(str(value).split()) if value else ""
 
 
 _READERS: dict[str, Callable[[Data], Raw]] = {

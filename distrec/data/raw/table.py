@@ -10,7 +10,7 @@ import polars as pl
 from distrec.data.files import opening, paths
 from distrec.data.files.paths import Part
 from distrec.data.preparation import given
-from distrec.data.raw import lines, times, where
+from distrec.data.raw import ids, lines, times, where
 from distrec.data.raw.layout import Raw, no_items
 from distrec.knobs import Data
 from distrec.runtime import log
@@ -63,11 +63,13 @@ def read_items(path: Path, key: str, config: Data) -> pl.DataFrame:
     for part in paths.filled(paths.parts(path, "data.items"), path):
         with _keys_of_items():
             table, line = opening.read_all(part, key, _as_items(config))
+        if table.schema[key] != pl.String:
+            table = table.with_columns(ids.read_column(table.select(key), key, part.path).alias(key))
         if config.missing_ids == "refuse":
-            ids = table.select(pl.col(key).alias("item"))
-            ids = ids if paths.kind(part.path) == "parquet" else ids.with_columns(line)
+            keys = table.select(pl.col(key).alias("item"))
+            keys = keys if paths.kind(part.path) == "parquet" else keys.with_columns(line)
             missing = pl.col("item").fill_null("") == ""
-            lines.require(ids, "item", missing, part.path, f"(column {key!r}) is missing or empty")
+            lines.require(keys, "item", missing, part.path, f"(column {key!r}) is missing or empty")
         frames.append(table)
     table = pl.concat(frames, how="diagonal") if len(frames) > 1 else frames[0]
     attributes = {name: name for name in table.columns if name != key}

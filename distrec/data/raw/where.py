@@ -16,14 +16,20 @@ from typing import Any
 import polars as pl
 
 from distrec.data.raw import lines
-from distrec.runtime import log
+from distrec.runtime import brief, log
 
 _SIGNS = {">=": "ge", "<=": "le", "!=": "ne", "==": "eq", "=": "eq", ">": "gt", "<": "lt"}
 _COMPARISON = re.compile(r"\s*(>=|<=|!=|==|=|>|<)\s*(.*?)\s*", re.DOTALL)
 _AND = re.compile(r"""\s+and\s+(?=(?:[^'"]|'[^']*'|"[^"]*")*$)""", re.IGNORECASE)  # outside of quotes
 _COMMA = re.compile(r""",(?=(?:[^'"]|'[^']*'|"[^"]*")*$)""")
 _MORE = re.compile(r"[=<>!&|,()]|\b(?:and|or|not|in|is|like|between)\b", re.IGNORECASE)  # what no bare value holds
-_CLAUSE = re.compile(r"\s*(.+?)\s*(?:(>=|<=|!=|==|=|>|<)|\s(in)\s)\s*(.+?)\s*", re.DOTALL | re.IGNORECASE)
+_CLAUSE = re.compile(
+    r"""\s*("[^"]*"|'[^']*'|.+?)\s*(?:(>=|<=|!=|==|=|>|<)|\s(in)\s)\s*(.+?)\s*""", re.DOTALL | re.IGNORECASE
+)
+_NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
+Seen = set[
+    tuple["Condition", Any]
+]  # the values that some row had; (a value, a text) where a row had that number otherwise
 _SPEAKING = {
     *("rating", "ratings", "score", "stars", "overall", "weight", "play_count", "playcount"),
     *(
@@ -73,8 +79,11 @@ def parse(where: str | Mapping[str, Any] | None) -> list[Condition]:
                 '{rating: ">= 4", event: [purchase, cart]}; all must hold; a text with a sign or such a word in it stands in quotes'
             )
         name, sign, is_in, value = match.groups()
-        values = [_plain(part) for part in _COMMA.split(value.strip("[]()"))] if is_in else f"{sign} {value}"
-        conditions.append(_condition(_unquoted(name), values))
+        parts = [part.strip() for part in _COMMA.split(value.strip("[]()"))]
+        values = [_plain(part) for part in parts]
+        if not all(isinstance(each, float) for each in values):
+            values = [_unquoted(part) for part in parts]  # texts, as they stand: 007 is not 7
+        conditions.append(_condition(_unquoted(name), values if is_in else f"{sign} {value}"))
     return conditions
 
 
@@ -88,22 +97,25 @@ def _says_more(clause: re.Match[str]) -> bool:
 
 def keep(
     table: pl.DataFrame, conditions: Sequence[Condition], path: Path, prefix: str = ""
-) -> tuple[pl.DataFrame, dict[str, int], set[tuple[Condition, float | str]]]:
-    """(the rows for which all conditions hold, how many each of them dropped, the values that some row had).
+) -> tuple[pl.DataFrame, dict[str, int], Seen]:
+    """(the rows for which all conditions hold, how many each of them dropped, the values that some row had: `Seen`).
 
     `table` has `line`; the column of a condition is called `prefix` and its name.
 
-    Raises: ValueError naming file and line for a value that is no number where one is compared.
+    Raises: ValueError naming file and line for a value that is no number where one is compared, and for a column of a
+    type that is neither number nor text.
     """
     dropped, seen = {}, set()
     for condition in conditions:
         name = prefix + condition.column
         column = table[name]
+        _require_comparable(column.dtype, condition, path)
         if condition.is_number:
             column = _numbers(table, name, condition, path)
         else:
             column = column.cast(pl.String)
             column = column.str.to_lowercase() if condition.is_truth else column
+            seen |= {(condition, pair) for pair in _spelt_otherwise(column, condition)}
         seen |= {(condition, wanted) for wanted in condition.values if (column == wanted).any()}
         holds = pl.any_horizontal(
             getattr(pl.lit(column), condition.sign)(pl.lit(wanted)) for wanted in condition.values
@@ -115,6 +127,25 @@ def keep(
             dropped[f"dropped by data.where ({condition.column} is missing)"] = missing
         table = kept
     return table, dropped, seen
+
+
+def _require_comparable(kind: Any, condition: Condition, path: Path) -> None:
+    """Raises: ValueError for lists and objects, durations, and for a date that is compared with a number."""
+    if kind.is_nested() or kind == pl.Duration or (kind.is_temporal() and condition.is_number):
+        raise ValueError(
+            f"{path}: data.where ({condition.text}): the column {condition.column!r} holds {kind}, which is compared with "
+            "no such value; write it as numbers or texts, or filter the rows before"
+        )
+
+
+def _spelt_otherwise(text: pl.Series, condition: Condition) -> list[tuple[str, str]]:
+    """(a value in quotes that reads like a number, another text of that number that some row has: 4 and 4.0)."""
+    pairs = []
+    for value in condition.values if condition.sign in ("eq", "ne") else ():
+        if isinstance(value, str) and _NUMBER.fullmatch(value) and abs(float(value)) < 2**53:
+            others = text.filter((text.cast(pl.Float64, strict=False) == float(value)) & (text != value))
+            pairs += [(value, str(others[0]))] if len(others) else []
+    return pairs
 
 
 def select(
@@ -137,8 +168,13 @@ def select(
     return kept, dropped
 
 
-def tell_absent(conditions: Sequence[Condition], seen: set[tuple[Condition, float | str]], path: Path) -> None:
-    """Log the values of = and != that no row had: misspelt, or never there."""
+def tell_absent(conditions: Sequence[Condition], seen: Seen, path: Path) -> None:
+    """Log the values of = and != that no row had: misspelt, or never there; and numbers compared as texts."""
+    for condition, value in {(condition, pair[0]): pair for condition, pair in seen if isinstance(pair, tuple)}.items():
+        log(
+            f"{path}: data.where ({condition[0].text}) compares texts, so that {condition[1]!r} is not {brief(value[1])}, "
+            "which some rows have: write numbers alone, without quotes, to compare numbers"
+        )
     for condition in conditions:
         for value in condition.values if condition.sign in ("eq", "ne") else ():
             if (condition, value) not in seen:
@@ -164,6 +200,8 @@ def tell_unused(names: Iterable[str], used: Iterable[str], path: Path) -> None:
 
 def _numbers(table: pl.DataFrame, name: str, condition: Condition, path: Path) -> pl.Series:
     column = table[name]
+    if isinstance(column.dtype, pl.Categorical | pl.Enum | pl.Binary):
+        column = column.cast(pl.String)
     if column.dtype == pl.String:
         column = column.str.strip_chars().replace("", None)
     number = column.cast(pl.Float64, strict=False)
@@ -179,7 +217,10 @@ def _condition(name: str, value: Any) -> Condition:
     if isinstance(value, list):
         if not value:
             raise ValueError(f"data.where: {name} has an empty list, so that no row would be kept; name its values")
-        return Condition(name, "eq", _alike([_value(name, each) for each in value]), f"{name} in {_shown(value)}")
+        values: list[float | str] = [_value(name, each) for each in value]
+        if not all(isinstance(each, float) for each in values):  # all are texts then, numbers as they were written
+            values = [each if isinstance(each, str) else _shown([raw]) for each, raw in zip(values, value, strict=True)]
+        return Condition(name, "eq", tuple(values), f"{name} in {_shown(value)}")
     sign, rest = "==", value
     if isinstance(value, str) and (match := _COMPARISON.fullmatch(value)):
         sign, rest = match[1], _plain(match[2])
@@ -192,13 +233,6 @@ def _condition(name: str, value: Any) -> Condition:
     if _SIGNS[sign] in ("ge", "le", "gt", "lt") and not isinstance(wanted, float):
         raise ValueError(f"data.where: {name} {sign} {rest!r}: {sign} compares with a number; write '{name} {sign} 4'")
     return Condition(name, _SIGNS[sign], (wanted,), f"{name} {sign} {_shown([rest])}")
-
-
-def _alike(values: list[float | str]) -> tuple[float | str, ...]:
-    """Numbers if all are, else texts."""
-    if all(isinstance(value, float) for value in values):
-        return tuple(values)
-    return tuple(f"{value:g}" if isinstance(value, float) else value for value in values)
 
 
 def _value(name: str, value: Any) -> float | str:
@@ -216,7 +250,7 @@ def _value(name: str, value: Any) -> float | str:
 def _plain(text: str) -> float | str:
     text = text.strip()
     bare = _unquoted(text)
-    is_number = bare == text and re.fullmatch(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?", text)
+    is_number = bare == text and _NUMBER.fullmatch(text)
     return float(text) if is_number and abs(float(text)) < 2**53 else bare
 
 
@@ -225,4 +259,6 @@ def _unquoted(text: str) -> str:
 
 
 def _shown(values: Sequence[Any]) -> str:
-    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+    return ", ".join(
+        str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in values
+    )

@@ -129,3 +129,10 @@ _RULES: dict[str, Callable[[pl.Series], pl.Series]] = {
     "texts with control characters": _without_controls,
     "texts not in NFC": lambda text: text.str.normalize("NFC"),
 }
+
+
+def of(value: object) -> str:
+    """A value of an item's record as one line: a list of them joined by a bar, as the table source has it."""
+    if isinstance(value, list):
+        return "|".join(text for text in map(of, value) if text)
+    return " ".join(str(value).split()) if value else ""
