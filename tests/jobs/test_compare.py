@@ -484,7 +484,7 @@ def test_what_a_generative_model_does_not_list_counts_as_nothing(small, finished
         (["a", "seed=1"], "compare takes runs and against=…"),
         (["a", "out="], "compare takes runs and against=…"),
         (["a", "kept"], r"kept cannot be compared with a: protocol\.history is 'kept', not 'masked where .*'; .*score\.mask_history"),
-        (["a", "elsewhere"], r"elsewhere cannot be compared with a: data is"),
+        (["a", "elsewhere"], r"elsewhere cannot be compared with a: other data"),
         (["a", "targets"], r"targets cannot be compared with a: ranks\.parquet has another target"),
         (["a", "data"], r"data is no finished run of distrec: its stamp names no config\.yaml"),
     ],
