@@ -71,6 +71,8 @@ class Text(io.RawIOBase):
             if self._is_at_start:
                 fresh, self._is_at_start = self._without_mark(fresh), False
             self._rest = fresh if self._is_utf8 else self._decode(fresh)
+            if self._newlines == 0 and not self._is_utf8:  # utf-16-le keeps the mark that utf-16 takes off
+                self._rest = self._rest.removeprefix(codecs.BOM_UTF8)
             if not fresh:
                 break
         block = self._rest if size < 0 else self._rest[:size]
@@ -78,7 +80,7 @@ class Text(io.RawIOBase):
         if (place := block.find(b"\0")) >= 0:
             raise ValueError(
                 f"{self._path}, line {self._line(block[:place])}: a NUL byte; if the file is UTF-16 set "
-                "data.encoding=utf-16-le, else it is damaged: fetch it again"
+                f"data.encoding=utf-16-{'le' if place % 2 else 'be'}, else it is damaged: fetch it again"
             )
         body = block.rstrip(b"\r\n")
         self._trailing = block.count(b"\n", len(body)) + (0 if body else self._trailing)
@@ -112,8 +114,17 @@ class Text(io.RawIOBase):
             return self._decoder.decode(block, final=not block).encode()
         except UnicodeDecodeError as error:
             before = error.object[: error.start].decode(self._encoding, "ignore").encode()
+            if error.reason in ("truncated data", "unexpected end of data"):
+                raise ValueError(
+                    f"{self._path}, line {self._line(before)}: the last character is cut off; fetch the file again"
+                ) from None
             byte = error.object[error.start : error.start + 1]
             raise ValueError(undecodable(self._path, self._line(before), byte, self._encoding)) from None
+        except UnicodeError:
+            name = self._encoding
+            raise ValueError(
+                f"{self._path}: no byte-order mark, which data.encoding={name} needs; set data.encoding={name}-le (or -be)"
+            ) from None
 
     def _line(self, before: bytes) -> int:
         return self._newlines + before.count(b"\n") + 1
