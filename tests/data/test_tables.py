@@ -1138,3 +1138,30 @@ def test_utf_16_without_a_mark_or_cut_off_is_named(tmp_path, content, encoding, 
 def test_the_mark_of_an_encoding_is_no_part_of_the_header(tmp_path, encoding, mark):
     path = put(tmp_path, "log.csv", (mark if encoding != "utf-16" else "").join(["", LOG]).encode(encoding))
     assert rows(path, f"data.encoding={encoding}") == ROWS
+
+
+@pytest.mark.parametrize(
+    ("title", "written", "encoding", "word"),
+    [
+        ("Café", "utf-8", "latin-1", "are UTF-8 throughout, and two or more wrong letters each in latin-1: set data.encoding=utf-8"),
+        ("“Café”", "utf-8", "cp1252", None),  # refused: cp1252 lacks a byte of it
+        ("Kō", "utf-8", "ISO-8859-15", "are UTF-8 throughout"),
+        ("It’s", "cp1252", "latin-1", "quotes and dashes in cp1252: set data.encoding=cp1252"),
+        ("It’s", "cp1252", "cp1252", ""),
+        ("Café", "latin-1", "latin-1", ""),
+        ("Cafe", "ascii", "latin-1", ""),
+        ("Café", "utf-8", "utf-8", ""),
+    ],
+)  # fmt: skip
+def test_an_encoding_that_takes_any_byte_is_doubted_where_the_bytes_are_anothers(
+    tmp_path, capsys, title, written, encoding, word
+):
+    table = put(tmp_path, "items.csv", f"item,title\nx,{title}\ny,T\n".encode(written))
+    args = (put(tmp_path, "log.csv", LOG), f"data.items={table}", f"data.items_encoding={encoding}")
+    if word is None:
+        refused(lambda: raw(*args), "items.csv, line 2: byte")
+        return
+    raw(*args)
+    said = capsys.readouterr().err
+    assert said.count("set data.encoding=") == bool(word)
+    assert word in said

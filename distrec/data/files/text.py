@@ -2,11 +2,15 @@
 
 import codecs
 import io
+import re
+from functools import cache
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 from tqdm import tqdm
+
+from distrec.runtime import log
 
 LONGEST = 16 << 20  # bytes in one line
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -19,6 +23,10 @@ _MARKS = [  # UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 ]
+
+
+# encodings in which (nearly) every byte is a character, so that a wrong choice is no error
+_ANY_BYTE = ("iso8859-1", "iso8859-15", "cp1252")
 
 
 class Text(io.RawIOBase):
@@ -36,6 +44,7 @@ class Text(io.RawIOBase):
         self._path, self._encoding = path, encoding
         self._is_utf8 = codecs.lookup(encoding).name.startswith("utf-8")
         self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._takes_any_byte = codecs.lookup(encoding).name in _ANY_BYTE
         self._file = pa.OSFile(str(path))
         start = self._file.read(4)
         self._file.seek(0)
@@ -110,6 +119,9 @@ class Text(io.RawIOBase):
         return block.removeprefix(codecs.BOM_UTF8)
 
     def _decode(self, block: bytes) -> bytes:
+        if self._takes_any_byte and not block.isascii():
+            _tell_mistaken(self._path, self._encoding, block)
+            self._takes_any_byte = False
         try:
             return self._decoder.decode(block, final=not block).encode()
         except UnicodeDecodeError as error:
@@ -128,6 +140,29 @@ class Text(io.RawIOBase):
 
     def _line(self, before: bytes) -> int:
         return self._newlines + before.count(b"\n") + 1
+
+
+def _tell_mistaken(path: Path, encoding: str, block: bytes) -> None:
+    """Tell, once a file, of bytes that are rather those of UTF-8, or of Windows' quotes and dashes, which latin-1 lacks."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(block)
+        other, what = (
+            "utf-8",
+            f"its bytes beyond ASCII are UTF-8 throughout, and two or more wrong letters each in {encoding}",
+        )
+    except UnicodeDecodeError:
+        if codecs.lookup(encoding).name != "iso8859-1" or not re.search(rb"[\x80-\x9f]", block):
+            return
+        other, what = (
+            "cp1252",
+            f"it has bytes that are control characters in {encoding}, and quotes and dashes in cp1252",
+        )
+    _tell_once(f"{path}: {what}: set data.encoding={other} (data.items_encoding, if it is the item table)")
+
+
+@cache
+def _tell_once(message: str) -> None:
+    log(message)  # a file is opened several times
 
 
 def is_empty(path: Path) -> bool:
