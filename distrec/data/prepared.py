@@ -162,6 +162,7 @@ def _fill(folder: Path, config: Data) -> None:
     table = _Log(user, item, time, part, users, known)
     del user, item, time, part
     _clean(table, config, tie_rng if config.ties == "shuffle" else None, counts)
+    counts["moved into time order"] += raw.moved
     start = np.r_[0, np.bincount(table.user, minlength=len(table.users)).cumsum()]
     train_end, valid_end = _split(config, table, start)
     for name, targets in (("validation", train_end < valid_end), ("test", valid_end < start[1:])):

@@ -1082,3 +1082,86 @@ def test_ids_that_json_writes_as_floats_beyond_2_to_the_53_are_refused(tmp_path,
     refused(
         lambda: rows(path), f"log.jsonl, line 2: {name} ", "is a float; an id is a text or a whole number; write all"
     )
+
+
+# --- JSON that is not one object a line; marks and halves of UTF-16 --------------------------------
+
+OBJECTS = [{"user": user, "item": item, "time": time} for user, item, time in ROWS]
+DUMPED = [json.dumps(each) for each in OBJECTS]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (json.dumps(OBJECTS), 1, "an array: write one object a line (jq -c '.[]')"),
+        ("[\n" + ",\n".join(DUMPED) + "\n]\n", 1, "an array: write one object a line"),
+        ("[" + ",\n".join(DUMPED) + "]\n", 1, "an array: write one object a line"),
+        (json.dumps(OBJECTS, indent=1), 1, "an array: write one object a line"),
+        (",\n".join(DUMPED) + "\n", 1, "remove the comma behind each object"),
+        (DUMPED[0] + "\n" + DUMPED[1] + ",\n", 2, "remove the comma behind each object"),
+        ("\n".join(json.dumps(each, indent=1) for each in OBJECTS), 1, "goes on in the next line: write one object a"),
+        (DUMPED[0] + "\n" + DUMPED[1][:-1] + ",\n" + '"x": 1}\n', 2, "goes on in the next line"),
+        ("".join(DUMPED), 1, "several objects in one line: write one a line (jq -c .)"),
+        (DUMPED[0] + "\n" + " ".join(DUMPED[1:]) + "\n", 2, "several objects in one line"),
+        ("\r".join(DUMPED) + "\r", 1, "its lines end in CR alone: write LF (tr '\\r' '\\n')"),
+        (DUMPED[0] + "\n" + DUMPED[1].replace("}", ",}") + "\n", 2, "malformed JSON"),
+    ],
+)
+@pytest.mark.parametrize("name", ["log", "items"])
+def test_json_of_another_layout_is_refused_with_the_way_to_lines(tmp_path, text, line, words, name):
+    path = put(tmp_path, f"{name}.json", text)
+    args = [path] if name == "log" else [put(tmp_path, "log.csv", LOG), f"data.items={path}"]
+    refused(lambda: raw(*args), f"{name}.json, line {line}: ", words)
+
+
+def test_json_of_columns_is_refused_with_the_way_to_rows(tmp_path):
+    text = json.dumps({name: {str(n): each[name] for n, each in enumerate(OBJECTS)} for name in OBJECTS[0]})
+    words = "the file is one object of columns: write one object a row"
+    refused(lambda: raw(put(tmp_path, "log.json", text)), "log.json, line 1: user", words)
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding", "words"),
+    [
+        (LOG.encode("utf-16-le"), "utf-16", "log.csv: no byte-order mark, which data.encoding=utf-16 needs"),
+        (LOG.encode("utf-16")[:-1], "utf-16", "log.csv, line 4: the last character is cut off; fetch the file again"),
+        (LOG.encode("utf-16-le"), "utf-8", "line 1: a NUL byte; if the file is UTF-16 set data.encoding=utf-16-le"),
+        (LOG.encode("utf-16-be"), "utf-8", "line 1: a NUL byte; if the file is UTF-16 set data.encoding=utf-16-be"),
+    ],
+)
+def test_utf_16_without_a_mark_or_cut_off_is_named(tmp_path, content, encoding, words):
+    refused(lambda: raw(put(tmp_path, "log.csv", content), f"data.encoding={encoding}"), words)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-16"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_the_mark_of_an_encoding_is_no_part_of_the_header(tmp_path, encoding, mark):
+    path = put(tmp_path, "log.csv", (mark if encoding != "utf-16" else "").join(["", LOG]).encode(encoding))
+    assert rows(path, f"data.encoding={encoding}") == ROWS
+
+
+@pytest.mark.parametrize(
+    ("title", "written", "encoding", "word"),
+    [
+        ("Café", "utf-8", "latin-1", "are UTF-8 throughout, and two or more wrong letters each in latin-1: set data.encoding=utf-8"),
+        ("“Café”", "utf-8", "cp1252", None),  # refused: cp1252 lacks a byte of it
+        ("Kō", "utf-8", "ISO-8859-15", "are UTF-8 throughout"),
+        ("It’s", "cp1252", "latin-1", "quotes and dashes in cp1252: set data.encoding=cp1252"),
+        ("It’s", "cp1252", "cp1252", ""),
+        ("Café", "latin-1", "latin-1", ""),
+        ("Cafe", "ascii", "latin-1", ""),
+        ("Café", "utf-8", "utf-8", ""),
+    ],
+)  # fmt: skip
+def test_an_encoding_that_takes_any_byte_is_doubted_where_the_bytes_are_anothers(
+    tmp_path, capsys, title, written, encoding, word
+):
+    table = put(tmp_path, "items.csv", f"item,title\nx,{title}\ny,T\n".encode(written))
+    args = (put(tmp_path, "log.csv", LOG), f"data.items={table}", f"data.items_encoding={encoding}")
+    if word is None:
+        refused(lambda: raw(*args), "items.csv, line 2: byte")
+        return
+    raw(*args)
+    said = capsys.readouterr().err
+    assert said.count("set data.encoding=") == bool(word)
+    assert word in said

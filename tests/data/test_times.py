@@ -611,3 +611,42 @@ def test_the_other_sources_drop_what_cannot_be_too(tmp_path):
     raw = sources.read(cfg.load([*args, "data.missing_ids=drop", "data.bad_times=drop"]).data)
     assert raw.interactions.rows() == [("1", "1", NOW * 10**6), ("2", "1", NOW * 10**6)]
     assert (raw.dropped["bad timestamps"], raw.dropped["rows without user or item"]) == (2, 1)
+
+
+# --- what is told of rows that are out of order, missing, or on days that are not -----------------
+
+
+@pytest.mark.parametrize("finer", ["", "000"])
+def test_rows_moved_into_order_are_counted_however_fine_their_times(tmp_path, finer):
+    """The row of ….2 and that of ….1 come behind later ones in the file."""
+    times = [f"2024-01-01T00:00:00.00000{n}{finer and '001'}" for n in (3, 2, 4, 1)] + ["2024-01-01T00:00:01"]
+    words = ["data.split=leave_one_out", f"data.root={tmp_path}/artefacts"]
+    folder = prepared.prepare(cfg.load([*log(tmp_path, times), *words]).data)
+    assert json.loads((folder / "statistics.json").read_text())["removed"]["moved into time order"] == 2
+    data = prepared.load(folder)
+    assert [data.items["raw"][int(n)] for n in data.item] == ["i3", "i1", "i0", "i2", "i4"]
+
+
+def test_missing_order_numbers_are_refused_or_dropped_and_counted(tmp_path):
+    unit = "data.columns.time_unit=order"
+    told = refused(tmp_path, ["3", "", "1", "nan", "9"], unit, match="line 3: time None is no order number")
+    assert told.count("log.csv") == 1
+    assert "set data.bad_times=drop" in told
+    args = [*log(tmp_path, ["3", "", "1", "nan", "9"]), unit, "data.bad_times=drop"]
+    raw = sources.read(cfg.load(args).data)
+    assert (raw.interactions["item"].to_list(), raw.dropped, raw.n_read) == (
+        ["i2", "i0", "i4"],
+        {"bad timestamps": 2},
+        5,
+    )
+    refused(tmp_path, ["3", "x"], unit, "data.bad_times=drop", match="line 3: time 'x' is not a number")
+
+
+@pytest.mark.parametrize("text", ["2024-02-30", "2023-02-29T10:00:00", "2024-13-01 10:00:00Z", "2024-01-01 25:00:00"])
+def test_a_day_that_is_none_is_called_so(tmp_path, text):
+    what = "is no day and time that there is; mend the file"
+    assert repr(text) in refused(tmp_path, ["2024-01-01", text, "2024-01-02"], match=f"line 3: time .* {what}")
+
+
+def test_gmt_is_utc():
+    assert ticks(["2024-01-31 00:00:00 GMT", "2024-01-31T10:00:00GMT"]) == [DAY, DAY + 36_000]

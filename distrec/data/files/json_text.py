@@ -19,6 +19,29 @@ def parse(text: bytes) -> Any:
     return json.loads(text, parse_constant=_refuse_word, parse_float=_finite)
 
 
+def advice(text: bytes) -> str:
+    """Return what to do about a line that is no JSON object, "" if it is like nothing known."""
+    bare = text.strip()
+    if b"\r" in bare:
+        return "; its lines end in CR alone: write LF (tr '\\r' '\\n')"
+    if bare.startswith(b"["):
+        return "; an array: write one object a line (jq -c '.[]')"
+    if bare.startswith(b"{") and bare.endswith(b"},") and _is_object(bare[:-1]):
+        return "; remove the comma behind each object"
+    if bare == b"{" or (bare.startswith(b"{") and bare.endswith((b",", b"[", b"{"))):
+        return "; an object that goes on in the next line: write one object a line (jq -c .)"
+    if re.search(rb"}\s*{", bare):
+        return "; several objects in one line: write one a line (jq -c .)"
+    return ""
+
+
+def _is_object(text: bytes) -> bool:
+    try:
+        return isinstance(parse(text), dict)
+    except ValueError:
+        return False
+
+
 def doubled(block: bytes, frame: pl.DataFrame) -> tuple[int, str] | None:
     """Return the first row in which one of the columns of `frame` stands twice as a key, and what is wrong."""
     head = block.split(b"\n", 1)[0]

@@ -2,11 +2,15 @@
 
 import codecs
 import io
+import re
+from functools import cache
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 from tqdm import tqdm
+
+from distrec.runtime import log
 
 LONGEST = 16 << 20  # bytes in one line
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -19,6 +23,10 @@ _MARKS = [  # UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 ]
+
+
+# encodings in which (nearly) every byte is a character, so that a wrong choice is no error
+_ANY_BYTE = ("iso8859-1", "iso8859-15", "cp1252")
 
 
 class Text(io.RawIOBase):
@@ -36,6 +44,7 @@ class Text(io.RawIOBase):
         self._path, self._encoding = path, encoding
         self._is_utf8 = codecs.lookup(encoding).name.startswith("utf-8")
         self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._takes_any_byte = codecs.lookup(encoding).name in _ANY_BYTE
         self._file = pa.OSFile(str(path))
         start = self._file.read(4)
         self._file.seek(0)
@@ -71,6 +80,8 @@ class Text(io.RawIOBase):
             if self._is_at_start:
                 fresh, self._is_at_start = self._without_mark(fresh), False
             self._rest = fresh if self._is_utf8 else self._decode(fresh)
+            if self._newlines == 0 and not self._is_utf8:  # utf-16-le keeps the mark that utf-16 takes off
+                self._rest = self._rest.removeprefix(codecs.BOM_UTF8)
             if not fresh:
                 break
         block = self._rest if size < 0 else self._rest[:size]
@@ -78,7 +89,7 @@ class Text(io.RawIOBase):
         if (place := block.find(b"\0")) >= 0:
             raise ValueError(
                 f"{self._path}, line {self._line(block[:place])}: a NUL byte; if the file is UTF-16 set "
-                "data.encoding=utf-16-le, else it is damaged: fetch it again"
+                f"data.encoding=utf-16-{'le' if place % 2 else 'be'}, else it is damaged: fetch it again"
             )
         body = block.rstrip(b"\r\n")
         self._trailing = block.count(b"\n", len(body)) + (0 if body else self._trailing)
@@ -108,15 +119,50 @@ class Text(io.RawIOBase):
         return block.removeprefix(codecs.BOM_UTF8)
 
     def _decode(self, block: bytes) -> bytes:
+        if self._takes_any_byte and not block.isascii():
+            _tell_mistaken(self._path, self._encoding, block)
+            self._takes_any_byte = False
         try:
             return self._decoder.decode(block, final=not block).encode()
         except UnicodeDecodeError as error:
             before = error.object[: error.start].decode(self._encoding, "ignore").encode()
+            if error.reason in ("truncated data", "unexpected end of data"):
+                raise ValueError(
+                    f"{self._path}, line {self._line(before)}: the last character is cut off; fetch the file again"
+                ) from None
             byte = error.object[error.start : error.start + 1]
             raise ValueError(undecodable(self._path, self._line(before), byte, self._encoding)) from None
+        except UnicodeError:
+            name = self._encoding
+            raise ValueError(
+                f"{self._path}: no byte-order mark, which data.encoding={name} needs; set data.encoding={name}-le (or -be)"
+            ) from None
 
     def _line(self, before: bytes) -> int:
         return self._newlines + before.count(b"\n") + 1
+
+
+def _tell_mistaken(path: Path, encoding: str, block: bytes) -> None:
+    """Tell, once a file, of bytes that are rather those of UTF-8, or of Windows' quotes and dashes, which latin-1 lacks."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(block)
+        other, what = (
+            "utf-8",
+            f"its bytes beyond ASCII are UTF-8 throughout, and two or more wrong letters each in {encoding}",
+        )
+    except UnicodeDecodeError:
+        if codecs.lookup(encoding).name != "iso8859-1" or not re.search(rb"[\x80-\x9f]", block):
+            return
+        other, what = (
+            "cp1252",
+            f"it has bytes that are control characters in {encoding}, and quotes and dashes in cp1252",
+        )
+    _tell_once(f"{path}: {what}: set data.encoding={other} (data.items_encoding, if it is the item table)")
+
+
+@cache
+def _tell_once(message: str) -> None:
+    log(message)  # a file is opened several times
 
 
 def is_empty(path: Path) -> bool:

@@ -17,6 +17,7 @@ class Raw:
     dropped: dict[str, int] = field(default_factory=dict)
     of_items: dict[str, int] = field(default_factory=dict, kw_only=True)
     ticks: int = 1  # of `time`, per second, as the reader found it
+    moved: int = 0  # interactions of a user that came before an earlier one, where `read` put them in order
 
     @property
     def n_read(self) -> int:

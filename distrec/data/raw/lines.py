@@ -149,7 +149,7 @@ def read_literal_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             record = literal(text)
             if not isinstance(record, dict):
                 raise ValueError(
-                    f"{path}, line {first + offset}: neither a Python literal nor a JSON object: {text[:60].decode(errors='replace')!r}"
+                    f"{path}, line {first + offset}: neither a Python literal nor a JSON object: {text[:60].decode(errors='replace')!r}{json_text.advice(text)}"
                 )
             yield first + offset, record
 
@@ -220,6 +220,8 @@ def check_ids(path: Path, first: int, block: bytes, column: pl.Series) -> None:
         more = "; write all of its digits" if what == "a float" else more
         key = next(iter(value), "") if isinstance(value, dict) else ""
         more = f"; write the value of {key!r} alone" if key.startswith("$") else more
+        if len(column) == 1 and key == "0":
+            more = "; the file is one object of columns: write one object a row (pandas: orient='records', lines=True)"
         raise ValueError(
             f"{path}, line {first + row}: {column.name} {json.dumps(value)[:60]} is {what or 'broken text'}; an id is a text "
             f"or a whole number{more}"
@@ -239,12 +241,15 @@ def literal(text: bytes) -> Any:
 
 
 def _bad_line(path: Path, first: int, block: bytes) -> str | None:
-    for offset, text in enumerate(block.splitlines()):
+    for offset, text in enumerate(block.split(b"\n")):
         try:
-            if not isinstance(json_text.parse(text), dict):
-                return f"{path}, line {first + offset}: not a JSON object: {text[:60].decode(errors='replace')!r}"
+            if isinstance(json_text.parse(text), dict):
+                continue
+            what = "not a JSON object"
         except ValueError as error:
-            return f"{path}, line {first + offset}: malformed JSON ({error}): {text[:60].decode(errors='replace')!r}"
+            what = f"malformed JSON ({error})"
+        shown = repr(text[:60].decode(errors="replace"))
+        return f"{path}, line {first + offset}: {what}: {shown}{json_text.advice(text)}"
     return None
 
 

@@ -261,7 +261,9 @@ def _in_microseconds(raw: Raw) -> Raw:
     if raw.has_time and raw.ticks > 10**6:
         step = raw.ticks // 10**6
         if (raw.interactions["time"] % step != 0).any():
-            raw.interactions = raw.interactions.sort("time", maintain_order=True)
+            placed = raw.interactions.with_row_index("row").sort("time", maintain_order=True)
+            raw.moved = int(placed.select((pl.col("row").cast(pl.Int64).diff() < 0).over("user")).to_series().sum())
+            raw.interactions = placed.drop("row")
         raw.interactions = raw.interactions.with_columns(pl.col("time") // step)
     elif raw.has_time:
         raw.interactions = raw.interactions.with_columns(pl.col("time") * (10**6 // raw.ticks))

@@ -47,9 +47,9 @@ def read(table: pl.DataFrame, path: Path, config: Data, unit: str | None = None)
     scale = unit or columns.time_unit
     if form in (None, "epoch") and table["time"].dtype == pl.String:
         _tell_shortened(table, path, scale, form)
+    if scale == "order":
+        return _in_order(table, path, form, drop=config.bad_times == "drop")
     try:
-        if scale == "order":
-            return _in_order(table, path, form)
         value, ticks, faults = instants.ticks(table["time"], scale, form)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -70,14 +70,26 @@ def _is_before(value: pl.Series, limit: int) -> bool:
     return isinstance(high, int) and high < limit
 
 
-def _in_order(table: pl.DataFrame, path: Path, form: str | None) -> Timed:
+def _in_order(table: pl.DataFrame, path: Path, form: str | None, *, drop: bool) -> Timed:
     if form not in (None, "epoch"):
-        raise ValueError("data.columns.time_unit=order takes numbers; remove data.columns.time_format")
-    rank, faults = instants.ranks(table["time"])
-    _require_read(table, path, [*faults, (rank.is_null(), "is no order number; mend the file")])
+        raise ValueError(f"{path}: data.columns.time_unit=order takes numbers; remove data.columns.time_format")
+    try:
+        rank, faults = instants.ranks(table["time"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    missing = rank.is_null()
+    what = "is no order number; mend the file, or set data.bad_times=drop"
+    _require_read(table, path, faults if drop else [*faults, (missing, what)])
+    n_missing = int(missing.sum())
+    if n_missing:
+        table, rank = table.filter(~missing), rank.filter(~missing)
     moved = int((rank.diff() < 0).sum())
     log(f"{path}: sorted by order numbers, {moved:,} rows came before one above them; the log has no times")
-    return Timed(table.with_columns(rank.alias("time")).sort("time", maintain_order=True).drop("time"), 1, {})
+    return Timed(
+        table.with_columns(rank.alias("time")).sort("time", maintain_order=True).drop("time"),
+        1,
+        {"bad timestamps": n_missing},
+    )
 
 
 def _require_read(table: pl.DataFrame, path: Path, faults: instants.Faults) -> None:

@@ -9,6 +9,9 @@ NOT_READ = (
     "is neither a number nor an ISO date such as 2024-01-31T10:00:00; say its format, "
     "e.g. data.columns.time_format=%d/%m/%Y or =%m/%d/%Y"
 )
+_ISO_SHAPE = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[Tt ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]+)?)? ?(?:Z|z|UTC|GMT|[+-][0-9:]+)?)?"
+)
 _SAMPLE = 100_000  # times that are looked at; a notation is that of most of them
 _FIRST_YEAR = 1990
 # a date and what a clock may add to it, as people name it and as strptime does
@@ -64,6 +67,8 @@ def reason(text: pl.Series, unread: pl.Series, what: str) -> str:
         return (
             'is an object, and no time; write its value alone (of MongoDB\'s {"$date": …}, an ISO text or milliseconds)'
         )
+    if what == NOT_READ and isinstance(first, str) and _ISO_SHAPE.fullmatch(first):
+        return "is no day and time that there is; mend the file (or set data.columns.time_format, e.g. %Y-%d-%m)"
     if isinstance(first, str) and re.fullmatch(r"[+-]?[0-9]+,[0-9]+(?:[eE][+-]?[0-9]+)?", first):
         return "has a comma, and so is no number; write a point before its fraction"
     return what
