@@ -30,6 +30,7 @@ def test_words_of_one_command_mean_the_same_in_any_order(tmp_path):
         ) == cfg.load(each)
     assert cfg.load(["model.d_model=48", str(tmp_path / "a.yaml")]).model.d_model == 32  # a file says all that it says
     assert cfg.load(["train.lr=1", "train.lr=2"]).train.lr == 2
+    assert cfg.load(["data.where.a=1", "data.where=null", "data.where.a=3"]).data.where == {"a": 3}
 
 
 def test_a_key_called_name_is_no_class_elsewhere(tmp_path):

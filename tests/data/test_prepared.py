@@ -363,11 +363,12 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("word", ["valid", "validation"])
+@pytest.mark.parametrize("word", ["valid", "validation", "Valid"])
 def test_three_parts_are_files_of_any_number(tmp_path, layout, word):
     names = {part: LAYOUTS[layout].format(part=word if part == "valid" else part) for part in ROWS_OF}
     put_parts(tmp_path / "parts", names, parquet=names["train"].endswith("parquet"))
-    (tmp_path / "parts/_SUCCESS").touch()
+    for beside in ("_SUCCESS", ".train.csv.swp"):
+        (tmp_path / "parts" / beside).touch()
     data = prepared.load(prepared.prepare(table(tmp_path, "data.split=given", name="parts")))
     assert three(data) == {
         "a": [["x", "y"], ["z"], ["w", "v"]], "b": [["y", "z"], ["x"], []], "c": [[], [], ["w"]], "d": [["x"], [], []],
@@ -389,6 +390,7 @@ def test_a_folder_of_parts_may_have_the_column_split(tmp_path, kind):
     ("extra", "message"),
     [
         ("train-2.csv", r"holds 2 files \(train-2\.csv, train\.csv\) for the part 'train'"),
+        ("train.tsv", r"holds 2 files \(train\.csv, train\.tsv\) for the part 'train'"),
         ("Books.train.csv", r"holds 2 files \(Books\.train\.csv, train\.csv\) for the part 'train'"),
     ],
 )
@@ -404,6 +406,10 @@ def test_parts_of_two_data_sets_or_with_a_file_too_few_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"A\.valid\.csv and B\.test\.csv are of two data sets"):
         prepared.prepare(table(tmp_path, "data.split=given", name="two"))
     put_parts(tmp_path / "few", {part: part + "-{n}-of-2.csv" for part in ROWS_OF})
+    (tmp_path / "few/train-2-of-2.csv").write_bytes((tmp_path / "few/train-1-of-2.csv").read_bytes())
+    with pytest.raises(ValueError, match=r"train-0-of-2\.csv: 3 of its 2 files are there"):
+        prepared.prepare(table(tmp_path, "data.split=given", name="few"))
+    (tmp_path / "few/train-2-of-2.csv").unlink()
     (tmp_path / "few/train-1-of-2.csv").unlink()
     with pytest.raises(ValueError, match=r"train-0-of-2\.csv: 1 of its 2 files are there; fetch the rest"):
         prepared.prepare(table(tmp_path, "data.split=given", name="few"))

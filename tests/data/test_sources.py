@@ -88,6 +88,9 @@ def test_movielens_100k_and_1m_layouts(tmp_path):
     raw = read("data.source=movielens", f"data.path={one_m}")
     assert rows(raw) == [("1", "1193", 978300760 * 10**6)]
     assert raw.items["title"].to_list() == ["One: Flew"]
+    for folder in (tmp_path, one_m):  # as somebody has written them beside
+        (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n9,9,5.0,1147880044\n")
+        assert read("data.source=movielens", f"data.path={folder}").interactions["user"].to_list()[0] in ("1", "196")
 
 
 @pytest.mark.parametrize("name", ["ml-25m", "ml latest", "it's"])

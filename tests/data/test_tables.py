@@ -169,9 +169,18 @@ def test_the_separator_that_the_first_line_states_for_excel_is_read(tmp_path, ma
     path.write_bytes((text + f'b{mark}"x"y{mark}1600000003{end}').encode())
     refused(lambda: rows(path), "log.csv, line 6: a quote closes a cell that goes on")
     path.write_bytes(text.replace("item", "thing").encode())
-    refused(lambda: rows(path), "log.csv", "no column 'item'; found: user, thing, time")
+    refused(lambda: rows(path), "log.csv, line 2: no column 'item'; found: user, thing, time")
+    path.write_bytes(text.replace("time", "item").encode())
+    refused(lambda: rows(path, "data.columns.time=null"), "log.csv, line 2: the header has 'item' 2 times")
     items = put(tmp_path, "items.csv", f"sep={mark}{end}item{mark}title{end}x{mark}X{end}".encode())
     assert raw(put(tmp_path, "log2.csv", LOG), f"data.items={items}").items.rows() == [("x", "X")]
+
+
+def test_an_item_may_be_called_as_its_column(tmp_path):
+    """In a table of one column nothing tells a header from it."""
+    items = put(tmp_path, "items.csv", "item\nx\nitem\n")
+    log = put(tmp_path, "log.csv", LOG.replace("a,y", "a,item"))
+    assert raw(log, f"data.items={items}", "data.text={item}").items["item"].to_list() == ["x", "item"]
 
 
 NAMES = {

@@ -387,6 +387,11 @@ def test_days_written_as_numbers_are_refused_whatever_stands_among_them(
     assert ticks(days, form=form) == exact
 
 
+def test_days_are_told_among_many_that_are_unknown(tmp_path):
+    told = refused(tmp_path, [0, 20240131, 0, 20240201, 0, 0], match="line 2: time 20240131 is .*, as most of them are")
+    assert "data.columns.time_format=%Y%m%d (or" in told
+
+
 def test_order_numbers_are_no_days(tmp_path):
     for start in (1, 10_000, 100_101, 200_101, 10_010_000, 31_012_000, 20_240_080):
         assert len(read(tmp_path, list(range(start, start + 400)))) == 400
