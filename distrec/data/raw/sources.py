@@ -82,9 +82,8 @@ def _movielens(config: Data) -> Raw:
     """
     ratings, movies = _movielens_files(config)
     is_100k = ratings.name.startswith("u.data")
-    table = lines.read_delimited(
-        ratings, ["user", "item", "rating", "time"], "\t" if is_100k else "::", filled=_filled(config, "user", "item")
-    )
+    names, separator = ["user", "item", "rating", "time"], "\t" if is_100k else "::"
+    table = lines.read_delimited(ratings, names, separator, filled=_filled(config, "user", "item"))
     coding = texts.encoding(movies)
     if is_100k:
         names = ["item", "title", *(f"c{i}" for i in range(22))]
@@ -170,9 +169,7 @@ def _amazon_items(path: Path, key: str, wanted: set[str] | None) -> tuple[pl.Dat
     rows, others = [], 0
     for line, record in lines.read_literal_lines(path):
         if key not in record:
-            raise ValueError(
-                f"{path}, line {line}: no {key!r}; is this the metadata of the Amazon catalogue of the reviews?"
-            )
+            raise ValueError(f"{path}, line {line}: no {key!r}; is this the metadata of the catalogue of the reviews?")
         groups = record.get("categories") or record.get("category") or record.get("main_category") or []
         if isinstance(groups, list) and groups and isinstance(groups[0], list):  # 2014: the first of several
             groups = groups[0]
