@@ -8,12 +8,13 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 DONE, FAILED, REFUSED, REQUEUE = 0, 1, 2, 75  # exit codes; 75: stopped by a signal after saving
+_LISTED = 300  # characters of names
 _SHOWN = 80  # characters of a value in a message
 _UNREAD = 128 + signal.SIGPIPE  # whoever read what this process prints has left before it was done
 _DEATH = 1  # PR_SET_PDEATHSIG
@@ -96,6 +97,12 @@ def brief(value: object) -> str:
     """Write a value as a message shows it: what Python writes for it, the first 80 characters."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text):,} characters)"
+
+
+def several(names: Iterable[object]) -> str:
+    """Write names as a message lists them: the first 300 characters."""
+    text = ", ".join(map(str, names))
+    return text if len(text) <= _LISTED else f"{text[:_LISTED]}… ({len(text):,} characters)"
 
 
 def log(message: str) -> None:

@@ -139,7 +139,7 @@ class Schema(Generic[T]):
         if finding["input"] is None and self._keys(path):
             return f"{key} is empty: indent its keys below it, or leave it out"
         message = finding["msg"].removeprefix("Value error, ")
-        return f"{key}={finding['input']!r}: {message}" if key else message
+        return f"{key}={finding['input']!r:.80}: {message}" if key else message
 
     def _keys(self, path: Sequence[str]) -> list[str]:
         """The keys of the section at `path` (a name stands in pydantic's path as a section)."""

@@ -150,3 +150,9 @@ def test_a_truth_value_is_no_number(word):
     key = word.partition("=")[0]
     with pytest.raises(ValueError, match=rf"^{key}=(true|false): is a number, not true or false$"):
         cfg.load([word])
+
+
+def test_a_long_value_is_cut_in_a_message():
+    with pytest.raises(ValueError, match=r"^train\.epochs='aaa") as error:
+        cfg.load(["train.epochs=" + "a" * 70_000])
+    assert len(str(error.value)) < 300

@@ -1174,3 +1174,14 @@ def test_an_encoding_that_takes_any_byte_is_doubted_where_the_bytes_are_anothers
     said = capsys.readouterr().err
     assert said.count("set data.encoding=") == bool(word)
     assert word in said
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+def test_long_names_are_cut_in_a_message(tmp_path, ending):
+    frame, content = pl.DataFrame({"item": ["x"], "a" * 70_000: ["b"]}), io.BytesIO()
+    {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[ending](content)
+    path = put(tmp_path, f"log.{ending}", content.getvalue())
+    for words in ([], [f"data.items={path}", "data.columns.item_key=other"]):
+        with pytest.raises(ValueError, match="found: ") as error:
+            raw(path, *words) if not words else raw(put(tmp_path, "log.csv", RATED), *words)
+        assert len(str(error.value)) < 1000

@@ -87,7 +87,7 @@ def _fault_of_refusal(names: set[str], message: str) -> str:
     if re.search(r"Traceback|NoneType|object at 0x|pyarrow\.|polars\.|RuntimeWarning", message):
         return f"speaks of its insides: {message[:300]}"
     if not any(name in message for name in names) and not re.search(
-        r"[a-z]+\.[a-z]+|[a-z]+=|key '|is empty: indent", message
+        r"[a-z]+\.[a-z]+|[a-z]+=|key '|is empty: indent|no user of", message
     ):
         return f"names no file and no key: {message[:300]}"
     return ""

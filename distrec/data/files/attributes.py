@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from distrec.data.raw import lines
+from distrec.runtime import several
 
 
 def read_json_table(path: Path, key: str, encoding: str = "utf-8") -> tuple[pl.DataFrame, pl.Series]:
@@ -30,7 +31,7 @@ def read_json_table(path: Path, key: str, encoding: str = "utf-8") -> tuple[pl.D
         frames.append(frame.select(as_text(column) for column in frame.get_columns()))
         begins.append(pl.int_range(first, first + frame.height, dtype=pl.UInt32, eager=True))
     if key not in names:
-        raise ValueError(f"{path}: no field {key!r}; found: {', '.join(sorted(names))} (set data.columns)")
+        raise ValueError(f"{path}: no field {key!r}; found: {several(sorted(names))} (set data.columns)")
     return pl.concat(frames, how="diagonal", rechunk=False), pl.concat(begins).alias("line")
 
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 from pyarrow import csv as arrow
 
 from distrec.data.files.text import LONGEST, Text, undecodable
+from distrec.runtime import several
 
 _SHOWN = 80  # characters of a row in a message
 _UNDECODED = re.compile("[\udc80-\udcff]")  # how Python carries a byte that is not UTF-8
@@ -96,9 +97,7 @@ def _check_header(path: Path, header: Sequence[str], names: Sequence[str], style
     """Raises: ValueError for a name that is missing, or stands twice."""
     place = f"{path}, line {style.skipped + 1}"
     if absent := [name for name in names if name not in header]:
-        raise ValueError(
-            f"{place}: no column {absent[0]!r}; found: {', '.join(header)} ({_remedy(path, header, style)})"
-        )
+        raise ValueError(f"{place}: no column {absent[0]!r}; found: {several(header)} ({_remedy(path, header, style)})")
     if twice := [name for name in names if header.count(name) > 1]:
         raise ValueError(
             f"{place}: the header has {twice[0]!r} {header.count(twice[0])} times, so that it does not say which "

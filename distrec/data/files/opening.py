@@ -12,7 +12,7 @@ from distrec.data.files.delimited import Style
 from distrec.data.files.paths import Part
 from distrec.data.raw import lines
 from distrec.knobs import Data
-from distrec.runtime import log
+from distrec.runtime import log, several
 
 
 def check(config: Data) -> None:
@@ -117,7 +117,7 @@ def _one_character(separator: str | None) -> str:
 def refuse_absent(path: Path, wanted: Sequence[str], known: Sequence[str]) -> None:
     """Raises: ValueError naming the first of the wanted columns that is not known."""
     if absent := [name for name in wanted if name not in known]:
-        raise ValueError(f"{path}: no column {absent[0]!r}; found: {', '.join(known)} (set data.columns)")
+        raise ValueError(f"{path}: no column {absent[0]!r}; found: {several(known)} (set data.columns)")
 
 
 def _refuse_patterns(path: Path, names: Sequence[str]) -> None:

@@ -16,11 +16,10 @@ from distrec.data import split
 from distrec.data.files import paths
 from distrec.data.files.paths import Part
 from distrec.data.raw import lines
-from distrec.runtime import brief, log
+from distrec.runtime import brief, log, several
 
 PARTS = {"train": 0, "valid": 1, "test": 2}
 _SYNONYMS = {"training": "train", "validation": "valid", "val": "valid", "dev": "valid"}
-_SHOWN = 200  # characters of names in a message
 _NAMED = re.compile(
     rf"(?:(?P<prefix>.*)\.)?(?P<word>{'|'.join((*PARTS, *_SYNONYMS))})"
     r"(?:[-_.]?(?:part[-_.]?)?(?P<number>\d+)(?:-of-(?P<of>\d+)(?:-[0-9a-f]+)?)?)?(?P<end>(?:\.\w+)*)",
@@ -50,7 +49,7 @@ def members(folder: Path) -> list[Part]:
             raise ValueError(
                 f"data.path={folder} holds {what} for the part {part!r}; data.split=given takes train, valid and test as a "
                 "file each (train.csv, valid.csv, test.csv), as numbered files (train-0.csv, train-1.csv), as a folder "
-                f"each, or a table with a column data.columns.split; found: {', '.join(names)[:_SHOWN]}"
+                f"each, or a table with a column data.columns.split; found: {several(names)}"
             )
         announced = next(iter(own.values()))["of"]
         if announced and int(announced) != len(own):
@@ -72,7 +71,7 @@ def tell_unread(folder: Path, files: Sequence[Part], items: Path | None) -> None
         path.name for path in folder.iterdir() if path.name[0] not in "._" and path.name not in read and path != items
     )
     if left:
-        log(f"{folder}: train, valid and test are read, and not {', '.join(left)[:_SHOWN]}")
+        log(f"{folder}: train, valid and test are read, and not {several(left)}")
 
 
 def _word(match: re.Match[str]) -> str:

@@ -15,7 +15,7 @@ import polars as pl
 
 from distrec.data.files import json_text
 from distrec.data.files.text import LONGEST, Text, odd_row, undecodable
-from distrec.runtime import brief
+from distrec.runtime import brief, several
 
 BLOCK = 32 << 20
 _NO_ID = r"^[\[{]|^true$|^false$|^-?\d+\.\d+$|\x00"  # what may have been no text and no whole number
@@ -73,7 +73,7 @@ def read_delimited(
             columns = head.decode().strip("\r\n\ufeff").split(separator)
             first = 2
             if absent := [name for name in names if name not in columns]:
-                raise ValueError(f"{path}, line 1: no column {absent[0]!r}; found: {', '.join(columns)}")
+                raise ValueError(f"{path}, line 1: no column {absent[0]!r}; found: {several(columns)}")
             if twice := [name for name in names if columns.count(name) > 1]:
                 raise ValueError(f"{path}, line 1: the header has {twice[0]!r} twice; rename the other")
         if not block.strip():

@@ -18,7 +18,7 @@ from distrec.data.raw.layout import Raw, no_items
 from distrec.data.raw.table import read_items
 from distrec.data.raw.values import join, texts
 from distrec.knobs import Data
-from distrec.runtime import brief
+from distrec.runtime import brief, several
 
 
 def read(config: Data) -> Raw:
@@ -146,7 +146,7 @@ def _amazon(config: Data) -> Raw:
     if layout is None:
         raise ValueError(
             f"{reviews}, line 1: no field 'reviewerID' (Amazon 2014, 2018) and no 'user_id' (2023); found: "
-            f"{', '.join(map(str, fields))}; name the reviews' file, or set data.source=table and data.columns"
+            f"{several(fields)}; name the reviews' file, or set data.source=table and data.columns"
         )
     user, item, when, unit = layout
     names = [user, item, when, *(each.column for each in where.parse(config.where) if each.column in fields)]

@@ -13,7 +13,7 @@ from distrec.data.preparation import given
 from distrec.data.raw import ids, lines, times, where
 from distrec.data.raw.layout import Raw, no_items
 from distrec.knobs import Data
-from distrec.runtime import log
+from distrec.runtime import log, several
 
 _WHERE = "where "  # before the name of a column that data.where reads
 
@@ -131,7 +131,7 @@ def _check_roles(part: Part, roles: dict[str, str], known: Sequence[str]) -> Non
     for role, remedy in remedies.items():
         is_absent = role in roles and roles[role] not in known and paths.kind(part.path) != "jsonl"
         if is_absent and roles["item"] in known:
-            raise ValueError(f"{part.path}: no column {roles[role]!r}; found: {', '.join(known)} ({remedy})")
+            raise ValueError(f"{part.path}: no column {roles[role]!r}; found: {several(known)} ({remedy})")
 
 
 def _interactions(members: Sequence[Part], path: Path, config: Data) -> tuple[pl.DataFrame, dict[str, int]]:

@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from distrec.data.raw import lines
-from distrec.runtime import brief, log
+from distrec.runtime import brief, log, several
 
 _SIGNS = {">=": "ge", "<=": "le", "!=": "ne", "==": "eq", "=": "eq", ">": "gt", "<": "lt"}
 _COMPARISON = re.compile(r"\s*(>=|<=|!=|==|=|>|<)\s*(.*?)\s*", re.DOTALL)
@@ -160,7 +160,7 @@ def select(
     if absent := [condition.column for condition in conditions if condition.column not in known]:
         raise ValueError(
             f"data.where: {path} has no column {absent[0]!r}, or this source does not read it; known here: "
-            f"{', '.join(known)} (data.source=table reads any)"
+            f"{several(known)} (data.source=table reads any)"
         )
     kept, dropped, seen = keep(table, conditions, path)
     tell_absent(conditions, seen, path)
