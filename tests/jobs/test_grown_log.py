@@ -193,7 +193,7 @@ def test_an_experiment_on_a_log_that_has_grown_is_refused_before_work(tmp_path):
     write(tmp_path / "log.csv", ROWS)
     runs = {"more": {"model": {"dropout": 0.5}}, "less": {"model": {"dropout": 0.1}}}
     judge = [{"that": "more is better", "metric": "ndcg@10", "of": "more", "versus": "less", "above": 0}]
-    tree = {"experiment": {"runs": runs, "judge": judge, "seeds": [0]}}
+    tree = {"experiment": {"claim": "more is better", "source": "nobody", "runs": runs, "judge": judge, "seeds": [0]}}
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(tree))
     distrec("experiment", "e.yaml", *WORDS, cwd=tmp_path)
     write(tmp_path / "log.csv", [*ROWS, *NEW])
