@@ -243,7 +243,9 @@ def test_floats_as_text_beyond_2_to_the_53_are_refused(tmp_path):
     refused(*log(tmp_path, ["1.0", f"{2**130}.0"]), match="line 2: user .* is too large for a float")
 
 
-@pytest.mark.parametrize("mark", [*"\u200e\u200f\u202a\u202e\u2060\u00ad\u061c\u2066\x07\x7f\u200c\u200d"])
+@pytest.mark.parametrize(
+    "mark", [*"\u200e\u200f\u202a\u202e\u2060\u2064\u2069\u00ad\u061c\u2066\x01\x08\x0e\x1f\x7f\u200c\u200d"]
+)
 def test_marks_that_nobody_sees_are_told(tmp_path, capsys, mark):
     users = ["u1", f"{mark}u1", f"u1{mark}"]
     assert read(tmp_path, users) == users

@@ -97,6 +97,12 @@ def test_the_spelling_of_some_is_told_among_others_that_are_missing(tmp_path, ca
     assert (words in said) if words else ("spelling" not in said)
 
 
+def test_one_item_with_two_rows_of_another_spelling_counts_once(tmp_path, capsys):
+    exact = [f"{n}q" for n in range(40)]
+    sources.read(cfg.load(files(tmp_path, [*exact, "ab"], [*exact, "AB", "Ab"])).data)
+    assert "; 1 are there in another spelling, the log has 'ab', the table 'A" in capsys.readouterr().err
+
+
 def test_case_17_few_are_refused_as_none_are(tmp_path):
     logged = [f"I{n}" for n in range(80)]
     for table, wrong in (([*logged[:7], *map(str.lower, logged[7:])], True), (logged[:8], False), (logged[:7], True)):

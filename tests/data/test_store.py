@@ -237,3 +237,22 @@ def test_nobody_is_told_to_remove_what_training_made(tmp_path, where, fault):
     with pytest.raises(ValueError, match=r"is stale|is corrupt") as error:
         store.check_made_by(target, {"a": 1}, {"a": 2})
     assert bool(re.search("remove (it|the)", str(error.value))) == (where == "artefact")
+
+
+def test_a_change_of_stamped_files_that_was_killed_is_made_again(tmp_path):
+    (tmp_path / "a").write_text("1")
+    store.stamp_files(tmp_path, {"x": 1}, ["a"])
+
+    def change(text, is_killed=False):
+        (tmp_path / "a").write_text(text)
+        if is_killed:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.restamp(tmp_path, lambda: change("2", is_killed=True))
+    assert not (tmp_path / store.STAMP).exists()
+    store.restamp(tmp_path, lambda: change("3"))
+    store.verify_stamped(tmp_path)
+    assert store.read_stamp(tmp_path)["made_by"] == {"x": 1}
+    assert (tmp_path / "a").read_text() == "3"
+    assert not (tmp_path / store.FORMER).exists()

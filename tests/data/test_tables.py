@@ -471,6 +471,12 @@ def test_empty_parts_are_skipped_with_a_word(tmp_path, capsys, kind, place):
     refused(lambda: rows(tmp_path / "p"), f"part-0.{kind}: the file is empty")
 
 
+def test_a_part_of_parquet_without_bytes_is_damaged(tmp_path):
+    parquet(tmp_path / "p/0.parquet", user=["a"], item=["x"], time=[1_600_000_000])
+    put(tmp_path, "p/1.parquet", b"")
+    refused(lambda: rows(tmp_path / "p"), "1.parquet is damaged, or no Parquet file")
+
+
 def test_a_field_may_be_absent_from_parts_of_json_lines_but_not_from_all(tmp_path):
     """Spark leaves out what is null, so that a part may lack a field altogether."""
     lines_of = [{"user": user, "item": item, "time": time} for user, item, time in ROWS]
@@ -710,6 +716,7 @@ RATED = "user,item,time,rating,event\na,x,1600000000,5,buy\na,y,1600000001,3.5,c
         ("event IN buy, 'cart'", [0, 1, 2]),
         ("event != 'buy and view'", [0, 1, 2, 3]),
         ("event in 'buy, view', cart", [1]),
+        ("event in 'x, buy, y', cart", [1]),
         ("event in 'view', \"cart\"", [1, 3]),
     ],
 )
@@ -830,6 +837,12 @@ def test_a_header_between_the_rows_is_refused(tmp_path, ending):
     refused(lambda: raw(path, "data.columns.time=null"), f"log.{ending}, line 4: the header again (user, item)")
     path.write_text(text.replace("\nuser", "\n\ufeffuser"))
     refused(lambda: raw(path, "data.columns.time=null"), f"log.{ending}, line 4: the header again (user, item)")
+
+
+def test_a_name_with_one_sign_of_a_pattern_is_a_name(tmp_path):
+    log, items = put(tmp_path, "log.csv", LOG), put(tmp_path, "items.csv", "item,^rank,price$\nx,1,2\ny,3,4\n")
+    found = raw(log, f"data.items={items}", "data.text={item}").items
+    assert found.select("^rank", "price$").rows() == [("1", "2"), ("3", "4")]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -1000,6 +1013,16 @@ def test_a_key_that_stands_twice_in_json_is_refused(tmp_path, row, line):
     items = put(tmp_path, "items.jsonl", "\n".join(lines_).replace('"user"', '"title"'))
     log = put(tmp_path, "log.csv", "user,item,time\na,x,1600000000\n")
     refused(lambda: rows(log, f"data.items={items}"), f"items.jsonl, line {row}: has 'title' 2 times")
+
+
+TWICE = ['{"user":"u","item":"a","time":1,"n":1}', '{"user":"u","item":"b","time":2,"n":1,"n":5}', '{"user":"u","item":"c","time":3}']  # fmt: skip
+BY_CHANCE = pytest.mark.xfail(strict=True, reason="as many colons as if each row had the keys of the first")
+
+
+@pytest.mark.parametrize("more", ['{"user":"u","item":"d","time":4}\n', pytest.param("", marks=BY_CHANCE)])
+def test_a_key_that_stands_twice_is_refused_though_another_row_lacks_it(tmp_path, more):
+    path = put(tmp_path, "log.jsonl", "\n".join([*TWICE, more]))
+    refused(lambda: rows(path, "data.where=n = 1"), "log.jsonl, line 2: has 'n' 2 times (1, 5)")
 
 
 def test_a_key_that_stands_twice_in_every_row_of_json_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from distrec import config as cfg
 from distrec.data import prepared
 from distrec.data.raw import sources
-from distrec.data.raw.values import instants
+from distrec.data.raw.values import days, instants
 
 NOW = 1_700_000_000  # 2023-11-14T22:13:20
 
@@ -390,6 +390,8 @@ def test_days_written_as_numbers_are_refused_whatever_stands_among_them(
 def test_days_are_told_among_many_that_are_unknown(tmp_path):
     told = refused(tmp_path, [0, 20240131, 0, 20240201, 0, 0], match="line 2: time 20240131 is .*, as most of them are")
     assert "data.columns.time_format=%Y%m%d (or" in told
+    assert days.layouts(pl.Series([20240131, 20240201, 3])) is not None
+    assert days.layouts(pl.Series([20240131, 20240201, 3, 4])) is None  # half are not most
 
 
 def test_order_numbers_are_no_days(tmp_path):

@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 import safetensors.numpy
 
-from distrec.data import store, vectors
+from distrec import config as cfg
+from distrec.data import prepared, store, vectors
 from distrec.jobs import prepare
 
 KINDS = [
@@ -374,6 +375,10 @@ def test_a_folder_of_parts_that_say_the_same_in_other_types_and_orders(small, tm
     ("second", "message"),
     [
         (b"torn", r"part-1\.parquet: not a complete Parquet file of vectors"),
+        (
+            pl.DataFrame({"item": ["x"], "vector": [[1.0]], "note": [1]}),
+            r"part-1\.parquet has .*note .*: write all parts",
+        ),
         (pl.DataFrame({"item": ["x"], "vector": [[1]]}), r"part-1\.parquet has .*Int64.*part-0\.parquet has .*Float64"),
     ],
 )
@@ -394,6 +399,7 @@ def test_a_part_that_is_unlike_the_others_is_named(small, tmp_path, second, mess
     [
         (np.array([b"x", b"\xff"]), r"v\.ids\.npy: ids b'\\xff' are no UTF-8: save texts"),
         (np.array([0x78, 0x110000], np.uint32).view("U1"), r"v\.ids\.npy, row 2: ids hold what is no character"),
+        (np.array([0x78, 0xDFFF], np.uint32).view("U1"), r"v\.ids\.npy, row 2: ids hold what is no character"),
         (np.array([0xD800, 0x78], np.uint32).view("U1"), r"v\.ids\.npy, row 1: ids hold what is no character"),
         (np.array([[0x78, 0], [0x78, 0x120000]], ">u4").view(">U2").ravel(), r"v\.ids\.npy, row 2: ids hold"),
     ],
@@ -403,6 +409,16 @@ def test_ids_of_characters_that_are_none_are_named(small, tmp_path, ids, message
     np.save(tmp_path / "v.ids.npy", ids)
     with pytest.raises(ValueError, match=message):
         vectors.load(tmp_path / "v.npy", small)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_the_characters_beside_those_that_are_none_are_read(tmp_path, order):
+    ids = ["\U0010ffff", "\ud7ff", "\ue000", "xy"]
+    np.save(tmp_path / "v.npy", np.ones((4, 3), np.float32))
+    np.save(tmp_path / "v.ids.npy", np.array(ids).astype(f"{order}U2"))
+    names = vectors.vector_files.read(tmp_path / "v.npy")[1]
+    assert names is not None
+    assert names.to_list() == ids
 
 
 def test_ids_of_bytes_are_utf_8(small, tmp_path, ids, own):
@@ -427,3 +443,14 @@ def test_a_long_id_is_cut_in_a_message(small, tmp_path, ids, own):
     with pytest.raises(ValueError, match=r"aaa… \(70,002 characters\)") as error:
         vectors.load(tmp_path / "v.npy", small)
     assert len(str(error.value)) < 1000
+
+
+def test_an_id_of_several_lines_is_no_line_of_a_file(tmp_path):
+    long = "a\n" + "b" * 9000
+    pl.DataFrame({"user": ["u"] * 4, "item": [long, "x", "y", "z"], "time": [1, 2, 3, 4]}).write_parquet(
+        tmp_path / "log.parquet"
+    )
+    words = ["data.source=table", f"data.path={tmp_path}/log.parquet", f"data.root={tmp_path}", "data.negatives=0"]
+    data = prepared.load(prepared.prepare(cfg.load(words).data))
+    with pytest.raises(ValueError, match=r"ids\.txt: the item id 'a\\nb+… \(9,005 characters\) has a line break"):
+        vectors.write_ids(tmp_path / "ids.txt", data)
