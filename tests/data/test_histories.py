@@ -85,6 +85,14 @@ def test_a_folder_of_parts(tmp_path, data):
     assert listed(histories.read(tmp_path, data), data) == list(USERS.items())
 
 
+def test_empty_parts_are_skipped_with_a_word(tmp_path, data, capsys):
+    for n, user in enumerate(USERS):
+        (tmp_path / f"{n}.csv").write_text(f"user,items\n{user},{' '.join(USERS[user])}\n")
+    (tmp_path / "00.csv").write_bytes(b"")
+    assert dict(listed(histories.read(tmp_path, data), data)) == USERS
+    assert "1 of 4 parts are empty files and are skipped (the first: 00.csv)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl", "csv.gz"])
 @pytest.mark.parametrize("apart", ["10s", "1ns"])
 def test_a_log_is_a_file_of_histories_in_the_order_of_its_times(tmp_path, data, kind, apart):

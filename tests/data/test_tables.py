@@ -429,6 +429,13 @@ def test_case_34_hive_folders_are_columns(tmp_path):
     refused(lambda: rows(tmp_path / "part", *args), "do not lie in folders of the same columns")
 
 
+def test_hive_folders_may_name_the_items(tmp_path):
+    for item in "xy":
+        put(tmp_path, f"items/item={item}/part-0.csv", f"title\nT{item}\n")
+    found = raw(put(tmp_path, "log.csv", LOG), f"data.items={tmp_path}/items").items
+    assert found.select("item", "title").rows() == [("x", "Tx"), ("y", "Ty")]
+
+
 def test_a_hive_folder_without_a_value_is_a_missing_value(tmp_path):
     parquet(tmp_path / "part/item=__HIVE_DEFAULT_PARTITION__/0.parquet", user=["a"], time=[1_600_000_000])
     refused(lambda: rows(tmp_path / "part"), "0.parquet", "item None is missing or empty")

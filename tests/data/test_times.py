@@ -546,6 +546,9 @@ def test_numbers_that_a_spreadsheet_has_shortened_are_refused(tmp_path, capsys, 
     raw = sources.read(cfg.load([*log(tmp_path, times), keys, "data.columns.time_format=epoch"]).data)
     assert raw.interactions.height == len(times)
     assert f"2 times such as {short!r}: each is a number shortened" in capsys.readouterr().err
+    refused(
+        tmp_path, [*times, f"{NOW * size + 1:.18e}"], keys, match=f"line {2 + others}: time .* is a number shortened"
+    )
 
 
 def test_exponents_that_reach_their_unit_are_no_shortened_numbers(tmp_path, capsys):

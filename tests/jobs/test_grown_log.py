@@ -183,8 +183,9 @@ def test_a_file_of_histories_has_words_of_its_own(here):
     (here / "same.jsonl").write_text('{"user": "z", "items": ["i3"]}\n')
     distrec("recommend", "out=a", "histories=same.jsonl", "to=same-z.jsonl", cwd=here)
     assert (here / "z.jsonl").read_text() == (here / "same-z.jsonl").read_text()
-    refused = distrec("recommend", "out=a", "histories=data", *words, cwd=here, code=2).stderr
-    assert "data.columns.user=who says how histories=FILE is read" in refused
+    for source in (["histories=data"], []):
+        refused = distrec("recommend", "out=a", *source, *words, cwd=here, code=2).stderr
+        assert "data.columns.user=who says how histories=FILE is read" in refused
     assert "did you mean histories?" in distrec("recommend", "out=a", "history=x", cwd=here, code=2).stderr
 
 
