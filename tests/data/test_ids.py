@@ -40,20 +40,20 @@ def refused(*args, match):
     "column",
     [
         *(
-            pl.Series([1, 23, 2**24], dtype=kind)
+            pl.Series([1, 23, 2**24 - 1], dtype=kind)
             for kind in (pl.Int32, pl.Int64, pl.UInt64, pl.Int128, pl.Float32, pl.Float64)
         ),
-        *(pl.Series([1, 23, 2**24]).cast(pl.Decimal(20, scale)) for scale in (0, 2)),
+        *(pl.Series([1, 23, 2**24 - 1]).cast(pl.Decimal(20, scale)) for scale in (0, 2)),
         *(
             pl.Series(texts)
-            for texts in (["1", "23", "16777216"], ["1.0", "23.0", "16777216.00"], [" 1", "23 ", "\t16777216"])
+            for texts in (["1", "23", "16777215"], ["1.0", "23.0", "16777215.00"], [" 1", "23 ", "\t16777215"])
         ),
-        pl.Series(["1", "23", "16777216"], dtype=pl.Categorical),
+        pl.Series(["1", "23", "16777215"], dtype=pl.Categorical),
     ],
     ids=lambda column: str(column.dtype),
 )
 def test_whole_numbers_of_every_type_are_the_same_ids(tmp_path, column):
-    assert read(tmp_path, column) == ["1", "23", "16777216"]
+    assert read(tmp_path, column) == ["1", "23", "16777215"]
 
 
 def test_texts_stay_as_they_are_but_for_blanks_around_them(tmp_path, capsys):
@@ -67,14 +67,14 @@ def test_texts_stay_as_they_are_but_for_blanks_around_them(tmp_path, capsys):
     assert read(tmp_path, ["7.0", "x", "7.5"]) == ["7.0", "x", "7.5"]  # versions, say
     assert read(tmp_path, ["\ufeff9", "9\u200b"]) == ["9", "9"]
     assert read(tmp_path, [2**63, 5]) == [str(2**63), "5"]
-    assert read(tmp_path, [2.0**53, -2.0]) == [str(2**53), "-2"]
+    assert read(tmp_path, [2.0**53 - 1, -2.0]) == [str(2**53 - 1), "-2"]
 
 
 @pytest.mark.parametrize(
     ("value", "why"),
     [
         *((value, "no whole number") for value in (1.5, float("inf"), -0.25)),
-        *((value, "too large for Float64") for value in (2.0**53 + 2, -1e300)),
+        *((value, "too large for Float64") for value in (2.0**53, float(2**53 + 1), 2.0**53 + 2, -1e300)),
         (Decimal("1.5"), "no whole number"),
     ],
 )
@@ -84,11 +84,11 @@ def test_numbers_that_are_no_ids_are_refused_with_their_line(tmp_path, value, wh
     refused(*args, "data.missing_ids=drop", match=why)
 
 
-def test_float32_ids_beyond_2_to_the_24_are_refused(tmp_path):
-    refused(
-        *log(tmp_path, pl.Series([1, 2**24 + 2], dtype=pl.Float32)),
-        match="line 2: user 16777218.0 is too large for Float32",
-    )
+@pytest.mark.parametrize(("kind", "limit"), [(pl.Float16, 2**11), (pl.Float32, 2**24)])
+@pytest.mark.parametrize("more", [0, 2])
+def test_short_floats_that_stand_for_several_numbers_are_refused(tmp_path, kind, limit, more):
+    assert read(tmp_path, pl.Series([1, limit - 1], dtype=kind)) == ["1", str(limit - 1)]
+    refused(*log(tmp_path, pl.Series([1, limit + more], dtype=kind)), match=f"line 2: user .* is too large for {kind}")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,8 @@ def test_numbers_shortened_to_a_power_of_ten_are_no_ids(tmp_path, capsys, value,
 
 
 def test_floats_as_text_beyond_2_to_the_53_are_refused(tmp_path):
-    assert read(tmp_path, ["1.0", f"{2**53}.0"]) == ["1", str(2**53)]
+    assert read(tmp_path, ["1.0", f"{2**53 - 1}.0"]) == ["1", str(2**53 - 1)]
+    refused(*log(tmp_path, ["1.0", f"{2**53}.0"]), match="line 2: user .* is too large for a float")
     refused(*log(tmp_path, ["1.0", f"{2**53 + 2}.0"]), match="line 2: user .* is too large for a float")
     refused(*log(tmp_path, ["1.0", f"{2**130}.0"]), match="line 2: user .* is too large for a float")
 

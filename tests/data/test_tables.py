@@ -811,6 +811,7 @@ def test_a_value_that_one_part_has_is_there(tmp_path, capsys):
         ("event not in view", "is no condition"),
         ("not event = view", "is no condition"),
         ("event in buy or cart", "is no condition"),
+        ("event != view between buy", "is no condition"),
         ("event != view; rating > 3", "is no condition"),
         ("{event: '!= view and != cart'}", "event '!= view and != cart' is no condition"),
         ("{rating: []}", "an empty list"),
@@ -1105,13 +1106,13 @@ def test_nan_of_an_attribute_is_nothing_and_a_duration_iso(tmp_path, values, rig
     assert raw(log, f"data.items={items}", "data.min_joined=0").items["a"].to_list() == right
 
 
-@pytest.mark.parametrize("number", ["12345678901234567.0", "1e300", "9007199254740994.0", "-1.2345678901234567e20"])
+@pytest.mark.parametrize("number", ["12345678901234567.0", "1e300", "9007199254740992.0", "-1.2345678901234567e20"])
 @pytest.mark.parametrize("name", ["user", "item"])
 def test_ids_that_json_writes_as_floats_beyond_2_to_the_53_are_refused(tmp_path, name, number):
     good = '{"user": 123456789012345678, "item": "1234567890123456.0", "time": 1600000000, "user_": 1.5}'
     assert rows(put(tmp_path, "log.jsonl", good))[0][:2] == ("123456789012345678", "1234567890123456")
-    same = {"user": "7.0", "item": "9007199254740992.0"}
-    exact = good.replace("123456789012345678", "7.0").replace('"1234567890123456.0"', "9007199254740992.0")
+    same = {"user": "7.0", "item": "9007199254740991.0"}
+    exact = good.replace("123456789012345678", "7.0").replace('"1234567890123456.0"', "9007199254740991.0")
     assert rows(put(tmp_path, "log.jsonl", exact))[0][:2] == tuple(value[:-2] for value in same.values())
     bad = {"user": good.replace("123456789012345678", number), "item": good.replace('"1234567890123456.0"', number)}[
         name

@@ -1,9 +1,16 @@
 """A generative run on a log that has grown: new items get codes, known ones keep those that the weights know (case 30)."""
 
+from pathlib import Path
+
 import pytest
+import torch
 from commands import distrec
 
-from distrec.data import item_codes, store
+from distrec import config as cfg
+from distrec.data import item_codes, prepared, store
+from distrec.jobs.parts import assemble
+from distrec.jobs.parts.work import Work
+from distrec.runtime import Ranks
 
 WORDS = ["data.source=table", "data.path=log.csv", "data.items=items.csv", "data.negatives=0", "data.root=artefacts", "score.bootstrap=0", "train.epochs=1", "embed.encoder=builtin", "embed.vocabulary=300", "embed.dimensions=32", "model.name=tiger", "model.d_model=16", "model.d_ff=32", "model.n_heads=2", "model.d_kv=8", "model.n_layers=1", "codes.levels=2", "codes.size=16", "codes.gate=false"]  # fmt: skip
 
@@ -39,6 +46,20 @@ def test_known_items_keep_their_codes_and_new_ones_get_some(place):
     assert all(now[name] == codes for name, codes in before.items())
     assert store.read_stamp(place / "b")["made_by"]["from"] == "a"
     distrec("recommend", "out=b", "k=3", cwd=place)
+
+
+def test_a_run_that_has_begun_finds_its_codes_without_its_parent(place, monkeypatch):
+    monkeypatch.chdir(place)
+    config = cfg.load([*WORDS, "out=b"])
+    data = prepared.load(prepared.prepare(config.data))
+    (place / "a").rename(place / "moved")
+    try:
+        work = Work(config, data, Ranks(), lambda: False, torch.device("cpu"), parent=Path("a"))
+        found = assemble.codes_of(work)
+    finally:
+        (place / "moved").rename(place / "a")
+    assert found is not None
+    assert found.resolve() == codes_of(place, "b")[1].resolve()
 
 
 def test_codes_of_another_fit_are_refused_with_the_command_that_makes_the_right_ones(place):

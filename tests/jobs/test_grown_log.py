@@ -296,6 +296,19 @@ def test_users_who_were_too_short_then_are_named(tmp_path, monkeypatch):
         warm_start.parent_of(job("refused"))
 
 
+def test_a_parent_that_does_not_say_what_its_own_parent_was_trained_on_is_refused(here):
+    """As runs of a former version do not."""
+    run = trained("former", "seed=2", parent="a")
+    for folder in (run / "checkpoints").glob("step-*"):
+        stamp = store.read_stamp(folder)
+        del stamp["made_by"]["from.data"]
+        store.stamp_files(folder, stamp["made_by"], list(stamp["files"]))
+    with pytest.raises(
+        ValueError, match=r"from=former started from another run, and a former version of distrec did not"
+    ):
+        warm_start.parent_of(replace(job("refused"), parent=run))
+
+
 def test_another_run_in_the_folder_is_told(here):
     if not (here / "b2").exists():
         assert training.train(job("b2", "train.epochs=1"))

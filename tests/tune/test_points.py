@@ -11,6 +11,7 @@ from distrec import knobs
 from distrec.data import prepared
 from distrec.hints import names
 from tune import report
+from tune import sweep as driver
 from tune.space import grid, load, shown
 from tune.sweep import check_data
 from tune.trial import Trial
@@ -212,3 +213,25 @@ def test_the_data_of_later_trials_are_those_of_the_first(tmp_path):
     log.write_text(log.read_text() + "a,9,1700000000\n")
     with pytest.raises(ValueError, match="the data have changed since its first trials"):
         check_data(tmp_path)
+
+
+def test_a_sweep_that_goes_on_looks_at_its_data_before_any_trial(tmp_path, monkeypatch):
+    cluster, search = pytest.importorskip("tune.cluster"), pytest.importorskip("tune.search")
+    for module, name in (
+        (cluster, "check_machine"),
+        (cluster, "machine"),
+        (cluster, "join"),
+        (cluster, "leave"),
+        (driver, "prepare"),
+    ):
+        monkeypatch.setattr(module, name, lambda *_: ())
+    monkeypatch.setattr(search, "search", lambda *_: pytest.fail("a trial was started"))
+    sweep(
+        tmp_path,
+        {"train.lr": [0.1, 0.2]},
+        data={"synthetic": {"users": 60, "items": 40}, "root": str(tmp_path / "art")},
+    )
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/data.sha256").write_text("of others")
+    with pytest.raises(ValueError, match="the data have changed since its first trials"):
+        driver.main([str(tmp_path / "sweep.yaml")])

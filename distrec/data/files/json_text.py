@@ -73,12 +73,12 @@ def exact(block: bytes, column: pl.Series) -> pl.Series:
 
 
 def long_floats(block: bytes, column: pl.Series) -> pl.Series:
-    """Return the rows of a field of whole numbers in which a number with a point or an exponent is beyond 2^53."""
+    """Return the rows of a field of whole numbers in which a number with a point or an exponent is 2^53 or more."""
     is_long = (column.str.len_bytes() >= _DIGITS).fill_null(False)
     if not is_long.any() or not _has_floats(block, column.name):
         return is_long & False
     written = _rows(block).str.contains(rf"{_pattern(_key(column.name))}\s*:\s*-?[0-9]+[.eE]")
-    return is_long & written & (column.cast(pl.Float64, strict=False).abs() > 2**53).fill_null(False)
+    return is_long & written & (column.cast(pl.Float64, strict=False).abs() >= 2**53).fill_null(False)
 
 
 def _has_floats(block: bytes, name: str) -> bool:

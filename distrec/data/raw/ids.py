@@ -50,7 +50,7 @@ def as_text(column: pl.Series) -> tuple[pl.Series, Faults, list[str]]:
         raise ValueError(f"holds {kind}; an id is a text or a whole number")
     value = column.fill_nan(None)
     limit = float(2**24 if kind == pl.Float32 else 2**53 if kind == pl.Float64 else 2**11)
-    large = value.abs() > limit
+    large = value.abs() >= limit  # which the next whole number has been rounded to, too
     text = value.set(large, None).cast(pl.Int64, strict=False).cast(pl.String)
     faults = [
         (value.is_infinite() | (~large & (value != value.floor())), "is no whole number, and so no id"),
@@ -97,7 +97,7 @@ def _numbers(text: pl.Series) -> tuple[pl.Series, Faults, list[str]]:
         return text, faults, changes
     bare = text.str.replace(r"\.0+$", "").zip_with(is_float, text)
     if is_all:
-        large = is_float & (bare.cast(pl.Int128, strict=False).abs() > 2**53).fill_null(True)
+        large = is_float & (bare.cast(pl.Int128, strict=False).abs() >= 2**53).fill_null(True)
         faults.append(
             (
                 large,

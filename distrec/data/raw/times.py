@@ -224,24 +224,20 @@ class _Judged:
                 raise ValueError(f"{place}: {said} in {unit}, as most are, but {good}; {remedy}")
 
     def _refuse_days(self, number: pl.Series) -> None:
-        found = days.layouts(number)
-        if found is None:
-            return
-        names, forms, rows = found
-        row, place = self._first(rows)
-        remedy = f"set data.columns.time_format={' or ='.join(forms)} (or =epoch, if it counts {self.unit})"
-        if not self.is_named:
-            remedy = f"read it by data.source=table with data.columns.time_format={' or ='.join(forms)}"
-        said = (
-            f"time {brief(row['time'])} is {_when(row['tick'] / self.ticks)} in {self.unit}, but {', or '.join(names)}"
-        )
-        raise ValueError(f"{place}: {said}, as most of them are; {remedy}")
+        if found := days.layouts(number):
+            names, forms, rows = found
+            form = f"data.columns.time_format={' or ='.join(forms)}"
+            self._refuse_notation(
+                ", or ".join(names),
+                f"set {form}" if self.is_named else f"read it by data.source=table with {form}",
+                rows,
+            )
 
     def _refuse_hundreds(self, number: pl.Series) -> None:
-        found = days.hundreds_of_nanoseconds(number)
-        if found is None:
-            return
-        what, remedy, rows = found
+        if found := days.hundreds_of_nanoseconds(number):
+            self._refuse_notation(*found)
+
+    def _refuse_notation(self, what: str, remedy: str, rows: pl.Series) -> None:
         row, place = self._first(rows)
         said = f"time {brief(row['time'])} is {_when(row['tick'] / self.ticks)} in {self.unit}, but {what}"
         more = f" (or data.columns.time_format=epoch, if it counts {self.unit})" if self.is_named else ""
